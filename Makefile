@@ -1,0 +1,207 @@
+# k1s. "make help" lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+# ---- what can be set ------------------------------------------------------------------------------
+
+ARCH    ?= $(shell go env GOHOSTARCH)
+VERSION ?= v0.1.0-dev
+COMMIT  ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || true)
+# zstd level of the payload, 1 to 22. 22 is what is released; 3 packs in seconds and is a third larger.
+LEVEL   ?= 22
+K1S     ?= k1s
+OUT     ?= out/$(ARCH)
+
+# ---- how everything is compiled -------------------------------------------------------------------
+
+# One set of flags for building, testing and vetting, so that Kubernetes is compiled once.
+TAGS := netgo,osusergo,sqlite_omit_load_extension,no_btrfs,no_aufs,no_zfs,no_devmapper,providerless,selinux
+export CGO_ENABLED := 1
+export GOFLAGS := -trimpath -buildvcs=false -tags=$(TAGS)
+
+HOSTARCH := $(shell go env GOHOSTARCH)
+TARGET := GOOS=linux GOARCH=$(ARCH)
+CC_TARGET := gcc
+ifneq ($(ARCH),$(HOSTARCH))
+  TRIPLE_arm64 := aarch64-linux-gnu
+  TRIPLE_arm   := arm-linux-gnueabihf
+  TRIPLE_amd64 := x86_64-linux-gnu
+  DEBARCH_arm64 := arm64
+  DEBARCH_arm   := armhf
+  DEBARCH_amd64 := amd64
+  TRIPLE := $(TRIPLE_$(ARCH))
+  CC_TARGET := $(TRIPLE)-gcc
+  SYSROOT := $(OUT)/debian
+  ROOT := $(SYSROOT)/root
+  TARGET += GOARM=7 CC=$(CC_TARGET) PKG_CONFIG_SYSROOT_DIR=$(abspath $(ROOT)) \
+	PKG_CONFIG_LIBDIR=$(abspath $(ROOT))/usr/lib/$(TRIPLE)/pkgconfig
+else
+  ROOT := /
+endif
+
+module_version = $(shell go list -m -f '{{with .Replace}}{{.Version}}{{else}}{{.Version}}{{end}}' $(1))
+KUBERNETES := $(call module_version,k8s.io/kubernetes)
+CONTAINERD := $(call module_version,github.com/containerd/containerd/v2)
+CNIPLUGINS := $(call module_version,github.com/containernetworking/plugins)
+METRICS    := $(call module_version,sigs.k8s.io/metrics-server)
+LOCALPATH  := $(call module_version,github.com/rancher/local-path-provisioner)
+
+# The commit is known to the light program only: in the payload it would make every commit pack it anew.
+# Build IDs stay in: they depend on the inputs alone, and by them go build knows what need not be linked again.
+STRIP  := -s -w
+STATIC := -linkmode=external '-extldflags=-static -Wl,--build-id=none'
+kube_version = -X $(1).gitVersion=$(2) -X $(1).gitMajor=$(word 1,$(subst ., ,$(2:v%=%))) \
+	-X $(1).gitMinor=$(word 2,$(subst ., ,$(2:v%=%))) -X $(1).gitTreeState=clean -X $(1).gitCommit=$(2)
+V := k1s.io/k1s/internal/version
+LD_K1S  := $(STRIP) -X $(V).K1s=$(VERSION) -X $(V).Commit=$(COMMIT) -X $(V).Kubernetes=$(KUBERNETES)
+LD_KUBE := $(STRIP) $(STATIC) -X $(V).K1s=$(VERSION) -X $(V).Kubernetes=$(KUBERNETES) \
+	$(call kube_version,k8s.io/component-base/version,$(KUBERNETES)) $(call kube_version,k8s.io/client-go/pkg/version,$(KUBERNETES)) \
+	-X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD)
+LD_PODS := $(STRIP) $(call kube_version,k8s.io/component-base/version,$(METRICS)) $(call kube_version,k8s.io/client-go/pkg/version,$(METRICS)) \
+	-X k1s.io/k1s/out/_upstream/localpath.VERSION=$(LOCALPATH)
+LD_CNI  := $(STRIP) -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(CNIPLUGINS)
+LD_SHIM := $(STRIP) -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD)
+
+# Programs without a C library, see build/tiny.h.
+TINY := -Os -static -nostdlib -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables \
+	-fno-tree-loop-distribute-patterns -fno-pie -no-pie -Wall -Wextra -Wno-unused-function -s -Wl,--build-id=none -Wl,-z,noseparate-code
+
+STAGE   := $(OUT)/stage
+PACK    := $(OUT)/bin/k1s-pack
+PAYLOAD := $(OUT)/payload.bin
+LIGHT   := $(OUT)/bin/k1s
+
+# Upstream main packages that become importable, see cmd/k1s-pack/upstream.go.
+P := github.com/containernetworking/plugins/plugins
+UPSTREAM := ptp=$(P)/main/ptp bridge=$(P)/main/bridge loopback=$(P)/main/loopback hostlocal=$(P)/ipam/host-local \
+	portmap=$(P)/meta/portmap bandwidth=$(P)/meta/bandwidth localpath=github.com/rancher/local-path-provisioner
+CNI := bandwidth bridge host-local loopback portmap ptp
+
+# Modules that are programs of their own in the list of components.
+MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/opencontainers/runc,github.com/k3s-io/kine,go.etcd.io/etcd/server/v3,$\
+	github.com/flannel-io/flannel,github.com/coredns/coredns,sigs.k8s.io/metrics-server,github.com/rancher/local-path-provisioner,$\
+	github.com/containernetworking/plugins,sigs.k8s.io/cri-tools,go
+
+# Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
+LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
+
+.PHONY: build cli payload programs deps upstream notice test quick race lint lint-heavy cross script system golden bench up down clean dist reproducible sizes help
+
+# ---- building -------------------------------------------------------------------------------------
+
+build: payload cli ## build ./k1s, complete
+
+cli: $(PACK) ## build ./k1s with the payload as it is: seconds, for work on the light program
+	@test -e $(PAYLOAD) || { echo "error: there is no payload yet; run: make build" >&2; exit 1; }
+	$(TARGET) go build -ldflags "$(LD_K1S)" -o $(LIGHT) ./cmd/k1s
+	$(PACK) join -program $(LIGHT) -payload $(PAYLOAD) -o $(K1S)
+	@echo "$(K1S): $$(stat -c %s $(K1S)) bytes"
+
+payload: programs notice $(PACK) ## build what ./k1s carries; packs only what changed
+	$(PACK) pack -dir $(STAGE) -cache $(OUT)/chunks -o $(PAYLOAD) -level $(LEVEL)
+
+.PHONY: $(PACK)
+$(PACK):
+	@GOARCH=$(HOSTARCH) go build -o $@ ./cmd/k1s-pack
+
+deps:
+	@build/deps.sh $(ARCH)
+	@$(if $(SYSROOT),build/sysroot.sh $(DEBARCH_$(ARCH)) $(SYSROOT))
+
+upstream: $(PACK)
+	@$(PACK) upstream -o out/_upstream $(UPSTREAM)
+
+programs: deps upstream
+	@mkdir -p $(STAGE)/cni
+	$(TARGET) go build -ldflags "$(LD_KUBE)" -o $(STAGE)/k1s-kube ./cmd/k1s-kube
+	$(TARGET) go build -tags $(TAGS),k1s_upstream -ldflags "$(LD_PODS)" -o $(STAGE)/k1s-pods ./cmd/k1s-pods
+	$(TARGET) go build -tags $(TAGS),k1s_upstream -ldflags "$(LD_CNI)" -o $(STAGE)/k1s-cni ./cmd/k1s-cni
+	$(TARGET) go build -tags $(TAGS),no_grpc -ldflags "$(LD_SHIM)" -o $(STAGE)/containerd-shim-runc-v2 github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	$(TARGET) go build -tags netgo,osusergo,seccomp -ldflags "$(STRIP) $(STATIC)" -o $(STAGE)/runc github.com/opencontainers/runc
+	$(CC_TARGET) $(TINY) -o $(STAGE)/pause build/pause.c
+	$(CC_TARGET) $(TINY) -o $(STAGE)/nft build/launch.c
+	@build/nft.sh $(ROOT) $(STAGE)/nft.d > $(OUT)/nft-files
+	@for p in $(CNI); do ln -sfn ../k1s-cni $(STAGE)/cni/$$p; done
+
+notice: programs $(PACK) ## write NOTICE, components.json and sbom.spdx.json of everything carried
+	@build/debian.sh $(if $(SYSROOT),$(SYSROOT),native $$(cat $(OUT)/nft-files)) > $(OUT)/debian-packages
+	$(TARGET) go build -ldflags "$(LD_K1S)" -o $(LIGHT) ./cmd/k1s
+	@$(PACK) notice -o $(STAGE) -version $(VERSION) -debian $(OUT)/debian-packages -main $(MAINS) $(LIGHT) \
+		$(STAGE)/k1s-kube $(STAGE)/k1s-pods $(STAGE)/k1s-cni $(STAGE)/containerd-shim-runc-v2 $(STAGE)/runc
+
+dist: ## build dist/k1s-linux-ARCH: make dist ARCH=arm64
+	@mkdir -p dist
+	@$(MAKE) build ARCH=$(ARCH) K1S=dist/k1s-linux-$(ARCH)
+
+reproducible: ## build twice from scratch steps (links, packing) and compare
+	@rm -rf out/reproducible
+	@for side in a b; do $(MAKE) build LEVEL=3 OUT=out/reproducible/$$side K1S=out/reproducible/$$side/k1s; done
+	cmp out/reproducible/a/k1s out/reproducible/b/k1s
+	@sha256sum out/reproducible/{a,b}/k1s
+	@rm -rf out/reproducible
+
+sizes: $(PACK) ## print what ./k1s carries: bytes unpacked and packed
+	@$(PACK) list $(K1S)
+
+clean: ## remove everything that was built; Go's cache stays
+	rm -rf out dist $(K1S)
+
+# ---- testing --------------------------------------------------------------------------------------
+
+test: ## everything: quick, lint, cross, script, system; light first
+	$(MAKE) quick
+	$(MAKE) lint
+	$(MAKE) cross
+	$(MAKE) script
+	$(MAKE) build
+	$(MAKE) lint-heavy
+	$(MAKE) system
+
+quick: ## unit and golden tests, without the heavy packages
+	go test $(LIGHT_PACKAGES)
+
+race: ## the same with the race detector
+	go test -race $(LIGHT_PACKAGES)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+lint: ## gofmt, go vet and staticcheck of the light packages
+	@bad=$$(gofmt -l cmd internal $(wildcard test examples)); [ -z "$$bad" ] || { echo "error: not formatted: $$bad" >&2; exit 1; }
+	go vet $(LIGHT_PACKAGES)
+	go run $(STATICCHECK) $(LIGHT_PACKAGES)
+
+lint-heavy: upstream ## go vet and unit tests of the packages that import Kubernetes
+	go vet -tags $(TAGS),k1s_upstream ./internal/applets/... ./cmd/k1s-kube ./cmd/k1s-pods ./cmd/k1s-cni
+	go test -tags $(TAGS),k1s_upstream ./internal/applets/... ./cmd/k1s-kube ./cmd/k1s-pods ./cmd/k1s-cni
+
+cross: ## the light packages for Windows, arm64 and arm
+	CGO_ENABLED=0 GOOS=windows go vet $(LIGHT_PACKAGES)
+	CGO_ENABLED=0 GOARCH=arm64 go vet $(LIGHT_PACKAGES)
+	CGO_ENABLED=0 GOARCH=arm go vet $(LIGHT_PACKAGES)
+
+script: ## the command line as users type it
+	go test ./test/script/...
+
+system: ## real nodes and clusters, as root, with ./k1s
+	@test -x $(K1S) || $(MAKE) build
+	go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
+
+golden: ## rewrite the golden files; read the diff before committing it
+	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+
+bench: ## measure ./k1s against its budgets
+	@test -x $(K1S) || $(MAKE) build
+	go run ./test/bench
+
+# ---- trying ---------------------------------------------------------------------------------------
+
+up: build ## build, create a cluster, deploy examples/ and show it answering
+	@build/up.sh ./$(K1S)
+
+down: ## delete that cluster
+	./$(K1S) cluster delete demo --yes
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,42 @@
+#!/bin/bash
+# Makes sure that what the build needs from the system is there: installs it where that is possible,
+# otherwise names everything that is missing in one error.
+# usage: build/deps.sh ARCH       (amd64, arm64 or arm: what is built for)
+set -euo pipefail
+arch=$1
+host=$(go env GOHOSTARCH)
+
+missing=()
+command_from() { command -v "$1" >/dev/null || missing+=("$2"); }
+file_from() { compgen -G "$1" >/dev/null || missing+=("$2"); }
+
+command_from zstd zstd
+command_from readelf binutils
+command_from pkg-config pkg-config
+if [ "$arch" = "$host" ]; then
+	command_from gcc gcc
+	file_from "/usr/lib/*-linux-gnu*/libc.a" libc6-dev
+	file_from "/usr/lib/*-linux-gnu*/libseccomp.a" libseccomp-dev
+	file_from /usr/sbin/nft nftables
+else
+	command_from dpkg-deb dpkg
+	case $arch in
+	arm64) command_from aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu ;;
+	arm) command_from arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf ;;
+	amd64) command_from x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu ;;
+	*) echo "error: cannot build for $arch: ARCH is one of amd64, arm64, arm" >&2; exit 1 ;;
+	esac
+fi
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	echo "installing what the build needs: ${missing[*]}" >&2
+	export DEBIAN_FRONTEND=noninteractive
+	if { apt-get install -qq -y --no-install-recommends "${missing[@]}" ||
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}"; }; } >&2; then
+		exit 0
+	fi
+fi
+echo "error: the build needs packages that are not installed: ${missing[*]}" >&2
+echo "hint:  as root, run: apt-get install ${missing[*]}" >&2
+exit 1

@@ -1,0 +1,95 @@
+// Package apiserver is upstream's kube-apiserver as an applet. The only difference from upstream's
+// program is when the bootstrap objects are written, see bootstrap.go.
+package apiserver
+
+import (
+	"context"
+	"fmt"
+
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/server/flagz"
+	basecompatibility "k8s.io/component-base/compatibility"
+	utilversion "k8s.io/component-base/version"
+	"k8s.io/klog/v2"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"k1s.io/k1s/internal/applets/kubeglobals"
+	"k1s.io/k1s/internal/errs"
+)
+
+// Run takes upstream's flags. It returns when the server has been drained after ctx ended.
+//
+// A bootstrap hook that fails for 30 seconds ends the process, as upstream does: a control plane
+// without its roles is of no use.
+func Run(ctx context.Context, args []string) error {
+	s := options.NewServerRunOptions()
+	registry := s.GenericServerRunOptions.ComponentGlobalsRegistry
+	err := kubeglobals.Setup(func() error {
+		sets := s.Flags()
+		s.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets}
+		return kubeglobals.Parse(kubeglobals.Component{
+			Name:     "kube-apiserver",
+			Flags:    &sets,
+			Registry: registry,
+			Logs:     s.Logs,
+			Gate:     registry.FeatureGateFor(basecompatibility.DefaultKubeComponent),
+		}, args)
+	})
+	if err != nil {
+		return err
+	}
+	completed, err := s.Complete(ctx)
+	if err != nil {
+		return fmt.Errorf("completing options: %w", err)
+	}
+	if problems := completed.Validate(); len(problems) > 0 {
+		return errs.As(errs.Usage, utilerrors.NewAggregate(problems))
+	}
+	klog.InfoS("Starting kube-apiserver", "version", utilversion.Get().GitVersion)
+	server, err := chain(completed)
+	if err != nil {
+		return err
+	}
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return fmt.Errorf("preparing to serve: %w", err)
+	}
+	return prepared.Run(ctx)
+}
+
+// chain builds the three chained servers with our bootstrap hooks in place of upstream's.
+func chain(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, error) {
+	config, err := app.NewConfig(opts)
+	if err != nil {
+		return nil, fmt.Errorf("building the configuration: %w", err)
+	}
+	// The set is shared by all three servers. Hooks in it are dropped while upstream registers its own;
+	// what is in it already was switched off for a reason (roles without the RBAC authorizer).
+	disabled := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
+	replaced := hooks()
+	for name := range replaced {
+		if disabled.Has(name) {
+			delete(replaced, name)
+			continue
+		}
+		disabled.Insert(name)
+	}
+	complete, err := config.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("completing the configuration: %w", err)
+	}
+	server, err := app.CreateServerChain(complete)
+	if err != nil {
+		return nil, fmt.Errorf("building the servers: %w", err)
+	}
+	for name, hook := range replaced {
+		disabled.Delete(name)
+		// Under upstream's name, so that /readyz waits for it and shows it as usual.
+		if err := server.GenericAPIServer.AddPostStartHook(name, hook); err != nil {
+			return nil, err
+		}
+	}
+	return server, nil
+}

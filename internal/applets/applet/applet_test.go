@@ -1,0 +1,61 @@
+package applet
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+func TestFindsTheAppletByProgramNameOrFirstArgument(t *testing.T) {
+	table := Table{"kubectl": {Tool: true}, "kine": {}}
+	for _, c := range []struct {
+		argv []string
+		name string
+		args []string
+	}{
+		{[]string{"/payload/kubectl", "get", "ns"}, "kubectl", []string{"get", "ns"}},
+		{[]string{`kubectl.exe`, "get"}, "kubectl", []string{"get"}},
+		{[]string{"/payload/k1s-kube", "kine", "--listen=x"}, "kine", []string{"--listen=x"}},
+		{[]string{"kubectl", "kine"}, "kubectl", []string{"kine"}},
+	} {
+		name, args, err := table.Find(c.argv)
+		if err != nil || name != c.name || !reflect.DeepEqual(args, c.args) {
+			t.Errorf("Find(%q) = %q, %q, %v", c.argv, name, args, err)
+		}
+	}
+	for _, argv := range [][]string{nil, {"k1s-kube"}, {"k1s-kube", "nosuch"}} {
+		_, _, err := table.Find(argv)
+		if !errs.Is(err, errs.Usage) {
+			t.Errorf("Find(%q): %v, want a usage error", argv, err)
+		}
+		if hint, _ := errs.HintOf(err); hint != "name one of: kine, kubectl" {
+			t.Errorf("Find(%q): hint %q", argv, hint)
+		}
+	}
+}
+
+func TestEnvironmentOverridesOrSwitchesOffTheMemorySchedule(t *testing.T) {
+	base := Memory{Start: 400, Then: 50, Settle: time.Second}
+	for _, c := range []struct {
+		start, then string
+		want        Memory
+		ok          bool
+	}{
+		{"", "", base, true},
+		{"200", "", Memory{200, 50, time.Second}, true},
+		{"200", "100", Memory{200, 100, time.Second}, true},
+		{"off", "100", Memory{}, true},
+		{"", "off", Memory{}, true},
+		{"0", "", Memory{}, false},
+		{"", "fast", Memory{}, false},
+	} {
+		got, err := base.FromEnv(func(name string) string {
+			return map[string]string{EnvGOGCStart: c.start, EnvGOGC: c.then}[name]
+		})
+		if (err == nil) != c.ok || got != c.want {
+			t.Errorf("%q, %q: %+v, %v; want %+v", c.start, c.then, got, err, c.want)
+		}
+	}
+}

@@ -1,0 +1,48 @@
+// Package controllermanager is upstream's kube-controller-manager as an applet.
+package controllermanager
+
+import (
+	"context"
+	"fmt"
+
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+
+	"k1s.io/k1s/internal/applets/kubeglobals"
+)
+
+// Run takes upstream's flags.
+//
+// With leader election upstream ends the whole process when it stops leading; run it with
+// --leader-elect=false where it shares a process.
+func Run(ctx context.Context, args []string) error {
+	s, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		return fmt.Errorf("making default options: %w", err)
+	}
+	known, off, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	err = kubeglobals.Setup(func() error {
+		sets := s.Flags(known, off, aliases)
+		s.ParsedFlags = &sets
+		return kubeglobals.Parse(kubeglobals.Component{
+			Name:     "kube-controller-manager",
+			Flags:    &sets,
+			Registry: s.ComponentGlobalsRegistry,
+			Logs:     s.Logs,
+			Gate:     s.ComponentGlobalsRegistry.FeatureGateFor(basecompatibility.DefaultKubeComponent),
+		}, args)
+	})
+	if err != nil {
+		return err
+	}
+	// Not ctx: its end would cut off the event broadcaster before the controllers have stopped.
+	c, err := s.Config(context.WithoutCancel(ctx), known, off, aliases)
+	if err != nil {
+		return fmt.Errorf("setting up the controller manager: %w", err)
+	}
+	if err := app.Run(ctx, c.Complete()); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}

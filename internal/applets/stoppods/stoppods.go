@@ -1,0 +1,88 @@
+// Package stoppods ends every pod of a node through its container runtime: what `k1s stop --pods` and
+// `k1s reset` do after the kubelet has stopped, which would start them again.
+package stoppods
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	remote "k8s.io/cri-client/pkg"
+	"k8s.io/klog/v2"
+)
+
+// parallel bounds how many sandboxes are ended at a time: each is a shim, a runc and CNI plugins.
+const parallel = 8
+
+// Run stops all containers, each with a grace period, and removes all sandboxes, with their network. It
+// is idempotent. Flags: --endpoint, the CRI socket as a URL; --grace, how long containers may take.
+func Run(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("stop-pods", flag.ContinueOnError)
+	endpoint := fs.String("endpoint", "", "CRI socket, unix:///…")
+	grace := fs.Duration("grace", 30*time.Second, "how long containers may take to end")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	rt, err := remote.NewRemoteRuntimeService(ctx, *endpoint, *grace+30*time.Second, nil, false)
+	if err != nil {
+		return fmt.Errorf("connecting to the container runtime at %s: %w", *endpoint, err)
+	}
+	klog.SetOutput(errOnly{})
+	sandboxes, err := rt.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("listing pods: %w", err)
+	}
+	containers, err := rt.ListContainers(ctx, &runtimeapi.ContainerFilter{
+		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+	})
+	if err != nil {
+		return fmt.Errorf("listing containers: %w", err)
+	}
+	// All containers first: a pod may need another one to end well.
+	errC := each(containers, func(c *runtimeapi.Container) error {
+		return wrap("stopping container", c.Id, rt.StopContainer(ctx, c.Id, int64(grace.Seconds())))
+	})
+	errS := each(sandboxes, func(s *runtimeapi.PodSandbox) error {
+		if err := rt.StopPodSandbox(ctx, s.Id); err != nil {
+			return wrap("stopping pod", s.Metadata.GetNamespace()+"/"+s.Metadata.GetName(), err)
+		}
+		return wrap("removing pod", s.Metadata.GetNamespace()+"/"+s.Metadata.GetName(), rt.RemovePodSandbox(ctx, s.Id))
+	})
+	return errors.Join(errC, errS)
+}
+
+func wrap(what, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", what, name, err)
+}
+
+func each[T any](items []T, do func(T) error) error {
+	var mu sync.Mutex
+	var failed []error
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	for _, it := range items {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := do(it); err != nil {
+				mu.Lock()
+				failed = append(failed, err)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(failed...)
+}
+
+// errOnly swallows the client's own log: what went wrong is in the errors.
+type errOnly struct{}
+
+func (errOnly) Write(p []byte) (int, error) { return len(p), nil }

@@ -1,0 +1,209 @@
+// Package archtest tests the code itself: which package may import which, that light programs stay
+// light, that pure packages are pure, that every package says what it is. docs/architecture.md draws
+// the same picture.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+)
+
+const module = "k1s.io/k1s/"
+
+type pkg struct {
+	ImportPath string
+	Doc        string
+	Imports    []string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,GoFiles", "./cmd/...", "./internal/...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %s", exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var all []pkg
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 20 {
+		t.Fatalf("only %d packages found", len(all))
+	}
+	return all
+}
+
+// layers from the top down; a package may import packages of lower layers, and of its own where
+// neighbours lists it. The first matching prefix counts.
+var layers = []struct {
+	prefix string
+	level  int
+}{
+	{"cmd/", 9},
+	{"internal/applets", 8}, // the payload's programs: leaves seen from k1s, they use what they need
+	{"internal/cli", 8},
+	{"internal/daemon", 7},
+	{"internal/cluster", 6},
+	{"internal/control", 6},
+	{"internal/components", 6},
+	{"internal/supervise", 6},
+	{"internal/runner", 6},
+	{"internal/addons", 6},
+	{"internal/step", 6},
+	{"internal/kubeapi", 6},
+	{"internal/platform", 5},
+	{"internal/addon", 5},
+	{"internal/image", 5},
+	{"internal/payload", 5},
+	{"internal/pki", 5},
+	{"internal/kubeconfig", 5},
+	{"internal/health", 4},
+	{"internal/ledger", 4},
+	{"internal/component", 4},
+	{"internal/unitlog", 4},
+	{"internal/config", 3},
+	{"internal/paths", 2},
+	{"internal/probe", 2},
+	{"internal/durable", 2},
+	{"internal/printer", 2},
+	{"internal/wait", 1},
+	{"internal/errs", 0},
+	{"internal/iostreams", 0},
+	{"internal/version", 0},
+	{"internal/archtest", 0},
+	{"internal/testenv", 0},
+}
+
+// neighbours are the arrows between packages of one layer that the picture draws.
+var neighbours = map[string][]string{
+	"internal/supervise": {},
+	"internal/platform":  {},
+}
+
+func level(rel string) (int, bool) {
+	for _, l := range layers {
+		if rel == l.prefix || strings.HasPrefix(rel, l.prefix+"/") || strings.HasSuffix(l.prefix, "/") && strings.HasPrefix(rel, l.prefix) {
+			return l.level, true
+		}
+	}
+	return 0, false
+}
+
+func TestArrowsPointDown(t *testing.T) {
+	for _, p := range packages(t) {
+		from, ok := strings.CutPrefix(p.ImportPath, module)
+		if !ok {
+			continue
+		}
+		fl, ok := level(from)
+		if !ok {
+			t.Errorf("%s has no layer: add it to the table and to docs/architecture.md", from)
+			continue
+		}
+		for _, imp := range p.Imports {
+			to, ok := strings.CutPrefix(imp, module)
+			if !ok || family(from) == family(to) || strings.HasPrefix(to, from+"/") {
+				continue
+			}
+			tl, ok := level(to)
+			if !ok || tl < fl || drawn(from, to) {
+				continue
+			}
+			t.Errorf("%s imports %s: that arrow does not point down (layer %d to %d); move what both need to a lower package", from, to, fl, tl)
+		}
+	}
+}
+
+// family is the package a sub-package belongs to: internal/cluster/netns is of internal/cluster.
+func family(rel string) string {
+	parts := strings.Split(rel, "/")
+	return path.Join(parts[:min(2, len(parts))]...)
+}
+
+func drawn(from, to string) bool {
+	for _, n := range neighbours[family(from)] {
+		if family(to) == n {
+			return true
+		}
+	}
+	return false
+}
+
+// heavy are modules only the payload may contain: k1s itself has to start in milliseconds.
+var heavy = []string{
+	"k8s.io/", "sigs.k8s.io/", "github.com/containerd/", "go.etcd.io/", "github.com/k3s-io/", "github.com/coredns/",
+	"github.com/flannel-io/", "google.golang.org/grpc", "github.com/opencontainers/runc", "github.com/prometheus/",
+}
+
+func TestTheLightProgramCarriesNothingHeavy(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "./cmd/k1s")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dep := range strings.FieldsSeq(string(out)) {
+		for _, h := range heavy {
+			if strings.HasPrefix(dep, h) {
+				t.Errorf("cmd/k1s depends on %s: heavy modules belong into the payload (internal/applets)", dep)
+			}
+		}
+		if strings.HasPrefix(dep, module+"internal/applets") {
+			t.Errorf("cmd/k1s depends on %s: applets belong into the payload", dep)
+		}
+	}
+}
+
+// pure packages must not reach the outside, and why.
+var pure = map[string]struct {
+	banned []string
+	why    string
+}{
+	"internal/components": {[]string{"os", "net/http", "os/exec", "time/tzdata"}, "component Specs are pure so that they can be golden-tested anywhere"},
+	"internal/component":  {[]string{"os", "net", "net/http", "os/exec"}, "it is vocabulary: data only"},
+	"internal/addon":      {[]string{"os", "net", "net/http", "os/exec"}, "rendering an add-on is a pure function"},
+	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
+}
+
+func TestPurePackagesStayPure(t *testing.T) {
+	for _, p := range packages(t) {
+		rel := strings.TrimPrefix(p.ImportPath, module)
+		rule, ok := pure[rel]
+		if !ok {
+			continue
+		}
+		for _, imp := range p.Imports {
+			for _, b := range rule.banned {
+				if imp == b {
+					t.Errorf("%s imports %s: %s", rel, imp, rule.why)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.Doc == "" && len(p.GoFiles) > 0 {
+			t.Errorf("%s has no package comment: say what it is, what it is not, who uses it", p.ImportPath)
+		}
+	}
+}

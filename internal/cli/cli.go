@@ -1,0 +1,125 @@
+// Package cli is the command line: one file a command, one folder a noun. Commands parse and print;
+// what they do is done by the packages below. Results go to standard output, everything else to
+// standard error.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/iostreams"
+	"k1s.io/k1s/internal/paths"
+)
+
+// Deps are what commands get from the program: everything a test replaces.
+type Deps struct {
+	Streams iostreams.Streams
+	Environ func() []string
+	// Executable is the path of this program, which carries the payload.
+	Executable func() (string, error)
+	Paths      func() paths.Paths
+}
+
+// SystemDeps are those of the real program. K1S_DATA_DIR, K1S_RUN_DIR, K1S_CONFIG_DIR and
+// K1S_KUBELET_DIR move the roots.
+func SystemDeps() Deps {
+	return Deps{
+		Streams:    iostreams.System(),
+		Environ:    os.Environ,
+		Executable: os.Executable,
+		Paths: func() paths.Paths {
+			p := paths.Default()
+			for env, dir := range map[string]*string{
+				envDataDir: &p.Data, envRunDir: &p.Run, envConfigDir: &p.Config, envKubeletDir: &p.Kubelet,
+			} {
+				if v := os.Getenv(env); v != "" {
+					*dir = v
+				}
+			}
+			return p
+		},
+	}
+}
+
+// Environment variables that are not settings of the configuration.
+const (
+	envDataDir    = "K1S_DATA_DIR"
+	envRunDir     = "K1S_RUN_DIR"
+	envConfigDir  = "K1S_CONFIG_DIR"
+	envKubeletDir = "K1S_KUBELET_DIR"
+	envCgroupRoot = "K1S_CGROUP_ROOT"
+	envPayload    = "K1S_PAYLOAD"
+	envClusters   = "K1S_CLUSTERS_DIR"
+	envSandbox    = "K1S_SANDBOX"
+)
+
+func otherEnv() []string {
+	return []string{envDataDir, envRunDir, envConfigDir, envKubeletDir, envCgroupRoot, envPayload, envClusters, envSandbox}
+}
+
+// Run executes a command line, argv[0] included, and returns the exit code. Errors are printed with what
+// to do about them. Called through a link named like one of the tools, it is that tool.
+func Run(ctx context.Context, deps Deps, argv []string) int {
+	root := New(deps)
+	args := argv[1:]
+	if name, ok := calledAs(argv[0]); ok {
+		args = append([]string{name}, args...)
+	}
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	// A program we ran has told its error itself.
+	var ran interface{ ExitCode() int }
+	if errors.As(err, &ran) {
+		return max(ran.ExitCode(), 1)
+	}
+	printError(deps.Streams.ErrOut, err)
+	return errs.KindOf(err).ExitCode()
+}
+
+// exitCode passes on the exit code of a program we ran, which has told its error itself.
+type exitCode struct{ code int }
+
+// ExitCode is what Run returns.
+func (e *exitCode) ExitCode() int { return e.code }
+
+func (e *exitCode) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+func printError(w io.Writer, err error) {
+	hint, log := errs.HintOf(err)
+	fmt.Fprintf(w, "error: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n       "))
+	if hint != "" {
+		fmt.Fprintf(w, "hint:  %s\n", hint)
+	}
+	if log != "" {
+		fmt.Fprintf(w, "log:   %s\n", log)
+	}
+}
+
+// usage marks errors of the command line itself.
+func usage(err error) error { return errs.Hint(errs.As(errs.Usage, err), "see: k1s --help") }
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0]))
+	}
+	return nil
+}
+
+func exactArgs(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usage(fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args)))
+		}
+		return nil
+	}
+}

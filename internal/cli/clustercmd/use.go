@@ -1,0 +1,136 @@
+package clustercmd
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/kubeconfig"
+)
+
+func newKubeconfigCmd(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "kubeconfig [NAME]", Short: "Print a cluster's kubeconfig", Args: atMostName,
+		ValidArgsFunction: completeName(e),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m := e.manager(false)
+			m.Progress = nil
+			c, err := m.Kubeconfig(cmd.Context(), nameOf(args))
+			if err != nil {
+				return err
+			}
+			raw, err := kubeconfig.Build(c)
+			if err == nil {
+				_, err = e.streams.Out.Write(raw)
+			}
+			return err
+		},
+	}
+}
+
+func newKubectlCmd(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "kubectl [NAME] -- ARG…", Short: "Run kubectl for a cluster, whatever the current context is",
+		Example:           "  k1s cluster kubectl -- get nodes\n  k1s cluster kubectl dev -- apply -f app.yaml",
+		ValidArgsFunction: completeName(e),
+		Args:              func(cmd *cobra.Command, args []string) error { return splitAtDash(cmd, args, 1, nil) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var s split
+			if err := splitAtDash(cmd, args, 1, &s); err != nil {
+				return err
+			}
+			return runKubectl(cmd.Context(), e, nameOf(s.before), s.after)
+		},
+	}
+}
+
+// split are the arguments on both sides of --.
+type split struct{ before, after []string }
+
+// splitAtDash separates a command's own arguments, at most n and the first a cluster's name, from those
+// behind --.
+func splitAtDash(cmd *cobra.Command, args []string, n int, out *split) error {
+	at := cmd.ArgsLenAtDash()
+	if at < 0 {
+		return usage("%s: put -- before what is to run", cmd.CommandPath())
+	}
+	if at > n {
+		return usage("%s takes at most %d names before --, got %d", cmd.CommandPath(), n, at)
+	}
+	if out != nil {
+		out.before, out.after = args[:at], args[at:]
+	}
+	return cluster.ValidateName(nameOf(args[:at]))
+}
+
+func runKubectl(ctx context.Context, e env, name string, args []string) error {
+	m := e.manager(false)
+	m.Progress = nil
+	c, err := m.Kubeconfig(ctx, name)
+	if err != nil {
+		return err
+	}
+	if f, ok := m.Provider.(cluster.Files); ok && f.KubeconfigFile(name) != "" {
+		file := f.KubeconfigFile(name)
+		if err := kubeconfig.WriteFile(file, c); err != nil {
+			return err
+		}
+		return e.runKubectl(ctx, file, args)
+	}
+	dir, err := os.MkdirTemp("", "k1s-kubectl-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "kubeconfig")
+	if err := kubeconfig.WriteFile(file, c); err != nil {
+		return err
+	}
+	return e.runKubectl(ctx, file, args)
+}
+
+func newExecCmd(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "exec [NAME [NODE]] -- COMMAND [ARG…]", Short: "Run a command in a node of a cluster",
+		Example:           "  k1s cluster exec -- k1s status\n  k1s cluster exec dev server-0 -- sh",
+		ValidArgsFunction: completeName(e),
+		Args:              func(cmd *cobra.Command, args []string) error { return splitAtDash(cmd, args, 2, nil) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var s split
+			if err := splitAtDash(cmd, args, 2, &s); err != nil {
+				return err
+			}
+			if len(s.after) == 0 {
+				return usage("%s: no command behind --", cmd.CommandPath())
+			}
+			node := ""
+			if len(s.before) > 1 {
+				node = s.before[1]
+			}
+			return runExec(cmd.Context(), e, nameOf(s.before), node, s.after)
+		},
+	}
+}
+
+func runExec(ctx context.Context, e env, name, node string, argv []string) error {
+	x, ok := e.deps.Provider.(cluster.Executor)
+	if !ok {
+		return errs.New(errs.Unsupported, "commands cannot be run in the nodes of these clusters")
+	}
+	st, err := e.deps.Provider.Describe(ctx, name)
+	if err != nil {
+		return errs.Hint(err, "run: k1s cluster ls")
+	}
+	if node == "" {
+		node = cluster.NodeName(cluster.Server, 0)
+	}
+	if !slices.ContainsFunc(st.Nodes, func(n cluster.Node) bool { return n.Name == node }) {
+		return errs.New(errs.NotFound, "cluster %q has no node %q", name, node)
+	}
+	return x.Exec(ctx, name, node, argv, cluster.Streams{In: e.streams.In, Out: e.streams.Out, ErrOut: e.streams.ErrOut})
+}

@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/daemon"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/printer"
+)
+
+type serverOptions struct {
+	deps   Deps
+	flags  *config.Flags
+	dryRun bool
+	format printer.Format
+}
+
+func newServerCmd(deps Deps, runF func(context.Context, serverOptions) error) *cobra.Command {
+	o := serverOptions{deps: deps, format: printer.Table}
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run this machine as a Kubernetes server, in the foreground",
+		Long: "Runs the control plane and, unless --no-worker is given, a worker on this machine, until it is\n" +
+			"interrupted or `k1s stop` is called. Pods keep running when it stops; the next start finds them.",
+		Example: "  k1s server\n  k1s server --dry-run          # print every process, its arguments and files\n  k1s server --no-worker --datastore-endpoint etcd",
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
+	}
+	o.flags = config.RegisterFlags(cmd.Flags(), deps.Paths().ConfigFile())
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would run, and do nothing")
+	cmd.Flags().VarP(&o.format, "output", "o", "format of --dry-run")
+	cmd.SetUsageFunc(groupedUsage(cmd.UsageFunc()))
+	return cmd
+}
+
+func runServer(ctx context.Context, o serverOptions) error {
+	do, err := daemonOptions(o.deps, o.flags)
+	if err != nil {
+		return err
+	}
+	if o.dryRun {
+		units, err := daemon.Plan(ctx, do)
+		if err != nil {
+			return err
+		}
+		return printer.Print(o.deps.Streams.Out, o.format, units, func(w io.Writer) error { return printPlan(w, units) })
+	}
+	if os.Geteuid() > 0 {
+		return errs.Hint(errs.New(errs.Failure, "cannot start a node: it needs root"), "run: sudo k1s server (or try: k1s server --dry-run)")
+	}
+	return daemon.Run(ctx, do)
+}
+
+// daemonOptions reads the whole configuration; flags may be nil where a command has none.
+func daemonOptions(deps Deps, flags *config.Flags) (daemon.Options, error) {
+	var src config.Sources
+	if flags != nil {
+		src = flags.Sources(deps.Environ())
+	} else {
+		src = config.Sources{File: deps.Paths().ConfigFile(), DropIns: deps.Paths().ConfigDropIns(), Env: deps.Environ()}
+	}
+	src.OtherEnv = otherEnv()
+	src.Stdin = deps.Streams.In
+	loaded, err := config.Effective(src, config.Known{Disable: disableNames(), Components: components.Names()})
+	if err != nil {
+		return daemon.Options{}, err
+	}
+	exe, err := deps.Executable()
+	if err != nil {
+		return daemon.Options{}, fmt.Errorf("finding this program's own file: %w", err)
+	}
+	return daemon.Options{
+		Config: loaded.Config, Paths: deps.Paths(), Executable: exe, Warnings: loaded.Warnings,
+		CgroupRoot: lookup(deps.Environ(), envCgroupRoot), Log: newLogger(deps.Streams.ErrOut, loaded.Config.Spec.Log),
+	}, nil
+}
+
+// defaultDaemonOptions are those of a machine whose configuration cannot be read.
+func defaultDaemonOptions(deps Deps) (daemon.Options, error) {
+	exe, err := deps.Executable()
+	if err != nil {
+		return daemon.Options{}, fmt.Errorf("finding this program's own file: %w", err)
+	}
+	c := config.Default()
+	return daemon.Options{
+		Config: c, Paths: deps.Paths(), Executable: exe, CgroupRoot: lookup(deps.Environ(), envCgroupRoot),
+		Log: newLogger(deps.Streams.ErrOut, c.Spec.Log),
+	}, nil
+}
+
+func lookup(environ []string, name string) string {
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			return v
+		}
+	}
+	return ""
+}
+
+func newLogger(w io.Writer, c config.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// printPlan shows the whole node before it runs: every process, its arguments and the files it reads.
+func printPlan(w io.Writer, units []component.Unit) error {
+	for _, u := range units {
+		fmt.Fprintf(w, "# %s\n", u.Name)
+		fmt.Fprintf(w, "%s\n", strings.Join(u.Argv, " "))
+		for _, c := range u.Components {
+			needs := make([]string, 0, len(c.Needs))
+			for _, n := range c.Needs {
+				needs = append(needs, fmt.Sprintf("%s (%s)", n.Component, n.Level))
+			}
+			fmt.Fprintf(w, "\n## %s: %s\n", c.Name, components.Summary(c.Name))
+			if len(needs) > 0 {
+				fmt.Fprintf(w, "needs: %s\n", strings.Join(needs, ", "))
+			}
+			fmt.Fprintf(w, "ready: %s\n", c.Ready)
+			for _, a := range c.Spec.Args {
+				fmt.Fprintf(w, "  %s\n", a)
+			}
+			for _, f := range c.Spec.Files {
+				fmt.Fprintf(w, "\n--- %s\n%s", filepath.ToSlash(f.Path), f.Content)
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}

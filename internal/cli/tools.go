@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/payload"
+)
+
+// tool is a client program of the payload, set up for this node.
+type tool struct {
+	name, short string
+	// env are variables it needs to find this node; those the user has set stay.
+	env func(Deps) map[string]string
+}
+
+func tools() []tool { return []tool{kubectl(), ctr(), crictl()} }
+
+func kubectl() tool {
+	return tool{
+		name: "kubectl", short: "Kubernetes' client, for this node's cluster",
+		env: func(d Deps) map[string]string { return map[string]string{"KUBECONFIG": d.Paths().AdminKubeconfig()} },
+	}
+}
+
+func ctr() tool {
+	return tool{
+		name: "ctr", short: "containerd's client, for this node",
+		env: func(d Deps) map[string]string {
+			return map[string]string{"CONTAINERD_ADDRESS": d.Paths().ContainerdSocket(), "CONTAINERD_NAMESPACE": "k8s.io"}
+		},
+	}
+}
+
+func crictl() tool {
+	return tool{
+		name: "crictl", short: "client of the container runtime interface, for this node",
+		env: func(d Deps) map[string]string {
+			endpoint := "unix://" + d.Paths().ContainerdSocket()
+			return map[string]string{"CONTAINER_RUNTIME_ENDPOINT": endpoint, "IMAGE_SERVICE_ENDPOINT": endpoint}
+		},
+	}
+}
+
+func newToolCmds(deps Deps) []*cobra.Command {
+	var out []*cobra.Command
+	for _, t := range tools() {
+		out = append(out, &cobra.Command{
+			Use: t.name, Short: t.short,
+			DisableFlagParsing: true, // all of it is the tool's
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return runTool(cmd.Context(), deps, t, args)
+			},
+		})
+	}
+	return out
+}
+
+func runTool(ctx context.Context, deps Deps, t tool, args []string) error {
+	program, err := payloadProgram(ctx, deps, components.Program)
+	if err != nil {
+		return err
+	}
+	env := deps.Environ()
+	for k, v := range t.env(deps) {
+		if lookup(env, k) == "" {
+			env = append(env, k+"="+v)
+		}
+	}
+	return become(ctx, deps, program, t.name, args, env)
+}
+
+// payloadProgram finds a program of the unpacked payload; only when it has never been unpacked this takes
+// longer than a look-up.
+func payloadProgram(ctx context.Context, deps Deps, name string) (string, error) {
+	return payloadProgramIn(ctx, deps, deps.Paths().Payloads(), name)
+}
+
+func payloadProgramIn(ctx context.Context, deps Deps, root, name string) (string, error) {
+	exe, err := deps.Executable()
+	if err != nil {
+		return "", fmt.Errorf("finding this program's own file: %w", err)
+	}
+	p, err := payload.Open(exe)
+	if err != nil {
+		return "", err
+	}
+	if dir, err := payload.Dir(p, root); err == nil {
+		return path.Join(dir, name), nil
+	}
+	r, err := payload.Unpack(ctx, p, root)
+	if errors.Is(err, os.ErrPermission) {
+		// Not root, and no node has run here: unpack for this user alone.
+		cache, cacheErr := os.UserCacheDir()
+		if cacheErr != nil {
+			return "", errs.Hint(err, "run it once as root")
+		}
+		r, err = payload.Unpack(ctx, p, path.Join(cache, "k1s", "payload"))
+	}
+	if err != nil {
+		return "", fmt.Errorf("unpacking %s: %w", name, err)
+	}
+	return path.Join(r.Dir, name), nil
+}
+
+// runProgram runs a program as a child and passes its exit code on.
+func runProgram(ctx context.Context, deps Deps, program, argv0 string, args, env []string) error {
+	cmd := exec.CommandContext(ctx, program)
+	cmd.Args = append([]string{argv0}, args...)
+	cmd.Env = env
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = deps.Streams.In, deps.Streams.Out, deps.Streams.ErrOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return &exitCode{max(exit.ExitCode(), 1)}
+	}
+	if err != nil {
+		return fmt.Errorf("running %s: %w", argv0, err)
+	}
+	return nil
+}
+
+// calledAs finds the tool this program was started as, through a link named like it.
+func calledAs(argv0 string) (string, bool) {
+	base := argv0[strings.LastIndexByte(argv0, '/')+1:]
+	i := slices.IndexFunc(tools(), func(t tool) bool { return t.name == base })
+	return base, i >= 0
+}

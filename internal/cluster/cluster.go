@@ -1,0 +1,190 @@
+// Package cluster makes and removes local clusters on this machine: what a cluster is (Spec, Node), what
+// somebody who can make one must offer (Provider), and the flow around it that every provider shares
+// (Manager: create, start, stop, delete, list). It does not know how a node is made; that is netns (namespaces
+// on this Linux machine) and whatever comes. Used by `k1s cluster`.
+package cluster
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+)
+
+// Role is what a node is for.
+type Role string
+
+// The roles.
+const (
+	Server Role = "server" // control plane, and worker unless its configuration says otherwise
+	Agent  Role = "agent"  // worker only
+)
+
+// Spec is a cluster as it was asked for. Providers keep it, so that a stopped cluster can be started again.
+type Spec struct {
+	Name string `json:"name"`
+	// APIPort is where the Kubernetes API appears on 127.0.0.1; 0 lets the provider choose a free one.
+	APIPort uint16 `json:"apiPort"`
+	// Publish are further ports of the nodes that appear on 127.0.0.1.
+	Publish []Publish `json:"publish,omitempty"`
+	// Egress lets nodes and pods open connections to the outside.
+	Egress bool `json:"egress"`
+	// Subnet joins the nodes. It exists inside the cluster only, so all clusters may have the same one.
+	// The zero value is DefaultSubnet.
+	Subnet netip.Prefix `json:"subnet"`
+	// Private are the networks of pods and services; they are never sent to the outside. Empty is
+	// DefaultPrivate.
+	Private []netip.Prefix `json:"private,omitempty"`
+	Created time.Time      `json:"created"`
+	// Nodes are those that were created, in order.
+	Nodes []NodeSpec `json:"nodes,omitempty"`
+}
+
+// NodeSpec is one node as it was asked for.
+type NodeSpec struct {
+	Cluster string `json:"cluster"`
+	Role    Role   `json:"role"`
+	// Index counts the nodes of a role from 0; role and index give the node its name and address.
+	Index int `json:"index"`
+	// Config is the node's configuration file; "" leaves the one that is there, or the defaults.
+	Config string `json:"config,omitempty"`
+	// Args are added to the node program's command line. They are visible in the process list: no secrets.
+	Args []string `json:"args,omitempty"`
+	// Bundles are image archives on this machine, offered to the node when it is created.
+	Bundles []string `json:"bundles,omitempty"`
+}
+
+// Name is the node's host name and its name in Kubernetes, e.g. "server-0".
+func (n NodeSpec) Name() string { return NodeName(n.Role, n.Index) }
+
+// State tells how something of a cluster is.
+type State string
+
+// The states.
+const (
+	Running State = "running"
+	Stopped State = "stopped"
+	// Broken: parts of it run or exist and others that should do not; Start mends it, Delete removes it.
+	Broken State = "broken"
+)
+
+// Node is one node as it is.
+type Node struct {
+	Cluster string     `json:"cluster"`
+	Name    string     `json:"name"`
+	Role    Role       `json:"role"`
+	Index   int        `json:"index"`
+	Addr    netip.Addr `json:"addr"`
+	State   State      `json:"state"`
+	// Note says what is wrong when State is Broken.
+	Note string `json:"note,omitempty"`
+	// PID is the node's first process, 0 when there is none.
+	PID int `json:"pid,omitempty"`
+	// ControlSocket is the node daemon's local API and Kubeconfig the administrator's kubeconfig, as the
+	// node writes it (its server is an address inside the node). Both are paths on this machine, and neither
+	// exists before the node got so far.
+	ControlSocket string `json:"controlSocket"`
+	Kubeconfig    string `json:"kubeconfig"`
+	// Log is where the node's first process and its daemon write.
+	Log string `json:"log"`
+}
+
+// Status is one cluster as it is.
+type Status struct {
+	Spec  Spec  `json:"spec"`
+	State State `json:"state"`
+	// Note says what is wrong when State is Broken.
+	Note  string `json:"note,omitempty"`
+	Nodes []Node `json:"nodes"`
+}
+
+// Features are what a provider can do here.
+type Features struct {
+	// Egress: Spec.Egress is honoured.
+	Egress bool `json:"egress"`
+	// UDP: udp ports can be published.
+	UDP bool `json:"udp"`
+	// MaxServers and MaxAgents bound NodeSpec.Index.
+	MaxServers int `json:"maxServers"`
+	MaxAgents  int `json:"maxAgents"`
+}
+
+// Provider makes clusters in one particular way. Every method may be called at any time, by several
+// processes at once, also after this machine or any process was killed; mutations of the same provider
+// exclude each other. Names have passed ValidateName. ctx bounds the call; when it ends in the middle of a
+// mutation, what is there so far can be continued by the same call or removed by Delete.
+type Provider interface {
+	// Features says what can be done here; the error says why nothing can (kind errs.Unsupported).
+	Features(ctx context.Context) (Features, error)
+
+	// Prepare makes what the nodes of a cluster share exist and run: its record, its network, its ports on
+	// 127.0.0.1. Idempotent: for a cluster that is there it applies the ports and mends what is missing.
+	// Spec.Nodes is ignored. It returns the spec with all choices made (APIPort, Subnet).
+	Prepare(ctx context.Context, spec Spec) (Spec, error)
+
+	// Create makes a node exist and run; the cluster has been prepared. Idempotent: a running node is left
+	// alone, a stopped or broken one is started with its data. It returns when the node's first process
+	// runs, which is long before Kubernetes answers.
+	Create(ctx context.Context, spec NodeSpec) (Node, error)
+
+	// Stop ends a node and everything on it, pods too, and keeps its data; node "" stops all nodes and the
+	// shared parts. Stopping what does not run is success.
+	Stop(ctx context.Context, cluster, node string) error
+
+	// Describe tells how a cluster is, nodes in the order they were created; kind errs.NotFound when there
+	// is no trace of it. A cluster whose record cannot be read is Broken, not an error.
+	Describe(ctx context.Context, cluster string) (Status, error)
+
+	// Clusters lists the names of all clusters of which there is any trace, sorted.
+	Clusters(ctx context.Context) ([]string, error)
+
+	// Delete removes a node with all its data; node "" removes the whole cluster, whatever state it is in.
+	// Deleting what is not there is success.
+	Delete(ctx context.Context, cluster, node string) error
+
+	// Leftovers names everything that exists on this machine because of the cluster: processes, mounts,
+	// namespaces, cgroups, files. Empty after Delete; tests rely on it.
+	Leftovers(ctx context.Context, cluster string) ([]string, error)
+}
+
+// Executor is a Provider that can run commands in a node.
+type Executor interface {
+	// Exec runs argv in the node as root and waits. Its exit status is an error with ExitCode() int.
+	Exec(ctx context.Context, cluster, node string, argv []string, io Streams) error
+}
+
+// Streams are the standard streams of a command in a node. Files are handed over as they are, so that a
+// terminal stays one.
+type Streams struct {
+	In          io.Reader
+	Out, ErrOut io.Writer
+}
+
+// Files are the files a cluster's user works with, below a provider's state directory.
+type Files interface {
+	// KubeconfigFile is where the cluster's kubeconfig for this machine is kept. Delete removes it.
+	KubeconfigFile(cluster string) string
+}
+
+// NodeEnviron are variables every provider gives to the node program: the settings that follow from being a
+// node of this cluster. They win over the node's configuration file.
+func NodeEnviron(spec Spec, node NodeSpec) []string {
+	return []string{
+		"K1S_CLUSTER_NAME=" + spec.Name,
+		"K1S_NODE_NAME=" + node.Name(),
+		"K1S_NODE_IP=" + NodeAddr(spec.Subnet, node.Role, node.Index).String(),
+		"K1S_API_PORT=" + strconv.Itoa(APIPortInNode),
+	}
+}
+
+// APIPortInNode is where the API listens inside a node, whatever its configuration file says.
+const APIPortInNode = 6443
+
+// EnvRoot overrides the directory below which clusters are kept, for tests and for users without space
+// in /var.
+const EnvRoot = "K1S_CLUSTERS_DIR"
+
+// RootFromEnv is the override, "" without.
+func RootFromEnv() string { return os.Getenv(EnvRoot) }

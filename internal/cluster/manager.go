@@ -1,0 +1,355 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/kubeconfig"
+	"k1s.io/k1s/internal/wait"
+)
+
+// Manager is what users do with clusters, the same for every provider.
+type Manager struct {
+	Provider Provider
+	// Ready asks a node once whether it is ready for work. The error says what is missing, in words that fit
+	// behind "waiting for": "the node to be Ready: container runtime is starting".
+	Ready func(ctx context.Context, n Node) error
+	// Kubeconfigs are the user's kubeconfig files as kubeconfig.Files lists them.
+	Kubeconfigs []string
+	// Progress may be nil.
+	Progress Progress
+}
+
+// Progress is told what happens during long work, in order, by one goroutine.
+type Progress interface {
+	// Step begins something, e.g. "starting node server-0"; what was begun before is done.
+	Step(what string)
+	// Waiting says why the current step is not done yet. It may be called often with the same reason.
+	Waiting(reason string)
+	// Done ends the last step.
+	Done()
+}
+
+type noProgress struct{}
+
+func (noProgress) Step(string)    {}
+func (noProgress) Waiting(string) {}
+func (noProgress) Done()          {}
+
+func (m Manager) progress() Progress {
+	if m.Progress == nil {
+		return noProgress{}
+	}
+	return m.Progress
+}
+
+// Context is the kubeconfig context of a cluster.
+func Context(name string) string {
+	if name == DefaultName {
+		return name
+	}
+	return "k1s-" + name
+}
+
+// CreateOptions are what Create is asked for.
+type CreateOptions struct {
+	Spec  Spec
+	Nodes []NodeSpec // servers first; their Cluster is filled in
+	// Wait is how long to wait until the nodes are ready; 0 is not at all.
+	Wait time.Duration
+	// NoKubeconfig leaves the user's kubeconfig alone.
+	NoKubeconfig bool
+	// Keep leaves what was made when the creation fails, for a look at it.
+	Keep bool
+}
+
+// Check finds what is wrong with a creation before anything is made.
+func (m Manager) Check(ctx context.Context, o CreateOptions) error {
+	if err := ValidateSpec(o.Spec); err != nil {
+		return err
+	}
+	f, err := m.Provider.Features(ctx)
+	if err != nil {
+		return err
+	}
+	if o.Spec.Egress && !f.Egress {
+		return errs.New(errs.Unsupported, "this machine cannot give a cluster a way to the outside")
+	}
+	for _, n := range o.Nodes {
+		if err := ValidateNode(n); err != nil {
+			return err
+		}
+		for _, b := range n.Bundles {
+			if st, err := os.Stat(b); err != nil {
+				return errs.New(errs.Invalid, "image bundle: %w", err)
+			} else if !st.Mode().IsRegular() {
+				return errs.New(errs.Invalid, "image bundle %s is no file", b)
+			}
+		}
+	}
+	st, err := m.Provider.Describe(ctx, o.Spec.Name)
+	switch {
+	case errs.Is(err, errs.NotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	do := "delete"
+	if st.State == Stopped {
+		do = "start"
+	}
+	return errs.Hint(errs.New(errs.Exists, "there is a cluster %q already (%s)", o.Spec.Name, st.State),
+		"run: k1s cluster %s %s, or choose another name", do, o.Spec.Name)
+}
+
+// cleanUpLimit bounds taking back a creation that failed; it is not cut short by a second interrupt.
+const cleanUpLimit = time.Minute
+
+// Create makes a cluster and waits until it is ready. What a failed or interrupted creation made is deleted
+// again, except when the nodes run and only did not become ready in time: then their logs are what tells why.
+func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err error) {
+	if err := m.Check(ctx, o); err != nil {
+		return Status{}, err
+	}
+	name, p := o.Spec.Name, m.progress()
+	waiting := false
+	defer func() {
+		p.Done()
+		interrupted := errors.Is(ctx.Err(), context.Canceled)
+		if err == nil || o.Keep || waiting && !interrupted {
+			return
+		}
+		p.Step("taking back what was made of cluster " + name)
+		cctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanUpLimit, errors.New("it took more than a minute"))
+		defer cancel()
+		switch derr := m.remove(cctx, name); {
+		case derr != nil:
+			err = errs.Hint(errors.Join(err, derr), "run: k1s cluster delete %s", name)
+		case interrupted: // where it stood matters to nobody, and its logs are gone
+			err = errs.New(errs.Interrupted, "interrupted; nothing is left of cluster %s", name)
+		}
+		p.Done()
+	}()
+	p.Step("creating the network of cluster " + name)
+	spec, err := m.Provider.Prepare(ctx, o.Spec)
+	if err != nil {
+		return Status{}, err
+	}
+	for _, n := range o.Nodes {
+		n.Cluster = name
+		p.Step("starting node " + n.Name())
+		if _, err := m.Provider.Create(ctx, n); err != nil {
+			return Status{}, err
+		}
+	}
+	waiting = true
+	return m.settle(ctx, spec, o.Wait, o.NoKubeconfig)
+}
+
+// settle waits for nodes that were started and hands out the kubeconfig.
+func (m Manager) settle(ctx context.Context, spec Spec, limit time.Duration, noKubeconfig bool) (Status, error) {
+	if err := m.await(ctx, spec.Name, limit); err != nil {
+		return Status{}, err
+	}
+	if err := m.kubeconfig(ctx, spec, noKubeconfig); err != nil {
+		return Status{}, err
+	}
+	return m.Provider.Describe(ctx, spec.Name)
+}
+
+// Pauses between questions to a node, and how long its kubeconfig may take when nobody waits for more.
+const (
+	askPause        = 50 * time.Millisecond
+	kubeconfigLimit = 30 * time.Second
+)
+
+// await waits until all nodes are ready.
+func (m Manager) await(ctx context.Context, name string, limit time.Duration) error {
+	if limit <= 0 || m.Ready == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready within %s", limit))
+	defer cancel()
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return err
+	}
+	p := m.progress()
+	for _, n := range st.Nodes {
+		p.Step("waiting for node " + n.Name)
+		err := wait.Until(ctx, askPause, "node "+n.Name+" of cluster "+name, func(ctx context.Context) error {
+			err := m.Ready(ctx, n)
+			if err == nil {
+				return nil
+			}
+			now, derr := m.Provider.Describe(ctx, name)
+			if derr == nil {
+				for _, d := range now.Nodes {
+					switch {
+					case d.Name != n.Name:
+					case d.State != Running:
+						return wait.Permanent(fmt.Errorf("it is %s: %s", d.State, cmp.Or(d.Note, "it was stopped")))
+					case d.Note != "":
+						err = errors.New(d.Note)
+					}
+				}
+			}
+			if ctx.Err() == nil {
+				p.Waiting(err.Error())
+			}
+			return err
+		})
+		if err != nil {
+			return errs.Hint(errs.WithLog(err, n.Log), "look at the log, wait longer with --wait, or run: k1s cluster delete %s", name)
+		}
+	}
+	return nil
+}
+
+// kubeconfig takes the administrator's kubeconfig from the first server, writes it with the address that is
+// right on this machine, and adds it to the user's.
+func (m Manager) kubeconfig(ctx context.Context, spec Spec, leaveUsers bool) error {
+	c, err := m.Kubeconfig(ctx, spec.Name)
+	if err != nil {
+		return err
+	}
+	if f, ok := m.Provider.(Files); ok {
+		if file := f.KubeconfigFile(spec.Name); file != "" {
+			if err := kubeconfig.WriteFile(file, c); err != nil {
+				return fmt.Errorf("writing the kubeconfig of cluster %s: %w", spec.Name, err)
+			}
+		}
+	}
+	if leaveUsers || len(m.Kubeconfigs) == 0 {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(m.Kubeconfigs[0]), 0o700); err != nil {
+		return err
+	}
+	if _, err := kubeconfig.Merge(ctx, m.Kubeconfigs, c, kubeconfig.MergeOptions{SetCurrent: true}); err != nil {
+		return errs.Hint(fmt.Errorf("the cluster is there, but its context cannot be added to the kubeconfig: %w", err),
+			"run: k1s cluster kubeconfig %s > FILE", spec.Name)
+	}
+	return nil
+}
+
+// Kubeconfig is the administrator's kubeconfig of a cluster, for use on this machine. It waits a moment for
+// one that is just being made.
+func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config, error) {
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return kubeconfig.Config{}, err
+	}
+	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
+	if i < 0 {
+		return kubeconfig.Config{}, errs.New(errs.NotFound, "cluster %q has no server", name)
+	}
+	n := st.Nodes[i]
+	if n.State == Running {
+		m.progress().Step("waiting for the kubeconfig of cluster " + name)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, kubeconfigLimit, errors.New("there is none yet"))
+	defer cancel()
+	var c kubeconfig.Config
+	err = wait.Until(ctx, askPause, "the kubeconfig of cluster "+name, func(context.Context) error {
+		var err error
+		c, err = kubeconfig.Load(n.Kubeconfig)
+		if err != nil && (n.State != Running || !errors.Is(err, fs.ErrNotExist)) {
+			return wait.Permanent(err)
+		}
+		return err
+	})
+	if err != nil {
+		return c, errs.WithLog(err, n.Log)
+	}
+	c.Name = Context(name)
+	c.Server = fmt.Sprintf("https://127.0.0.1:%d", st.Spec.APIPort)
+	return c, nil
+}
+
+// Start starts a stopped cluster and mends a broken one.
+func (m Manager) Start(ctx context.Context, name string, limit time.Duration, noKubeconfig bool) (Status, error) {
+	defer m.progress().Done()
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return st, missing(err)
+	}
+	if len(st.Spec.Nodes) == 0 {
+		return st, errs.Hint(fmt.Errorf("cluster %q cannot be started: %s", name, st.Note), "run: k1s cluster delete %s", name)
+	}
+	m.progress().Step("starting the network of cluster " + name)
+	spec, err := m.Provider.Prepare(ctx, st.Spec)
+	if err != nil {
+		return st, err
+	}
+	for _, n := range st.Spec.Nodes {
+		m.progress().Step("starting node " + n.Name())
+		if _, err := m.Provider.Create(ctx, n); err != nil {
+			return st, err
+		}
+	}
+	return m.settle(ctx, spec, limit, noKubeconfig)
+}
+
+// Stop ends a cluster's nodes and keeps their data.
+func (m Manager) Stop(ctx context.Context, name string) error {
+	defer m.progress().Done()
+	if _, err := m.Provider.Describe(ctx, name); err != nil {
+		return missing(err)
+	}
+	m.progress().Step("stopping cluster " + name)
+	return m.Provider.Stop(ctx, name, "")
+}
+
+// Delete removes a cluster and its kubeconfig context, whatever is left of both. It is no error when there is
+// nothing.
+func (m Manager) Delete(ctx context.Context, name string) error {
+	defer m.progress().Done()
+	m.progress().Step("deleting cluster " + name)
+	return m.remove(ctx, name)
+}
+
+func (m Manager) remove(ctx context.Context, name string) error {
+	err := m.Provider.Delete(ctx, name, "")
+	if len(m.Kubeconfigs) > 0 {
+		if _, kerr := kubeconfig.Remove(ctx, m.Kubeconfigs, Context(name)); kerr != nil {
+			err = errors.Join(err, fmt.Errorf("removing context %s from the kubeconfig: %w", Context(name), kerr))
+		}
+	}
+	return err
+}
+
+// List tells how all clusters are.
+func (m Manager) List(ctx context.Context) ([]Status, error) {
+	names, err := m.Provider.Clusters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Status, 0, len(names))
+	for _, n := range names {
+		st, err := m.Provider.Describe(ctx, n)
+		if errs.Is(err, errs.NotFound) {
+			continue // deleted while we looked
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+func missing(err error) error {
+	if errs.Is(err, errs.NotFound) {
+		return errs.Hint(err, "run: k1s cluster ls")
+	}
+	return err
+}

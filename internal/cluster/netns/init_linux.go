@@ -1,0 +1,221 @@
+package netns
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/durable"
+	"k1s.io/k1s/internal/errs"
+)
+
+// Files in a node by which the provider and the node's first process talk. Seen from the machine they are
+// in the node's run directory.
+const (
+	initSpecName  = "k1s-init.json"
+	initStateName = "k1s-init-state.json"
+)
+
+// initSpec is what a node's first process is to do.
+type initSpec struct {
+	Cgroup string   `json:"cgroup"` // it and its direct child live there
+	Argv   []string `json:"argv"`
+	// Stop is run when the node is to end, before Argv's process is asked to: it ends what that one would
+	// leave behind, its pods.
+	Stop    []string      `json:"stop"`
+	Env     []string      `json:"env"`
+	Timeout time.Duration `json:"timeout"` // for all of stopping
+}
+
+// initState is how the node program fares.
+type initState struct {
+	PID      int    `json:"pid"` // 0 when it does not run
+	Restarts int    `json:"restarts"`
+	Last     string `json:"last,omitempty"` // how it ended the last time
+	// Final: it said that trying again is pointless (exit status of a usage error or of an unsupported machine).
+	Final bool `json:"final"`
+}
+
+// Back-off of the node program: from minBackOff doubling to maxBackOff, from the start again after it ran for
+// steady.
+const (
+	minBackOff = 200 * time.Millisecond
+	maxBackOff = 15 * time.Second
+	steady     = time.Minute
+)
+
+// runInit is a node's first process. It starts the node program, starts it again when it dies, collects
+// orphans, and ends the node program in order when it is asked to end itself. It may be killed at any time
+// and started again in the same node; pods do not notice.
+func runInit(_ context.Context, dir string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", "node")
+	var spec initSpec
+	b, err := os.ReadFile(dir + "/" + initSpecName)
+	if err == nil {
+		err = json.Unmarshal(b, &spec)
+	}
+	if err != nil {
+		return fmt.Errorf("reading what to do in this node: %w", err)
+	}
+	if err := joinCgroup(spec.Cgroup, os.Getpid()); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("becoming the parent of orphans: %w", err)
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+
+	in := &initLoop{spec: spec, log: log, stateFile: dir + "/" + initStateName, backOff: minBackOff}
+	return in.run(signals)
+}
+
+type initLoop struct {
+	spec      initSpec
+	log       *slog.Logger
+	stateFile string
+	stopper   int // pid of spec.Stop while it runs
+	state     initState
+	started   time.Time
+	backOff   time.Duration
+}
+
+func (in *initLoop) run(signals <-chan os.Signal) error {
+	again := time.NewTimer(0) // until the next start
+	defer again.Stop()
+	var overdue <-chan time.Time
+	stopping := false
+	for {
+		select {
+		case <-again.C:
+			if err := in.start(); err != nil {
+				in.state.Last = err.Error()
+				in.save()
+				again.Reset(in.nextBackOff())
+			}
+		case <-overdue:
+			_ = unix.Kill(in.state.PID, unix.SIGKILL)
+		case s := <-signals:
+			switch {
+			case s != unix.SIGCHLD && !stopping:
+				stopping = true
+				again.Stop()
+				if in.state.PID == 0 {
+					return nil
+				}
+				overdue = time.After(in.spec.Timeout)
+				in.startStopping()
+			case s != unix.SIGCHLD: // asked twice
+				_ = unix.Kill(in.state.PID, unix.SIGTERM)
+			case in.reap():
+				if stopping {
+					return nil
+				}
+				if !in.state.Final {
+					again.Reset(in.nextBackOff())
+				}
+			}
+		}
+	}
+}
+
+// startStopping asks the node program to end, in the words of spec.Stop if there are any.
+func (in *initLoop) startStopping() {
+	if len(in.spec.Stop) > 0 {
+		pid, err := in.launch(in.spec.Stop)
+		if err == nil {
+			in.stopper = pid
+			return
+		}
+		in.log.Warn("stopping in order failed", "err", err)
+	}
+	_ = unix.Kill(in.state.PID, unix.SIGTERM)
+}
+
+// start runs the node program. It is not waited for with os/exec: reap collects every child alike.
+func (in *initLoop) start() error {
+	pid, err := in.launch(in.spec.Argv)
+	if err != nil {
+		return err
+	}
+	in.state.PID = pid
+	in.started = time.Now()
+	in.save()
+	in.log.Info("node program started", "pid", in.state.PID, "restarts", in.state.Restarts)
+	return nil
+}
+
+func (in *initLoop) launch(argv []string) (int, error) {
+	cmd := exec.Cmd{Path: argv[0], Args: argv, Env: in.spec.Env, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("starting %s: %w", argv[0], err)
+	}
+	pid := cmd.Process.Pid
+	return pid, cmd.Process.Release()
+}
+
+// reap collects all dead children and tells whether the node program was among them.
+func (in *initLoop) reap() (died bool) {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return died
+		}
+		if pid == in.stopper {
+			in.stopper = 0
+			if in.state.PID != 0 { // it failed, or only asked
+				_ = unix.Kill(in.state.PID, unix.SIGTERM)
+			}
+		}
+		if pid != in.state.PID {
+			continue
+		}
+		died = true
+		in.state.PID = 0
+		in.state.Restarts++
+		in.state.Last = describeExit(ws)
+		kind := ws.ExitStatus()
+		in.state.Final = ws.Exited() && (kind == errs.Usage.ExitCode() || kind == errs.Unsupported.ExitCode())
+		in.save()
+		in.log.Warn("node program ended", "how", in.state.Last, "final", in.state.Final)
+	}
+}
+
+func describeExit(ws unix.WaitStatus) string {
+	if ws.Signaled() {
+		return "killed by " + unix.SignalName(ws.Signal())
+	}
+	return fmt.Sprintf("exit status %d", ws.ExitStatus())
+}
+
+func (in *initLoop) nextBackOff() time.Duration {
+	if !in.started.IsZero() && time.Since(in.started) > steady {
+		in.backOff = minBackOff
+	}
+	d := in.backOff
+	in.backOff = min(2*in.backOff, maxBackOff)
+	return d
+}
+
+func (in *initLoop) save() {
+	b, err := json.Marshal(in.state)
+	if err == nil {
+		err = durable.WriteFile(in.stateFile, b, 0o600)
+	}
+	if err != nil {
+		in.log.Warn("recording the node's state failed", "err", err)
+	}
+}

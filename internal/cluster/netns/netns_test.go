@@ -1,0 +1,681 @@
+//go:build linux
+
+package netns
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/cluster/clustertest"
+	"k1s.io/k1s/internal/testenv"
+	"k1s.io/k1s/internal/wait"
+)
+
+// The test binary is also the program of the clusters it makes: their switch, their nodes' first process, and
+// the node program (standIn).
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "cluster":
+			if err := Main(context.Background(), os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, "error:", err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		case "server":
+			standIn()
+		case "refuse":
+			fmt.Fprintln(os.Stderr, "error: no such setting")
+			os.Exit(2)
+		case "stop":
+			// Ends the node's pods, as the real one does.
+			if b, err := os.ReadFile("/var/lib/k1s/pod.pid"); err == nil {
+				pid, _ := strconv.Atoi(string(b))
+				_ = unix.Kill(pid, unix.SIGTERM)
+				_ = os.WriteFile("/var/lib/k1s/stopped-in-order", nil, 0o600)
+			}
+			os.Exit(0)
+		case "pod":
+			_ = unix.Pause()
+			os.Exit(0)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// standIn is a node program: an HTTP server at the API's port that tells about itself and starts a "pod", a
+// process in namespaces and a cgroup of its own that outlives it; and a UDP echo.
+func standIn() {
+	die := func(err error) {
+		fmt.Fprintln(os.Stderr, "stand-in:", err)
+		os.Exit(1)
+	}
+	pc, err := net.ListenPacket("udp4", os.Getenv("K1S_NODE_IP")+":5353")
+	if err != nil {
+		die(err)
+	}
+	go func() {
+		b := make([]byte, 2048)
+		for {
+			n, from, err := pc.ReadFrom(b)
+			if err != nil {
+				die(err)
+			}
+			_, _ = pc.WriteTo(b[:n], from)
+		}
+	}()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/pid", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })
+	mux.HandleFunc("/env/{name}", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.PathValue("name"))) })
+	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) {
+		b, err := os.ReadFile(r.FormValue("name"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(b)
+	})
+	mux.HandleFunc("/pod", func(w http.ResponseWriter, _ *http.Request) {
+		cg := os.Getenv("K1S_CGROUP_ROOT") + "/kubepods/pod1"
+		cmd := exec.Command(programInNode, "pod")
+		cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+		err := makeCgroup(cg)
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err == nil {
+			err = joinCgroup(cg, cmd.Process.Pid)
+		}
+		if err == nil {
+			err = os.WriteFile("/var/lib/k1s/pod.pid", []byte(strconv.Itoa(cmd.Process.Pid)), 0o600)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, cmd.Process.Pid)
+	})
+	l, err := net.Listen("tcp4", os.Getenv("K1S_NODE_IP")+":6443")
+	if err != nil {
+		die(err)
+	}
+	die(http.Serve(l, mux))
+}
+
+func testProvider(t *testing.T, change ...func(*Options)) *Provider {
+	testenv.Root(t)
+	o := Below(t.TempDir())
+	o.CgroupRoot = "/k1s-test-" + strconv.Itoa(os.Getpid())
+	o.StopTimeout = 10 * time.Second
+	for _, c := range change {
+		c(&o)
+	}
+	return New(o)
+}
+
+func TestConformance(t *testing.T) {
+	testenv.Root(t)
+	before := snapshot(t)
+	clustertest.Run(t, func(t *testing.T) cluster.Provider { return testProvider(t) })
+	same(t, before, snapshot(t))
+}
+
+// snapshot is everything of this machine that a cluster could leave a trace in, by what it is.
+func snapshot(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for name, argv := range map[string][]string{
+		"links":     {"ip", "-o", "link"},
+		"addresses": {"ip", "-o", "addr"},
+		"routes":    {"ip", "route", "show", "table", "all"},
+		"rules":     {"ip", "rule"},
+		"firewall":  {"nft", "list", "ruleset"},
+	} {
+		b, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", argv, err, b)
+		}
+		out[name] = string(b)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out["mounts"] = string(mounts)
+	dirs, err := cgroupDirs("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Other tests on this machine may come and go at the same time.
+	dirs = slices.DeleteFunc(dirs, func(d string) bool { return !strings.Contains(d, "k1s-test-"+strconv.Itoa(os.Getpid())) })
+	out["cgroups"] = strings.Join(dirs, "\n")
+	for f := range privateSysctls {
+		b, _ := os.ReadFile("/proc/sys/" + f)
+		out["sysctl "+f] = string(b)
+	}
+	fwd, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	out["forwarding"] = string(fwd)
+	return out
+}
+
+var network = []string{"links", "addresses", "routes", "rules", "firewall", "forwarding"}
+
+func same(t *testing.T, before, after map[string]string, only ...string) {
+	t.Helper()
+	for k, b := range before {
+		if (len(only) == 0 || slices.Contains(only, k)) && after[k] != b {
+			t.Errorf("%s of this machine changed\nfrom:\n%s\nto:\n%s", k, b, after[k])
+		}
+	}
+}
+
+// up makes a cluster of one node and waits for its program.
+func up(t *testing.T, p *Provider, spec cluster.Spec) (cluster.Spec, cluster.Node) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := p.Delete(context.Background(), spec.Name, ""); err != nil {
+			t.Error(err)
+		}
+		clustertest.NothingLeft(t, p, spec.Name)
+	})
+	s, err := p.Prepare(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := p.Create(t.Context(), cluster.NodeSpec{Cluster: spec.Name, Role: cluster.Server})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get(t, s, "/pid")
+	return s, n
+}
+
+// get asks the node program through the forwarded API port until it answers.
+func get(t *testing.T, s cluster.Spec, path string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	var body string
+	err := wait.Until(ctx, 20*time.Millisecond, "the node program", func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", s.APIPort, path), nil)
+		if err != nil {
+			return wait.Permanent(err)
+		}
+		resp, err := c.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if body = string(b); err == nil && resp.StatusCode != http.StatusOK {
+			return wait.Permanent(fmt.Errorf("%s: %s", resp.Status, body))
+		}
+		return err
+	})
+	if err != nil {
+		b, _ := os.ReadFile(filepath.Join("/", s.Name))
+		t.Fatalf("%v\n%s", err, b)
+	}
+	return body
+}
+
+func TestTheMachinesNetworkIsNotTouchedWhileAClusterRuns(t *testing.T) {
+	testenv.Root(t)
+	before := snapshot(t)
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	same(t, before, snapshot(t), append(network, "sysctl kernel/panic", "sysctl vm/overcommit_memory")...)
+	if err := p.Delete(t.Context(), s.Name, ""); err != nil {
+		t.Fatal(err)
+	}
+	same(t, before, snapshot(t))
+}
+
+func TestANodeHasARootOfItsOwn(t *testing.T) {
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	run := func(script string) (string, error) {
+		var out, errOut strings.Builder
+		err := p.Exec(t.Context(), "one", "server-0", []string{"sh", "-c", script}, cluster.Streams{Out: &out, ErrOut: &errOut})
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, errOut.String())
+		}
+		return strings.TrimSpace(out.String()), err
+	}
+	for _, c := range []struct{ what, script, want string }{
+		{"host name", "hostname", "one-server-0"},
+		{"kubelet's directory is empty", "ls -A /var/lib/kubelet", ""},
+		{"/run is its own", "ls /run", "k1s-init-state.json\nk1s-init.json"},
+		{"machine's files are not there", "ls -A /root /home; test -e /var/lib/dpkg || echo none", "/home:\n\n/root:\nnone"},
+		{"programs cannot be changed", "touch /usr/x 2>/dev/null || echo read-only", "read-only"},
+		{"only its own links", "ls /sys/class/net", "eth0\nlo"},
+		{"address", "ip -4 -o addr show eth0 | awk '{print $4}'", "10.88.0.10/24"},
+		{"default route", "ip route show default", "default via 10.88.0.1 dev eth0"},
+		{"the kubelet's settings are a copy", "cat /proc/sys/kernel/panic", "10"},
+		{"mounts are shared with pods", "findmnt -no PROPAGATION /var", "shared"},
+		{"cgroups are there", "test -e /sys/fs/cgroup/cgroup.controllers -o -d /sys/fs/cgroup/memory && echo yes", "yes"},
+		{"cgroup of commands", "grep -c /one/server-0/exec /proc/self/cgroup > /tmp/n; test $(cat /tmp/n) -gt 0 && echo yes", "yes"},
+		{"no way out", "timeout 5 bash -c '</dev/tcp/203.0.113.1/80' 2>&1 | grep -o 'Network is unreachable' | head -1", "Network is unreachable"},
+	} {
+		got, err := run(c.script)
+		if err != nil || got != c.want {
+			t.Errorf("%s: got %q, %v, want %q", c.what, got, err, c.want)
+		}
+	}
+	if got := get(t, s, "/env/K1S_CGROUP_ROOT"); got != p.opts.CgroupRoot+"/one/server-0" {
+		t.Errorf("K1S_CGROUP_ROOT is %q", got)
+	}
+	_, err := run("exit 7")
+	if ee, ok := asExit(err); !ok || ee != 7 {
+		t.Errorf("exit status of a command: got %v, want 7", err)
+	}
+	// What a node mounts is seen on this machine by nobody.
+	before := snapshot(t)["mounts"]
+	if _, err := run("mkdir -p /var/m && mount -t tmpfs x /var/m && findmnt /var/m"); err != nil {
+		t.Fatal(err)
+	}
+	if after := snapshot(t)["mounts"]; after != before {
+		t.Errorf("a mount of the node reached this machine:\n%s", after)
+	}
+}
+
+func asExit(err error) (int, bool) {
+	var e interface{ ExitCode() int }
+	for ; err != nil; err = unwrap(err) {
+		if x, ok := err.(interface{ ExitCode() int }); ok {
+			e = x
+			break
+		}
+	}
+	if e == nil {
+		return 0, false
+	}
+	return e.ExitCode(), true
+}
+
+func unwrap(err error) error {
+	u, ok := err.(interface{ Unwrap() error })
+	if !ok {
+		return nil
+	}
+	return u.Unwrap()
+}
+
+func TestPublishedPortsLeadIntoTheCluster(t *testing.T) {
+	p := testProvider(t)
+	tcp, udp := freePorts(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one", Publish: []cluster.Publish{
+		{HostPort: tcp, NodePort: 6443, Proto: "tcp"}, {HostPort: udp, NodePort: 5353, Proto: "udp"},
+	}})
+	if a, b := get(t, s, "/pid"), get(t, cluster.Spec{APIPort: tcp}, "/pid"); a != b {
+		t.Errorf("the API answers as process %s, the published port as %s", a, b)
+	}
+	c, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", udp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 16)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	err = wait.Until(ctx, 10*time.Millisecond, "the echo", func(context.Context) error { // a packet may be lost
+		if _, err := c.Write([]byte("ping")); err != nil {
+			return err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := c.Read(buf)
+		if err == nil && string(buf[:n]) != "ping" {
+			return wait.Permanent(fmt.Errorf("got %q", buf[:n]))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPortInUseIsNamed(t *testing.T) {
+	p := testProvider(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	t.Cleanup(func() {
+		if err := p.Delete(context.Background(), "one", ""); err != nil {
+			t.Error(err)
+		}
+		clustertest.NothingLeft(t, p, "one")
+	})
+	_, err = p.Prepare(t.Context(), cluster.Spec{Name: "one", APIPort: port})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("127.0.0.1:%d", port)) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("got %v, want an error that names the port", err)
+	}
+}
+
+func freePorts(t *testing.T) (tcp, udp uint16) {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port), uint16(c.LocalAddr().(*net.UDPAddr).Port)
+}
+
+func TestTwoClustersWithTheSameAddressesAnswerEachForItself(t *testing.T) {
+	p := testProvider(t)
+	s1, _ := up(t, p, cluster.Spec{Name: "one"})
+	s2, _ := up(t, p, cluster.Spec{Name: "two"})
+	for want, s := range map[string]cluster.Spec{"one": s1, "two": s2} {
+		if got := get(t, s, "/env/K1S_CLUSTER_NAME"); got != want {
+			t.Errorf("the API of cluster %s is answered by %s", want, got)
+		}
+	}
+}
+
+func TestNodesReachEachOtherAndPortsLeadToAllOfThem(t *testing.T) {
+	p := testProvider(t)
+	tcp, _ := freePorts(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one", Publish: []cluster.Publish{{HostPort: tcp, NodePort: 6443, Proto: "tcp"}}})
+	if _, err := p.Create(t.Context(), cluster.NodeSpec{Cluster: "one", Role: cluster.Agent}); err != nil {
+		t.Fatal(err)
+	}
+	var errOut strings.Builder
+	err := p.Exec(t.Context(), "one", "agent-0", []string{"bash", "-c", "timeout 10 bash -c '</dev/tcp/10.88.0.10/6443'"}, cluster.Streams{ErrOut: &errOut})
+	if err != nil {
+		t.Errorf("the agent does not reach the server: %v: %s", err, errOut.String())
+	}
+	// The published port leads to one after the other; the API to the server only.
+	seen := map[string]bool{}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err = wait.Until(ctx, 20*time.Millisecond, "both nodes to answer", func(context.Context) error {
+		if seen[get(t, cluster.Spec{APIPort: tcp}, "/env/K1S_NODE_NAME")] = true; len(seen) < 2 {
+			return fmt.Errorf("only %v did", seen)
+		}
+		return nil
+	})
+	if err != nil || !seen["server-0"] || !seen["agent-0"] {
+		t.Errorf("answered: %v, %v", seen, err)
+	}
+	for range 3 {
+		if got := get(t, s, "/env/K1S_NODE_NAME"); got != "server-0" {
+			t.Errorf("the API is answered by %s", got)
+		}
+	}
+}
+
+func kill9(t *testing.T, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		rec, err := recordOf(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := rec.signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if !rec.waitGone(10 * time.Second) {
+			t.Fatalf("process %d survives", pid)
+		}
+	}
+}
+
+func atoi(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func start(t *testing.T, p *Provider, name string) cluster.Status {
+	t.Helper()
+	st := state(t, p, name)
+	if _, err := p.Prepare(t.Context(), st.Spec); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range st.Spec.Nodes {
+		if _, err := p.Create(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return state(t, p, name)
+}
+
+func state(t *testing.T, p *Provider, name string) cluster.Status {
+	t.Helper()
+	st, err := p.Describe(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func TestTheNodeProgramIsRestartedWhenItDies(t *testing.T) {
+	p := testProvider(t)
+	s, n := up(t, p, cluster.Spec{Name: "one"})
+	old := get(t, s, "/pid")
+	kill9(t, atoi(t, old))
+	if now := get(t, s, "/pid"); now == old {
+		t.Errorf("the node program is still process %s", now)
+	}
+	if st := state(t, p, "one"); st.State != cluster.Running || st.Nodes[0].PID != n.PID {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestPodsSurviveTheDeathOfTheNodesFirstProcess(t *testing.T) {
+	p := testProvider(t)
+	s, n := up(t, p, cluster.Spec{Name: "one"})
+	pod, err := recordOf(atoi(t, get(t, s, "/pod")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill9(t, n.PID)
+	if st := state(t, p, "one"); st.State != cluster.Broken || !strings.Contains(st.Note, "first process is gone") {
+		t.Errorf("after the kill: got %s (%s)", st.State, st.Note)
+	}
+	st := start(t, p, "one")
+	if st.State != cluster.Running || st.Nodes[0].PID == n.PID {
+		t.Errorf("after the start: got %+v", st)
+	}
+	get(t, s, "/pid")
+	if !pod.alive() {
+		t.Error("the pod is gone")
+	}
+	// It runs in the same namespaces as before.
+	if got := get(t, s, "/file?name=/var/lib/k1s/pod.pid"); got != strconv.Itoa(pod.PID) {
+		t.Errorf("the node's files changed: %q", got)
+	}
+	// An orderly stop ends pods in order.
+	if err := p.Stop(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	if pod.alive() {
+		t.Error("the pod survived the stop of the cluster")
+	}
+	if !fileExists(filepath.Join(p.layout("one").nodeVar("server-0"), "lib/k1s/stopped-in-order")) {
+		t.Error("the pods were not ended in order")
+	}
+}
+
+func TestAKilledSwitchIsShownAndStartBringsItBack(t *testing.T) {
+	p := testProvider(t)
+	s, n := up(t, p, cluster.Spec{Name: "one"})
+	rec, err := readProc(p.layout("one").proc(switchName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill9(t, rec.PID)
+	if st := state(t, p, "one"); st.State != cluster.Broken || !strings.Contains(st.Note, "switch") {
+		t.Errorf("got %s (%s)", st.State, st.Note)
+	}
+	if st := start(t, p, "one"); st.State != cluster.Running || st.Nodes[0].PID != n.PID || st.Spec.APIPort != s.APIPort {
+		t.Errorf("after the start: got %+v", st)
+	}
+	get(t, s, "/pid")
+}
+
+// everything returns all processes of a cluster.
+func everything(t *testing.T, p *Provider, name string) []int {
+	t.Helper()
+	a, err := cgroupPIDs(p.cgroup(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a) < 3 {
+		t.Fatalf("a running cluster has at least a switch, a first process and a node program; got %v", a)
+	}
+	return a
+}
+
+func TestDeleteAfterEverythingWasKilled(t *testing.T) {
+	testenv.Root(t)
+	before := snapshot(t)
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	get(t, s, "/pod")
+	kill9All(t, p)
+	if err := p.Delete(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	clustertest.NothingLeft(t, p, "one")
+	same(t, before, snapshot(t))
+}
+
+// kill9All ends all processes of cluster one; processes die of each other's death, too.
+func kill9All(t *testing.T, p *Provider) {
+	t.Helper()
+	everything(t, p, "one")
+	if err := p.killAll(p.cgroup("one"), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStartAfterAReboot(t *testing.T) {
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	get(t, s, "/pod")
+	kill9All(t, p)
+	// What a reboot takes: processes, mounts, cgroups; here the run directory stays, as on a machine where it
+	// is no tmpfs.
+	l := p.layout("one")
+	if err := unmountBelow(l.runDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.removeCgroups(p.cgroup("one")); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{l.proc(switchName), l.proc("server-0")} {
+		rec, err := readProc(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec.PID, rec.Boot = os.Getpid(), "another" // the pid is somebody else's now
+		b, _ := json.Marshal(rec)
+		if err := os.WriteFile(f, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st := state(t, p, "one"); st.State != cluster.Stopped {
+		t.Errorf("after the reboot: got %s (%s)", st.State, st.Note)
+	}
+	if st := start(t, p, "one"); st.State != cluster.Running {
+		t.Errorf("after the start: got %s (%s)", st.State, st.Note)
+	}
+	if got := get(t, s, "/file?name=/var/lib/k1s/pod.pid"); got == "" {
+		t.Error("the node's data is gone")
+	}
+}
+
+func TestANodeProgramThatGivesUpIsNotRestarted(t *testing.T) {
+	p := testProvider(t, func(o *Options) { o.NodeArgs = []string{"refuse"} })
+	t.Cleanup(func() {
+		if err := p.Delete(context.Background(), "one", ""); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := p.Prepare(t.Context(), cluster.Spec{Name: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Create(t.Context(), cluster.NodeSpec{Cluster: "one", Role: cluster.Server}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	err := wait.Until(ctx, 10*time.Millisecond, "the node to be broken", func(context.Context) error {
+		st, err := p.Describe(ctx, "one")
+		if err != nil {
+			return wait.Permanent(err)
+		}
+		if n := st.Nodes[0]; n.State != cluster.Broken || !strings.Contains(n.Note, "gave up (exit status 2): no such setting") {
+			return fmt.Errorf("it is %s (%s)", n.State, n.Note)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNothingIsLeftOfManyClusters(t *testing.T) {
+	testenv.Root(t)
+	before := snapshot(t)
+	p := testProvider(t)
+	for range 20 {
+		if _, err := p.Prepare(t.Context(), cluster.Spec{Name: "one"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Create(t.Context(), cluster.NodeSpec{Cluster: "one", Role: cluster.Server}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Delete(t.Context(), "one", ""); err != nil {
+			t.Fatal(err)
+		}
+		clustertest.NothingLeft(t, p, "one")
+	}
+	same(t, before, snapshot(t))
+	if fileExists(p.opts.State) || fileExists(p.opts.Run) {
+		t.Error("directories are left")
+	}
+}
+
+func TestAnUnreadableRecordDoesNotPreventDeletion(t *testing.T) {
+	p := testProvider(t)
+	up(t, p, cluster.Spec{Name: "one"})
+	if err := os.WriteFile(p.layout("one").record(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if st := state(t, p, "one"); st.State != cluster.Broken || !strings.Contains(st.Note, "cluster.json") && !strings.Contains(st.Note, "record") {
+		t.Errorf("got %s (%s)", st.State, st.Note)
+	}
+	if err := p.Delete(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	clustertest.NothingLeft(t, p, "one")
+}

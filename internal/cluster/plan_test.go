@@ -1,0 +1,94 @@
+package cluster
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+func TestNamesThatCannotBeDirectoriesCgroupsAndContextsAreRefused(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"k1s": true, "dev-2": true, "a": true, strings.Repeat("a", 30): true,
+		"": false, "A": false, "-a": false, "a-": false, "2a": false, "a.b": false, "a/b": false, "..": false, "a b": false,
+		strings.Repeat("a", 31): false, "ü": false, "a\n": false,
+	} {
+		if err := ValidateName(name); (err == nil) != ok || err != nil && !errs.Is(err, errs.Usage) {
+			t.Errorf("%q: got %v", name, err)
+		}
+	}
+}
+
+func TestPublishedPortsAreRead(t *testing.T) {
+	for in, want := range map[string]string{
+		"8080:30080": "8080:30080/tcp", "8080:30080/udp": "8080:30080/udp", "30080": "30080:30080/tcp",
+		"127.0.0.1:1:65535/tcp": "1:65535/tcp",
+		"":                      "", "0:1": "", "1:65536": "", "a:1": "", "1:2/sctp": "", "0.0.0.0:1:2": "", "1:2:3:4": "", "-1:1": "", "1:": "",
+	} {
+		got, err := ParsePublish(in)
+		switch {
+		case want == "" && !errs.Is(err, errs.Usage):
+			t.Errorf("%q: got %v, %v, want a usage error", in, got, err)
+		case want != "" && (err != nil || got.String() != want):
+			t.Errorf("%q: got %v, %v, want %s", in, got, err, want)
+		}
+	}
+}
+
+func TestEveryNodeHasAnAddressOfItsOwn(t *testing.T) {
+	seen := map[netip.Addr]string{BridgeAddr(DefaultSubnet): "bridge", GatewayAddr(DefaultSubnet): "gateway"}
+	for role, n := range map[Role]int{Server: MaxServers, Agent: MaxAgents} {
+		for i := range n {
+			a, name := NodeAddr(DefaultSubnet, role, i), NodeName(role, i)
+			if by, ok := seen[a]; ok {
+				t.Errorf("%s and %s both have %s", by, name, a)
+			}
+			if seen[a] = name; !DefaultSubnet.Contains(a) || a.As4()[3] == 255 {
+				t.Errorf("%s has %s", name, a)
+			}
+			if len(name) > 15 {
+				t.Errorf("%s is too long for the name of a link", name)
+			}
+		}
+	}
+}
+
+func TestSubnets(t *testing.T) {
+	for in, ok := range map[string]bool{
+		"10.88.0.0/24": true, "192.168.7.0/24": true, "10.88.0.1/24": false, "10.0.0.0/8": false, "8.8.8.0/24": false, "fd00::/24": false,
+	} {
+		if err := ValidateSubnet(netip.MustParsePrefix(in)); (err == nil) != ok {
+			t.Errorf("%s: got %v", in, err)
+		}
+	}
+}
+
+func TestOnePortIsNotTakenTwice(t *testing.T) {
+	s := Spec{Name: "a", APIPort: 8080, Publish: []Publish{{8080, 80, "tcp"}}}
+	if err := ValidateSpec(s); err == nil || !strings.Contains(err.Error(), "the API") {
+		t.Errorf("got %v", err)
+	}
+	s.Publish[0].Proto = "udp"
+	if err := ValidateSpec(s); err != nil {
+		t.Errorf("the same port of another protocol: got %v", err)
+	}
+}
+
+func TestPlansSayWhatIsDone(t *testing.T) {
+	s := Spec{Name: "dev", Publish: []Publish{{8080, 30080, "tcp"}}, Egress: true}
+	got := CreatePlan(s, []NodeSpec{{Role: Server, Bundles: []string{"app.tar"}}}, "k1s-dev")
+	want := []string{
+		"create cluster dev: a network namespace with a bridge at 10.88.0.1, unconnected to this machine's network",
+		"start node server-0 at 10.88.0.10 in namespaces of its own",
+		"offer image bundle app.tar to node server-0",
+		"forward 127.0.0.1:a free port to the Kubernetes API",
+		"forward 127.0.0.1:8080 to port 30080 of the nodes (tcp)",
+		"let nodes and pods open connections to the outside, through 10.88.0.2",
+		"add context k1s-dev to the kubeconfig",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

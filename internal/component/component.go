@@ -1,0 +1,181 @@
+// Package component is the vocabulary in which a node is described: what a component is (Def), what
+// one instance of it looks like on this node (Spec), what a process that runs one or several of them
+// is (Unit), and what all of this is computed from (Input). Data and pure functions only: nothing here
+// or in package components touches files, clocks or the network, so a whole node can be printed and
+// golden-tested before it runs.
+package component
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/probe"
+)
+
+// Role says on which nodes a component runs.
+type Role uint8
+
+// The roles; they may be combined.
+const (
+	ControlPlane Role = 1 << iota // on servers
+	Worker                        // on every node that runs pods
+)
+
+// Level is how far a component has to be before another one may start.
+type Level string
+
+// The levels.
+const (
+	// Open: its port or socket answers at all. Enough for clients that retry by themselves, and earlier.
+	Open Level = "open"
+	// Ready: its Ready probe passes.
+	Ready Level = "ready"
+)
+
+// Need is one edge of the dependency graph.
+type Need struct {
+	Component string `json:"component"`
+	Level     Level  `json:"level"`
+}
+
+// Def describes a component once and for all. Components of package components register one each.
+type Def struct {
+	Name    string
+	Summary string // one line for people: what it does here
+	Roles   Role
+	// Group is the process the component shares with others when isolation is "grouped".
+	Group string
+	// Needs are the components that must be there first. Those that are not part of the node (an agent
+	// has no kube-apiserver of its own) are left out by the planner.
+	Needs []Need
+	// When says whether the configuration asks for it; nil is always.
+	When func(Input) bool
+	// Spec is pure: no files, no clock, no network.
+	Spec func(Input) (Spec, error)
+	// Open and Ready are the probes of the two levels. A nil Open is the same as Ready; a nil Ready means
+	// ready as soon as it runs.
+	Open, Ready func(Input) probe.Probe
+	// StopTimeout is how long it may take to end after being asked; 0 is DefaultStopTimeout.
+	StopTimeout time.Duration
+}
+
+// DefaultStopTimeout is how long a component may take to end before it is killed.
+const DefaultStopTimeout = 10 * time.Second
+
+// Spec is one component on one node.
+type Spec struct {
+	Applet string            `json:"applet"`          // program name inside the payload, e.g. "kube-apiserver"
+	Args   []string          `json:"args,omitempty"`  // without argv[0]
+	Env    map[string]string `json:"env,omitempty"`   // added to a minimal environment
+	Files  []File            `json:"files,omitempty"` // written before it starts
+	Dirs   []Dir             `json:"dirs,omitempty"`  // made before it starts
+}
+
+// File is written before a component starts. Its content is part of what a restart depends on.
+type File struct {
+	Path    string      `json:"path"`
+	Content string      `json:"content"`
+	Mode    fs.FileMode `json:"mode"`
+}
+
+// Dir is made before a component starts.
+type Dir struct {
+	Path string      `json:"path"`
+	Mode fs.FileMode `json:"mode"`
+}
+
+// Facts are what is known about the machine when Specs are rendered.
+type Facts struct {
+	NodeName string     `json:"nodeName"`
+	NodeIP   netip.Addr `json:"nodeIP"`
+	// NodeInterface carries NodeIP; "" where unknown.
+	NodeInterface string `json:"nodeInterface,omitempty"`
+	CPUs          int    `json:"cpus"`
+	MemoryBytes   uint64 `json:"memoryBytes"`
+	// CgroupVersion is 1 (also for the hybrid layout) or 2.
+	CgroupVersion int `json:"cgroupVersion"`
+	// CgroupRoot is the cgroup below which everything of this node lives, e.g. "/k1s".
+	CgroupRoot string `json:"cgroupRoot"`
+	// Systemd tells that pid 1 is systemd, so cgroups of pods are made through it.
+	Systemd bool `json:"systemd"`
+	// SysResource tells that CAP_SYS_RESOURCE is there (OOM scores can be lowered).
+	SysResource bool `json:"sysResource"`
+	// InitialNetNS tells that we run in the machine's own network namespace; outside of it the conntrack
+	// limits are not ours to set.
+	InitialNetNS bool `json:"initialNetNS"`
+	AppArmor     bool `json:"appArmor"`
+	// OverlayFS tells that the overlay snapshotter works below the data directory.
+	OverlayFS bool `json:"overlayFS"`
+}
+
+// Input is everything a Spec may depend on.
+type Input struct {
+	Config config.Config
+	Paths  paths.Paths
+	Facts  Facts
+	// Payload is the directory of the unpacked payload this node runs from.
+	Payload string
+	// PayloadID is the payload's hash, for objects that must change when the programs change.
+	PayloadID string
+}
+
+// Component is a Def rendered for one node.
+type Component struct {
+	Name        string        `json:"name"`
+	Needs       []Need        `json:"needs,omitempty"`
+	Spec        Spec          `json:"spec"`
+	Open        probe.Probe   `json:"open"`
+	Ready       probe.Probe   `json:"ready"`
+	Group       string        `json:"group"`
+	StopTimeout time.Duration `json:"stopTimeout"`
+}
+
+// Unit is one process and the components it runs, most often one or a whole group.
+type Unit struct {
+	Name string `json:"name"`
+	// Argv is the full command line; Argv[0] is an absolute path inside the payload.
+	Argv  []string          `json:"argv"`
+	Env   map[string]string `json:"env,omitempty"`
+	Files []File            `json:"files,omitempty"`
+	Dirs  []Dir             `json:"dirs,omitempty"`
+	// Components are the members in start order. A unit of one is started when its Needs are met; a unit of
+	// several starts at once and its group runner starts each member when the member's Needs are met.
+	Components  []Component   `json:"components"`
+	StopTimeout time.Duration `json:"stopTimeout"`
+}
+
+// Hash identifies everything about the unit that needs a restart when it changes.
+func (u Unit) Hash() string {
+	b, err := json.Marshal(u)
+	if err != nil { // only strings and numbers in it
+		panic(err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Group is the file a group process is started with.
+type Group struct {
+	Name    string   `json:"name"`
+	Members []Member `json:"members"`
+}
+
+// Member is one applet of a group.
+type Member struct {
+	Name   string   `json:"name"`
+	Applet string   `json:"applet"`
+	Args   []string `json:"args,omitempty"`
+	// After must all pass before the applet starts.
+	After []probe.Probe `json:"after,omitempty"`
+	// Ready tells when the member is up; the group runner tunes the garbage collector when all are.
+	Ready probe.Probe `json:"ready"`
+	// StopAfter names members that must have ended before this one is asked to stop (its clients).
+	StopAfter   []string      `json:"stopAfter,omitempty"`
+	StopTimeout time.Duration `json:"stopTimeout,omitempty"`
+}

@@ -1,0 +1,128 @@
+package components
+
+import (
+	"strconv"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/probe"
+)
+
+// The API server needs its store and nothing else. Clients that retry by themselves start when its
+// port answers; what needs the bootstrap roles waits for /readyz.
+var _ = register(component.Def{
+	Name:    "kube-apiserver",
+	Summary: "the Kubernetes API",
+	Roles:   component.ControlPlane,
+	Group:   controlPlane,
+	Needs:   []component.Need{{Component: "kine", Level: component.Ready}, {Component: "etcd", Level: component.Ready}},
+	Spec:    apiserverSpec,
+	Open: func(in component.Input) probe.Probe {
+		return probe.Probe{Kind: probe.TCP, Addr: apiAddr(in)}
+	},
+	Ready: func(in component.Input) probe.Probe {
+		return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz"}
+	},
+	StopTimeout: 15 * time.Second,
+})
+
+func apiserverSpec(in component.Input) (component.Spec, error) {
+	c, p := in.Config.Spec, in.Paths
+	authn, err := yamlFile(p.Rendered("authentication.yaml"), map[string]any{
+		"apiVersion": "apiserver.config.k8s.io/v1",
+		"kind":       "AuthenticationConfiguration",
+		// Who has no credentials may learn whether we are well and which version this is, nothing else.
+		"anonymous": map[string]any{
+			"enabled": true,
+			"conditions": []map[string]any{
+				{"path": "/livez"}, {"path": "/readyz"}, {"path": "/healthz"}, {"path": "/version"},
+			},
+		},
+	})
+	if err != nil {
+		return component.Spec{}, err
+	}
+	files := []component.File{authn}
+
+	var f flags
+	f.add("advertise-address", in.Facts.NodeIP.String())
+	f.add("bind-address", c.API.Bind)
+	f.add("secure-port", strconv.Itoa(c.API.Port))
+	if UsesEtcd(in) {
+		f.add("etcd-servers", "https://"+local(etcdClientPort))
+		f.add("etcd-cafile", p.PKI("etcd", "ca.crt"))
+		f.add("etcd-certfile", p.PKI("apiserver-etcd-client.crt"))
+		f.add("etcd-keyfile", p.PKI("apiserver-etcd-client.key"))
+	} else {
+		f.add("etcd-servers", "unix://"+p.KineSocket())
+	}
+	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
+	f.add("service-node-port-range", c.Network.NodePorts)
+	f.add("allow-privileged", "true")
+	f.add("authentication-config", authn.Path)
+	f.add("authorization-mode", "Node,RBAC")
+	f.add("enable-admission-plugins", "NodeRestriction")
+	f.add("client-ca-file", p.PKI("ca.crt"))
+	f.add("tls-cert-file", p.PKI("apiserver.crt"))
+	f.add("tls-private-key-file", p.PKI("apiserver.key"))
+	f.add("tls-min-version", tlsMinVersion)
+	f.add("kubelet-certificate-authority", p.PKI("ca.crt"))
+	f.add("kubelet-client-certificate", p.PKI("apiserver-kubelet-client.crt"))
+	f.add("kubelet-client-key", p.PKI("apiserver-kubelet-client.key"))
+	f.add("kubelet-preferred-address-types", "InternalIP")
+	f.add("requestheader-client-ca-file", p.PKI("front-proxy-ca.crt"))
+	f.add("requestheader-allowed-names", "front-proxy-client")
+	f.add("requestheader-extra-headers-prefix", "X-Remote-Extra-")
+	f.add("requestheader-group-headers", "X-Remote-Group")
+	f.add("requestheader-username-headers", "X-Remote-User")
+	f.add("proxy-client-cert-file", p.PKI("front-proxy-client.crt"))
+	f.add("proxy-client-key-file", p.PKI("front-proxy-client.key"))
+	// Aggregated APIs are reached at their endpoints: a server may have no kube-proxy.
+	f.add("enable-aggregator-routing", "true")
+	f.add("service-account-issuer", "https://kubernetes.default.svc."+c.Cluster.Domain)
+	f.add("service-account-key-file", p.PKI("sa.pub"))
+	f.add("service-account-signing-key-file", p.PKI("sa.key"))
+	f.add("profiling", "false")
+	f.gates(in)
+	if c.Audit.Enabled {
+		policy := c.Audit.PolicyFile
+		if policy == "" {
+			file, err := yamlFile(p.Rendered("audit-policy.yaml"), defaultAuditPolicy())
+			if err != nil {
+				return component.Spec{}, err
+			}
+			files = append(files, file)
+			policy = file.Path
+		}
+		f.add("audit-policy-file", policy)
+		f.add("audit-log-path", p.AuditLog())
+		f.add("audit-log-maxage", "30")
+		f.add("audit-log-maxbackup", "10")
+		f.add("audit-log-maxsize", "100")
+		f.add("audit-log-mode", "batch")
+	}
+	return component.Spec{Applet: "kube-apiserver", Args: f, Files: files}, nil
+}
+
+// defaultAuditPolicy records who did what, without bodies: those may hold secrets.
+func defaultAuditPolicy() map[string]any {
+	quiet := func(users []string, verbs ...string) map[string]any {
+		return map[string]any{"level": "None", "users": users, "verbs": verbs}
+	}
+	return map[string]any{
+		"apiVersion": "audit.k8s.io/v1",
+		"kind":       "Policy",
+		"omitStages": []string{"RequestReceived"},
+		"rules": []map[string]any{
+			{"level": "None", "nonResourceURLs": []string{"/healthz*", "/readyz*", "/livez*", "/version", "/openapi*"}},
+			quiet([]string{"system:kube-scheduler", "system:kube-controller-manager", "system:apiserver"}, "get", "list", "watch"),
+			{"level": "None", "resources": []map[string]any{{"group": "coordination.k8s.io", "resources": []string{"leases"}}}},
+			{"level": "Metadata"},
+		},
+	}
+}
+
+// URL is the address clients on this node use for the API.
+func URL(in component.Input) string {
+	return "https://" + apiAddr(in)
+}

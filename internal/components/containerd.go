@@ -1,0 +1,110 @@
+package components
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"k1s.io/k1s/internal/component"
+)
+
+// BaseImage is made on the node from the payload: sandboxes and packaged pods run from it.
+const BaseImage = "k1s.io/base:1"
+
+// containerd is a process of its own in every mode: its restart must not touch anything else, and its
+// shims keep the containers running while it is away.
+var _ = register(component.Def{
+	Name:    "containerd",
+	Summary: "the container runtime",
+	Roles:   component.Worker,
+	Group:   runtime,
+	When:    OwnRuntime,
+	Spec:    containerdSpec,
+	Ready:   unixReady(func(in component.Input) string { return in.Paths.ContainerdSocket() }),
+})
+
+// OwnRuntime tells that we run containerd ourselves.
+func OwnRuntime(in component.Input) bool { return in.Config.Spec.Runtime.Socket == "" }
+
+// RuntimeEndpoint is the CRI socket as a URL.
+func RuntimeEndpoint(in component.Input) string {
+	if !OwnRuntime(in) {
+		return in.Config.Spec.Runtime.Socket
+	}
+	return "unix://" + in.Paths.ContainerdSocket()
+}
+
+func containerdSpec(in component.Input) (component.Spec, error) {
+	p := in.Paths
+	file := component.File{Path: p.Rendered("containerd.toml"), Content: containerdConfig(in), Mode: 0o600}
+	return component.Spec{
+		Applet: "containerd",
+		Args:   []string{"--config=" + file.Path},
+		Files:  []component.File{file},
+		Dirs: []component.Dir{
+			{Path: p.Containerd(), Mode: 0o711},
+			{Path: p.ContainerdState(), Mode: 0o711},
+			{Path: p.CNIConf(), Mode: 0o755},
+			{Path: p.Registries(), Mode: 0o700},
+		},
+	}, nil
+}
+
+// containerdConfig is written by hand rather than through a TOML library: it is short, and comments
+// and order are for people who read it.
+func containerdConfig(in component.Input) string {
+	p := in.Paths
+	snapshotter := "overlayfs"
+	if !in.Facts.OverlayFS {
+		snapshotter = "native"
+	}
+	var b strings.Builder
+	w := func(format string, a ...any) { fmt.Fprintf(&b, format+"\n", a...) }
+	w("# Written by k1s at every start. Add or override settings in %s.", path.Join(p.Config, "containerd.d", "*.toml"))
+	w("version = 3")
+	w("root = %q", p.Containerd())
+	w("state = %q", p.ContainerdState())
+	w("imports = [%q]", path.Join(p.Config, "containerd.d", "*.toml"))
+	if in.Facts.SysResource {
+		w("oom_score = -999")
+	}
+	w("")
+	w("[grpc]")
+	w("  address = %q", p.ContainerdSocket())
+	w("[ttrpc]")
+	w("  address = %q", p.ContainerdSocket()+".ttrpc")
+	w("")
+	w("[plugins.'io.containerd.cri.v1.images']")
+	w("  snapshotter = %q", snapshotter)
+	w("  [plugins.'io.containerd.cri.v1.images'.pinned_images]")
+	w("    sandbox = %q", BaseImage)
+	w("  [plugins.'io.containerd.cri.v1.images'.registry]")
+	w("    config_path = %q", p.Registries())
+	w("")
+	w("[plugins.'io.containerd.cri.v1.runtime']")
+	if !in.Facts.SysResource {
+		w("  # Without CAP_SYS_RESOURCE the kernel refuses to lower OOM scores.")
+		w("  restrict_oom_score_adj = true")
+	}
+	if !in.Facts.AppArmor {
+		w("  disable_apparmor = true")
+	}
+	w("  enable_unprivileged_ports = true")
+	w("  enable_unprivileged_icmp = true")
+	w("  [plugins.'io.containerd.cri.v1.runtime'.cni]")
+	w("    bin_dirs = [%q]", path.Join(in.Payload, "cni"))
+	w("    conf_dir = %q", p.CNIConf())
+	w("  [plugins.'io.containerd.cri.v1.runtime'.containerd]")
+	w("    default_runtime_name = 'runc'")
+	w("    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]")
+	w("      runtime_type = 'io.containerd.runc.v2'")
+	w("      runtime_path = %q", path.Join(in.Payload, "containerd-shim-runc-v2"))
+	w("      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]")
+	w("        BinaryName = %q", path.Join(in.Payload, "runc"))
+	w("        SystemdCgroup = %t", SystemdCgroups(in))
+	return b.String()
+}
+
+// SystemdCgroups tells that pods' cgroups are made through systemd: where it is pid 1 and we run
+// directly on the machine, two writers of one cgroup tree would fight.
+func SystemdCgroups(in component.Input) bool { return in.Facts.Systemd && in.Facts.CgroupVersion == 2 }

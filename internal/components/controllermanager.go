@@ -1,0 +1,54 @@
+package components
+
+import (
+	"strconv"
+
+	"k1s.io/k1s/internal/component"
+)
+
+// The controller manager keeps no state. It waits for /readyz, not just for the port: it runs each
+// controller under its own service account, and before the bootstrap roles exist their informers are
+// refused and back off for seconds.
+var _ = register(component.Def{
+	Name:    "kube-controller-manager",
+	Summary: "upstream's controllers",
+	Roles:   component.ControlPlane,
+	Group:   controlPlane,
+	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Ready}},
+	Spec:    controllerManagerSpec,
+	Ready:   httpsReady(controllerPort, "/healthz"),
+})
+
+func controllerManagerSpec(in component.Input) (component.Spec, error) {
+	c, p := in.Config.Spec, in.Paths
+	kubeconfig := p.Kubeconfig("kube-controller-manager")
+	var f flags
+	f.add("kubeconfig", kubeconfig)
+	f.add("authentication-kubeconfig", kubeconfig)
+	f.add("authorization-kubeconfig", kubeconfig)
+	f.add("client-ca-file", p.PKI("ca.crt"))
+	f.add("requestheader-client-ca-file", p.PKI("front-proxy-ca.crt"))
+	f.add("bind-address", loopback)
+	f.add("secure-port", strconv.Itoa(controllerPort))
+	f.add("tls-cert-file", p.PKI("controller-manager-serving.crt"))
+	f.add("tls-private-key-file", p.PKI("controller-manager-serving.key"))
+	f.add("tls-min-version", tlsMinVersion)
+	// One server: nobody to elect against, and a slow disk must not end the controllers.
+	f.add("leader-elect", "false")
+	f.add("allocate-node-cidrs", "true")
+	f.add("cluster-name", c.Cluster.Name)
+	f.add("cluster-cidr", c.Network.PodCIDR)
+	f.add("node-cidr-mask-size", strconv.Itoa(nodeCIDRMaskLength))
+	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
+	f.add("cluster-signing-cert-file", p.PKI("ca.crt"))
+	f.add("cluster-signing-key-file", p.PKI("ca.key"))
+	f.add("root-ca-file", p.PKI("ca.crt"))
+	f.add("service-account-private-key-file", p.PKI("sa.key"))
+	f.add("use-service-account-credentials", "true")
+	// Upstream's 20 requests a second cost 4.5 s until the first pod.
+	f.add("kube-api-qps", clientQPS)
+	f.add("kube-api-burst", clientQPS)
+	f.add("profiling", "false")
+	f.gates(in)
+	return component.Spec{Applet: "kube-controller-manager", Args: f}, nil
+}

@@ -1,0 +1,60 @@
+package components
+
+import (
+	"fmt"
+
+	"k1s.io/k1s/internal/component"
+)
+
+// etcd is the store when it has to be shared by several servers, or when the user asks for it.
+var _ = register(component.Def{
+	Name:    "etcd",
+	Summary: "the cluster's database",
+	Roles:   component.ControlPlane,
+	Group:   controlPlane,
+	When:    UsesEtcd,
+	Spec:    etcdSpec,
+	Ready:   httpReady(etcdMetricsPort, "/readyz"),
+})
+
+func etcdSpec(in component.Input) (component.Spec, error) {
+	name, ip := in.Facts.NodeName, in.Facts.NodeIP.String()
+	client := fmt.Sprintf("https://%s", local(etcdClientPort))
+	peer := fmt.Sprintf("https://%s:%d", ip, etcdPeerPort)
+	tls := func(what string) map[string]any {
+		return map[string]any{
+			"cert-file":        in.Paths.PKI("etcd", what+".crt"),
+			"key-file":         in.Paths.PKI("etcd", what+".key"),
+			"trusted-ca-file":  in.Paths.PKI("etcd", "ca.crt"),
+			"client-cert-auth": true,
+		}
+	}
+	cfg := map[string]any{
+		"name":                        name,
+		"data-dir":                    in.Paths.Etcd(),
+		"listen-client-urls":          client,
+		"advertise-client-urls":       client,
+		"listen-peer-urls":            peer,
+		"initial-advertise-peer-urls": peer,
+		"initial-cluster":             name + "=" + peer,
+		"initial-cluster-state":       "new",
+		"listen-metrics-urls":         "http://" + local(etcdMetricsPort),
+		"client-transport-security":   tls("server"),
+		"peer-transport-security":     tls("peer"),
+		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
+		"heartbeat-interval": 10,
+		"election-timeout":   100,
+		"log-level":          "warn",
+		"logger":             "zap",
+	}
+	file, err := yamlFile(in.Paths.Rendered("etcd.yaml"), cfg)
+	if err != nil {
+		return component.Spec{}, err
+	}
+	return component.Spec{
+		Applet: "etcd",
+		Args:   []string{"--config-file=" + file.Path},
+		Files:  []component.File{file},
+		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
+	}, nil
+}

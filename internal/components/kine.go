@@ -1,0 +1,40 @@
+package components
+
+import (
+	"net/url"
+	"path"
+
+	"k1s.io/k1s/internal/component"
+)
+
+// kine serves the etcd API over SQLite. It is the store of a single server. SIGTERM lets it finish its
+// transaction; after a kill SQLite replays its log.
+var _ = register(component.Def{
+	Name:    "kine",
+	Summary: "etcd API over SQLite, the cluster's database",
+	Roles:   component.ControlPlane,
+	Group:   controlPlane,
+	When:    func(in component.Input) bool { return !UsesEtcd(in) },
+	Spec:    kineSpec,
+	Ready:   unixReady(func(in component.Input) string { return in.Paths.KineSocket() }),
+})
+
+func kineSpec(in component.Input) (component.Spec, error) {
+	// synchronous=FULL: a write that was acknowledged survives a power cut. kine's own default (NORMAL)
+	// may lose the last seconds; docs/adr/0008 has the cost.
+	q := url.Values{
+		"_journal_mode": {"WAL"},
+		"_synchronous":  {"FULL"},
+		"_busy_timeout": {"30000"},
+		"_txlock":       {"immediate"},
+		"cache":         {"shared"},
+	}
+	var f flags
+	f.add("listen", "unix://"+in.Paths.KineSocket())
+	f.add("endpoint", "sqlite://"+path.Join(in.Paths.DB(), "state.db")+"?"+q.Encode())
+	return component.Spec{
+		Applet: "kine",
+		Args:   f,
+		Dirs:   []component.Dir{{Path: in.Paths.DB(), Mode: 0o700}, {Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
+	}, nil
+}

@@ -1,0 +1,232 @@
+package components
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/paths"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// input is a node whose facts are fixed; variants change what a test is about.
+func input(cfg config.Config) component.Input {
+	return component.Input{
+		Config: cfg, Paths: paths.Default(), Payload: "/var/lib/k1s/payload/0123456789ab", PayloadID: "0123456789ab",
+		Facts: component.Facts{
+			NodeName: "node-1", NodeIP: netip.MustParseAddr("198.51.100.7"), NodeInterface: "eth0", CPUs: 2, MemoryBytes: 4 << 30,
+			CgroupVersion: 2, CgroupRoot: "/k1s", Systemd: true, SysResource: true, InitialNetNS: true, AppArmor: true, OverlayFS: true,
+		},
+	}
+}
+
+// facts variants, chosen by the name of a case after the last dot: default.v1.
+var variants = map[string]func(*component.Facts){
+	".v1": func(f *component.Facts) {
+		f.CgroupVersion, f.Systemd, f.SysResource, f.InitialNetNS, f.AppArmor, f.OverlayFS = 1, false, false, false, false, false
+	},
+}
+
+// Every directory of testdata is a configuration; the golden file beside it is the whole node.
+func TestPlanIsAsGolden(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/*/config.yaml")
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range dirs {
+		dir := filepath.Dir(file)
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			loaded, err := config.Effective(config.Sources{File: file, FileMustExist: true}, config.Known{Components: Names()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := input(loaded.Config)
+			if v := variants[filepath.Ext(dir)]; v != nil {
+				v(&in.Facts)
+			}
+			units, err := Plan(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compare(t, filepath.Join(dir, "plan.golden"), text(units))
+		})
+	}
+}
+
+func compare(t *testing.T, golden, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatalf("%v; run: go test ./internal/components -update", err)
+	}
+	if got == string(want) {
+		return
+	}
+	g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(g), len(w)) {
+		a, b := at(w, i), at(g, i)
+		if a != b {
+			t.Errorf("%s:%d\n- %s\n+ %s", golden, i+1, a, b)
+		}
+	}
+	t.Error("when this is meant: go test ./internal/components -update, and read the diff")
+}
+
+func at(lines []string, i int) string {
+	if i < len(lines) {
+		return lines[i]
+	}
+	return ""
+}
+
+// text shows units one fact a line, so that a changed flag is a changed line.
+func text(units []component.Unit) string {
+	var b strings.Builder
+	for _, u := range units {
+		fmt.Fprintf(&b, "unit %s (stop within %s)\n  %s\n", u.Name, u.StopTimeout, strings.Join(u.Argv[:2], " "))
+		for _, c := range u.Components {
+			fmt.Fprintf(&b, "\n  component %s\n    open:  %s\n    ready: %s\n", c.Name, c.Open, c.Ready)
+			for _, n := range c.Needs {
+				fmt.Fprintf(&b, "    needs: %s %s\n", n.Component, n.Level)
+			}
+			for _, a := range c.Spec.Args {
+				fmt.Fprintf(&b, "    arg:   %s\n", a)
+			}
+			for _, d := range c.Spec.Dirs {
+				fmt.Fprintf(&b, "    dir:   %s %o\n", d.Path, d.Mode)
+			}
+			for _, f := range c.Spec.Files {
+				fmt.Fprintf(&b, "    file:  %s %o\n", f.Path, f.Mode)
+				for line := range strings.Lines(f.Content) {
+					b.WriteString("      | " + line)
+				}
+			}
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+func TestWhatAComponentNeedsStandsBeforeIt(t *testing.T) {
+	for _, isolation := range []string{Grouped, PerProcess, Fused} {
+		cfg := config.Default()
+		cfg.Spec.Isolation = isolation
+		comps, err := Render(input(cfg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for _, c := range comps {
+			for _, n := range c.Needs {
+				if !seen[n.Component] {
+					t.Errorf("%s: %s needs %s, which comes later", isolation, c.Name, n.Component)
+				}
+			}
+			seen[c.Name] = true
+		}
+	}
+}
+
+func TestIsolationChangesProcessesAndNothingElse(t *testing.T) {
+	args := func(isolation string) (int, map[string][]string) {
+		cfg := config.Default()
+		cfg.Spec.Isolation = isolation
+		units, err := Plan(input(cfg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string][]string{}
+		for _, u := range units {
+			for _, c := range u.Components {
+				out[c.Name] = c.Spec.Args
+			}
+		}
+		return len(units), out
+	}
+	nGrouped, grouped := args(Grouped)
+	nSingle, single := args(PerProcess)
+	nFused, fused := args(Fused)
+	if nGrouped != 3 || nSingle != len(single) || nFused != 2 {
+		t.Errorf("processes: grouped %d, want 3; component %d, want %d; none %d, want 2", nGrouped, nSingle, len(single), nFused)
+	}
+	for name := range grouped {
+		if !slices.Equal(grouped[name], single[name]) || !slices.Equal(grouped[name], fused[name]) {
+			t.Errorf("%s has other arguments in another isolation mode", name)
+		}
+	}
+}
+
+func TestGroupMembersStopAfterTheirClients(t *testing.T) {
+	units, err := Plan(input(config.Default()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(units, func(u component.Unit) bool { return u.Name == controlPlane })
+	j := slices.IndexFunc(units[i].Files, func(f component.File) bool { return strings.HasSuffix(f.Path, "control-plane.json") })
+	group := units[i].Files[j].Content
+	for _, want := range []string{`"name": "kine"`, `"stopAfter": [
+        "kube-apiserver"
+      ]`} {
+		if !strings.Contains(group, want) {
+			t.Errorf("group file lacks %s:\n%s", want, group)
+		}
+	}
+}
+
+func TestUserArgumentsReplaceOursInPlace(t *testing.T) {
+	got := override([]string{"--a=1", "--b=2", "--b=3", "word"}, map[string]string{"b": "9", "z": "1", "c": ""})
+	want := []string{"--a=1", "--b=9", "word", "--c=", "--z=1"}
+	if !slices.Equal(got, want) {
+		t.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+func TestACircleOfNeedsIsAnError(t *testing.T) {
+	need := func(n string) []component.Need { return []component.Need{{Component: n, Level: component.Ready}} }
+	_, err := sorted(map[string]component.Component{
+		"a": {Name: "a", Needs: need("b")}, "b": {Name: "b", Needs: need("c")}, "c": {Name: "c", Needs: need("a")},
+	})
+	if err == nil || !strings.Contains(err.Error(), "a → b → c → a") {
+		t.Fatalf("error is %v", err)
+	}
+}
+
+func TestAChangedSettingChangesOnlyTheUnitsItConcerns(t *testing.T) {
+	hashes := func(change func(*config.Config)) map[string]string {
+		cfg := config.Default()
+		cfg.Spec.Isolation = PerProcess
+		change(&cfg)
+		units, err := Plan(input(cfg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]string{}
+		for _, u := range units {
+			out[u.Name] = u.Hash()
+		}
+		return out
+	}
+	before := hashes(func(*config.Config) {})
+	after := hashes(func(c *config.Config) {
+		c.Spec.Components = map[string]config.ComponentArgs{"kube-scheduler": {Args: map[string]string{"v": "4"}}}
+	})
+	for name := range before {
+		if changed := before[name] != after[name]; changed != (name == "kube-scheduler") {
+			t.Errorf("%s changed: %t", name, changed)
+		}
+	}
+}

@@ -1,0 +1,115 @@
+// Package config is what the user writes: one file, drop-ins, environment variables and flags, all
+// views of the same Config. Precedence is flag > environment > file > default. Unknown or wrong fields
+// are errors that name file, line and the nearest right name.
+//
+// Every field is reachable in four ways that follow from its path in the file: spec.api.port is the
+// flag --api-port, the variable K1S_API_PORT and the argument of `k1s config explain`.
+package config
+
+//go:generate go run ./gen
+
+// APIVersion and Kind open every configuration file.
+const (
+	APIVersion = "k1s.io/v1alpha1"
+	Kind       = "Config"
+)
+
+// Config is the whole configuration of a node.
+type Config struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Spec       Spec   `json:"spec"`
+}
+
+// Spec holds the settings. The tags are all there is to a field: `doc`, `default`, `enum` (values
+// allowed) and `example` (as in the file) are what `config explain`, --help and the reference show;
+// flag:"-" keeps a field out of flags and environment; scalar:"any" lets numbers and booleans stand for
+// strings without quotes.
+type Spec struct {
+	Cluster   Cluster   `json:"cluster" doc:"the cluster this node is part of"`
+	Node      Node      `json:"node" doc:"this node"`
+	API       API       `json:"api" doc:"the Kubernetes API"`
+	Network   Network   `json:"network" doc:"pod and service networks"`
+	Datastore Datastore `json:"datastore" doc:"where the cluster's state is kept"`
+	Runtime   Runtime   `json:"runtime" doc:"the container runtime"`
+	Images    Images    `json:"images" doc:"container images"`
+	Audit     Audit     `json:"audit" doc:"the API audit log"`
+	// Isolation decides how many processes the components share.
+	Isolation  string                   `json:"isolation" doc:"processes: grouped (control plane, node, containerd), component (one each), none (all but containerd in one)" enum:"grouped,component,none" default:"grouped"`
+	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
+	Disable    []string                 `json:"disable,omitempty" doc:"packaged components to leave out: coredns, metrics-server, local-path" example:"[metrics-server]"`
+	Gates      map[string]bool          `json:"featureGates,omitempty" doc:"Kubernetes feature gates, for every component" example:"{AllAlpha: true}"`
+	Kubelet    map[string]any           `json:"kubelet,omitempty" doc:"fields of KubeletConfiguration that override ours" flag:"-" example:"{maxPods: 250}"`
+	Components map[string]ComponentArgs `json:"components,omitempty" doc:"additional arguments by component name" flag:"-" example:"{kube-apiserver: {args: {v: 4}}}"`
+	Kubeconfig Kubeconfig               `json:"kubeconfig" doc:"the administrator's kubeconfig"`
+	Log        Log                      `json:"log" doc:"k1s' own log"`
+}
+
+// Cluster names the cluster.
+type Cluster struct {
+	Name   string `json:"name" doc:"name of the cluster; the kubeconfig context is called after it" default:"k1s"`
+	Domain string `json:"domain" doc:"DNS domain of the cluster" default:"cluster.local"`
+}
+
+// Node describes this node.
+type Node struct {
+	Name   string            `json:"name,omitempty" doc:"node name; the host name in lower case if empty" example:"edge-1"`
+	IP     string            `json:"ip,omitempty" doc:"address other nodes reach this one at; detected if empty" example:"192.168.7.11"`
+	Labels map[string]string `json:"labels,omitempty" doc:"labels given to the node when it registers" example:"{example.com/rack: r12}"`
+	Taints []string          `json:"taints,omitempty" doc:"taints given to the node when it registers, key=value:Effect" example:"['gpu=true:NoSchedule']"`
+}
+
+// API is the Kubernetes API endpoint.
+type API struct {
+	Port int      `json:"port" doc:"port of the Kubernetes API" default:"6443"`
+	Bind string   `json:"bind" doc:"address the API listens at" default:"0.0.0.0"`
+	SANs []string `json:"sans,omitempty" doc:"additional names and addresses in the API's certificate" example:"[k8s.example.com, 203.0.113.7]"`
+}
+
+// Network is the pod and service network. One IPv4 CIDR each for now.
+type Network struct {
+	PodCIDR     string `json:"podCIDR" doc:"addresses of pods" default:"10.42.0.0/16"`
+	ServiceCIDR string `json:"serviceCIDR" doc:"addresses of services" default:"10.43.0.0/16"`
+	ClusterDNS  string `json:"clusterDNS,omitempty" doc:"address of the DNS service; the tenth of serviceCIDR if empty" example:"10.43.0.10"`
+	Backend     string `json:"backend" doc:"how pod traffic crosses nodes: host-gw (routes), vxlan, or none (bring your own CNI)" enum:"host-gw,vxlan,none" default:"host-gw"`
+	NodePorts   string `json:"nodePorts" doc:"ports for services of type NodePort" default:"30000-32767"`
+	MTU         int    `json:"mtu,omitempty" doc:"MTU of pod interfaces; taken from the node's link if 0" example:"1450"`
+}
+
+// Datastore is the cluster's database.
+type Datastore struct {
+	Endpoint string `json:"endpoint" doc:"sqlite (a file on this server), or etcd (embedded)" default:"sqlite"`
+}
+
+// Runtime selects the container runtime.
+type Runtime struct {
+	Socket string `json:"socket,omitempty" doc:"socket of another CRI runtime, e.g. unix:///run/crio/crio.sock; ours is started if empty" example:"unix:///run/crio/crio.sock"`
+}
+
+// Images says where images come from.
+type Images struct {
+	DisableDefaultRegistry bool `json:"disableDefaultRegistry" doc:"never pull from a registry that registries.yaml does not name" example:"true"`
+}
+
+// Audit is the API server's audit log.
+type Audit struct {
+	Enabled    bool   `json:"enabled" doc:"write an audit log" example:"true"`
+	PolicyFile string `json:"policyFile,omitempty" doc:"audit policy; metadata of every request if empty" example:"/etc/k1s/audit-policy.yaml"`
+}
+
+// ComponentArgs are additional arguments of one component; they win over ours.
+type ComponentArgs struct {
+	Args map[string]string `json:"args,omitempty" doc:"flag name without dashes: value" example:"{v: 4}" scalar:"any"`
+}
+
+// Kubeconfig is where the administrator's kubeconfig goes.
+type Kubeconfig struct {
+	Output string `json:"output,omitempty" doc:"also write it here; an existing file that is not ours is merged into, never overwritten" example:"/home/me/.kube/config"`
+	Group  string `json:"group,omitempty" doc:"group that may read it; root only if empty" example:"adm"`
+}
+
+// Log is k1s' own log.
+type Log struct {
+	Level  string `json:"level" doc:"debug, info, warn or error" enum:"debug,info,warn,error" default:"info"`
+	Format string `json:"format" doc:"text or json" enum:"text,json" default:"text"`
+}

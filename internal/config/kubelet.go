@@ -1,0 +1,120 @@
+package config
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ownedKubelet are the fields of KubeletConfiguration that are not the user's to set, and why or where
+// else. A field covers everything below it.
+var ownedKubelet = map[string]string{
+	"apiVersion":               "k1s writes the header itself",
+	"kind":                     "k1s writes the header itself",
+	"enableServer":             "the API server reaches logs, exec and metrics through it",
+	"address":                  "the API server and k1s reach the kubelet there",
+	"port":                     "the API server reaches the kubelet there",
+	"healthzPort":              "k1s watches the kubelet there",
+	"healthzBindAddress":       "k1s watches the kubelet there",
+	"authentication":           "every caller is identified by certificate or token",
+	"authorization":            "every call is decided by the API server",
+	"tlsCertFile":              "k1s issues and renews the certificate; additional names go to spec.api.sans",
+	"tlsPrivateKeyFile":        "k1s issues and renews the certificate",
+	"rotateCertificates":       "k1s issues and renews the certificates",
+	"serverTLSBootstrap":       "k1s issues and renews the certificates",
+	"clusterDNS":               "set spec.network.clusterDNS",
+	"clusterDomain":            "set spec.cluster.domain",
+	"podCIDR":                  "set spec.network.podCIDR",
+	"containerRuntimeEndpoint": "set spec.runtime.socket",
+	"imageServiceEndpoint":     "set spec.runtime.socket",
+	"cgroupDriver":             "k1s chooses it by the machine, the same for kubelet and runtime",
+	"cgroupRoot":               "pods live below the cgroup of this node",
+	"failCgroupV1":             "both versions of cgroups are supported",
+	"featureGates":             "set spec.featureGates",
+	"registerNode":             "a kubelet that does not register is no node",
+	"registerWithTaints":       "set spec.node.taints",
+	"runOnce":                  "the kubelet has to keep running",
+}
+
+// kubelet checks overrides against the fields this version of the kubelet has.
+func (c *checker) kubelet(m map[string]any) {
+	c.kubeletFields("spec.kubelet", "", m)
+}
+
+func (c *checker) kubeletFields(at, prefix string, m map[string]any) {
+	var siblings []string
+	for name := range kubeletFields {
+		if rest, ok := strings.CutPrefix(name, prefix); ok && !strings.Contains(rest, ".") {
+			siblings = append(siblings, rest)
+		}
+	}
+	slices.Sort(siblings)
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		where := keyPath(at, key)
+		if why := ownedKubelet[prefix+key]; why != "" {
+			c.bad(where, "", "cannot be changed here: %s", why)
+			continue
+		}
+		kind, ok := kubeletFields[prefix+key]
+		if !ok {
+			hint := "see KubeletConfiguration, https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/"
+			if near := nearest(key, siblings); near != "" {
+				hint = "did you mean " + near + "?"
+			}
+			c.bad(where, hint, "the kubelet has no field %q", shorten(key))
+			continue
+		}
+		if want := kubeletWants(kind, m[key]); want != "" {
+			c.bad(where, "", "must be %s", want)
+			continue
+		}
+		if section, ok := m[key].(map[string]any); ok && kind == "section" {
+			c.kubeletFields(where, prefix+key+".", section)
+		}
+	}
+}
+
+// kubeletWants is what a field of this kind must hold, "" if v is that.
+func kubeletWants(kind string, v any) string {
+	ok, want := true, ""
+	switch kind {
+	case "bool":
+		_, ok = v.(bool)
+		want = "true or false"
+	case "string":
+		_, ok = v.(string)
+		want = "a string"
+	case "integer":
+		want = "a whole number"
+		switch v := v.(type) {
+		case int, int64, uint64:
+		case float64: // how numbers come out of JSON
+			ok = v == float64(int64(v))
+		default:
+			ok = false
+		}
+	case "number":
+		want = "a number"
+		switch v.(type) {
+		case int, int64, uint64, float64:
+		default:
+			ok = false
+		}
+	case "duration":
+		want = `a duration such as "30s" or "5m"`
+		s, isString := v.(string)
+		_, err := time.ParseDuration(s)
+		ok = isString && err == nil
+	case "list":
+		_, ok = v.([]any)
+		want = "a list"
+	case "map", "section":
+		_, ok = v.(map[string]any)
+		want = "a map"
+	}
+	if ok {
+		return ""
+	}
+	return want
+}

@@ -1,0 +1,119 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+// Client asks a node through its control socket.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient does not connect yet.
+func NewClient(socket string) *Client {
+	var d net.Dialer
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true,
+	}}}
+}
+
+// Status asks for everything. An error of kind errs.NotRunning means that no daemon answers.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	body, err := c.do(ctx, http.MethodGet, "/v1/status", nil)
+	if err != nil {
+		return s, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&s); err != nil {
+		return s, fmt.Errorf("reading the node's status: %w", err)
+	}
+	return s, nil
+}
+
+// Logs copies a component's log to w.
+func (c *Client) Logs(ctx context.Context, component string, o LogOptions, w io.Writer) error {
+	q := url.Values{"follow": {strconv.FormatBool(o.Follow)}, "lines": {strconv.Itoa(o.Lines)}}
+	body, err := c.do(ctx, http.MethodGet, "/v1/logs/"+url.PathEscape(component)+"?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	_, err = io.Copy(w, body)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// Stop asks the node to end; it returns when the node has begun to.
+func (c *Client) Stop(ctx context.Context, r StopRequest) error { return c.post(ctx, "/v1/stop", r) }
+
+// Restart restarts the unit of a component.
+func (c *Client) Restart(ctx context.Context, component string) error {
+	return c.post(ctx, "/v1/restart/"+url.PathEscape(component), struct{}{})
+}
+
+func (c *Client) post(ctx context.Context, path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	body, err := c.do(ctx, http.MethodPost, path, b)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://k1s"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.dialError(err)
+	}
+	if resp.StatusCode < 300 {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	var e apiError
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&e); err != nil || e.Error == "" {
+		return nil, fmt.Errorf("the node answers %s to %s %s", resp.Status, method, path)
+	}
+	err = errs.New(errs.Kind(e.Kind), "%s", e.Error)
+	if e.Hint != "" {
+		err = errs.Hint(err, "%s", e.Hint)
+	}
+	return nil, err
+}
+
+func (c *Client) dialError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return errs.Hint(errs.New(errs.NotRunning, "k1s is not running (nothing answers at %s)", c.socket), "run: k1s server")
+	case errors.Is(err, fs.ErrPermission):
+		return errs.Hint(fmt.Errorf("asking k1s at %s: permission denied", c.socket), "run it as root")
+	default:
+		return fmt.Errorf("asking k1s at %s: %w", c.socket, err)
+	}
+}

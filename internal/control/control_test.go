@@ -1,0 +1,124 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+// node is a Backend of fixed answers.
+type node struct {
+	status  Status
+	stopped chan StopRequest
+}
+
+func (n *node) Status(context.Context) Status { return n.status }
+
+func (n *node) Logs(ctx context.Context, component string, o LogOptions, w io.Writer) error {
+	if component != "kubelet" {
+		return errs.Hint(errs.New(errs.NotFound, "there is no component %q", component), "try kubelet")
+	}
+	fmt.Fprintf(w, "%d lines\n", o.Lines)
+	if o.Follow {
+		<-ctx.Done()
+	}
+	return nil
+}
+
+func (n *node) Stop(_ context.Context, r StopRequest) error { n.stopped <- r; return nil }
+
+func (n *node) Restart(_ context.Context, c string) error {
+	return errs.New(errs.Unsupported, "%s cannot be restarted", c)
+}
+
+// serve runs a server on a socket that existed before, as after a crash.
+func serve(t *testing.T, n *node) *Client {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "k1s.sock")
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, slog.New(slog.DiscardHandler), socket, n) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	c := NewClient(socket)
+	for { // the socket is replaced and opened by another goroutine
+		if _, err := c.Status(ctx); err == nil {
+			return c
+		} else if !errs.Is(err, errs.NotRunning) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestClientSeesWhatTheNodeSays(t *testing.T) {
+	n := &node{status: Status{State: Running, Components: []Component{{Name: "kubelet", State: "ready"}}}, stopped: make(chan StopRequest, 1)}
+	c := serve(t, n)
+	s, err := c.Status(t.Context())
+	if err != nil || s.State != Running || len(s.Components) != 1 || s.Components[0].Name != "kubelet" {
+		t.Fatalf("status %+v, %v", s, err)
+	}
+	if err := c.Stop(t.Context(), StopRequest{Pods: true}); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-n.stopped; !r.Pods {
+		t.Error("the request to end pods was lost")
+	}
+}
+
+func TestErrorsKeepKindAndHintAcrossTheSocket(t *testing.T) {
+	c := serve(t, &node{})
+	err := c.Logs(t.Context(), "nothing", LogOptions{}, io.Discard)
+	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.NotFound) || hint != "try kubelet" {
+		t.Errorf("error %v, kind %d, hint %q", err, errs.KindOf(err), hint)
+	}
+	if err := c.Restart(t.Context(), "kine"); !errs.Is(err, errs.Unsupported) {
+		t.Errorf("error %v has kind %d", err, errs.KindOf(err))
+	}
+}
+
+func TestFollowedLogsArriveBeforeTheyEnd(t *testing.T) {
+	c := serve(t, &node{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got bytes.Buffer
+	err := c.Logs(ctx, "kubelet", LogOptions{Lines: 7, Follow: true}, writerFunc(func(p []byte) (int, error) {
+		cancel()
+		return got.Write(p)
+	}))
+	if err == nil || got.String() != "7 lines\n" {
+		t.Fatalf("got %q, %v", got.String(), err)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func TestNoDaemonIsTold(t *testing.T) {
+	_, err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Status(t.Context())
+	if !errs.Is(err, errs.NotRunning) || errs.KindOf(err).ExitCode() != 3 {
+		t.Fatalf("error %v has kind %d", err, errs.KindOf(err))
+	}
+}
+
+func TestOnlyRootMayOpenTheSocket(t *testing.T) {
+	c := serve(t, &node{})
+	st, err := os.Stat(c.socket)
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Fatalf("mode %v, %v", st.Mode(), err)
+	}
+}

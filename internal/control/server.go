@@ -1,0 +1,153 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+// Backend is the node the server speaks for. Implementations must be safe for concurrent use.
+type Backend interface {
+	Status(ctx context.Context) Status
+	// Logs writes a component's log to w; with Follow it goes on until ctx ends.
+	Logs(ctx context.Context, component string, o LogOptions, w io.Writer) error
+	// Stop asks the node to end and returns when it has begun to.
+	Stop(ctx context.Context, r StopRequest) error
+	// Restart ends the unit of a component; the supervisor brings it back.
+	Restart(ctx context.Context, component string) error
+}
+
+// Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
+// caller holds the daemon's lock, so there is no living one.
+func Serve(ctx context.Context, log *slog.Logger, socket string, b Backend) error {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return fmt.Errorf("making the directory of the control socket: %w", err)
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing a stale control socket: %w", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return fmt.Errorf("opening the control socket: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("restricting the control socket: %w", err), l.Close())
+	}
+	srv := &http.Server{
+		Handler:           Handler(log, b),
+		ReadHeaderTimeout: 5 * time.Second,
+		// Followed logs end when the node does.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serving the control socket: %w", err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(stop); err != nil {
+		err = srv.Close()
+		<-done
+		return err
+	}
+	<-done
+	return nil
+}
+
+// Handler is the API without its socket.
+func Handler(log *slog.Logger, b Backend) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, b.Status(r.Context()))
+	})
+	mux.HandleFunc("GET /v1/logs/{component}", func(w http.ResponseWriter, r *http.Request) {
+		o := LogOptions{Follow: r.URL.Query().Get("follow") == "true"}
+		if n := r.URL.Query().Get("lines"); n != "" {
+			lines, err := strconv.Atoi(n)
+			if err != nil || lines < 0 {
+				refuse(w, errs.New(errs.Usage, "lines is %q, not a number", n))
+				return
+			}
+			o.Lines = lines
+		}
+		out := &flushWriter{w: w}
+		if err := b.Logs(r.Context(), r.PathValue("component"), o, out); err != nil && r.Context().Err() == nil {
+			if !out.wrote {
+				refuse(w, err)
+				return
+			}
+			log.Warn("log stream broke off", "component", r.PathValue("component"), "err", err)
+		}
+	})
+	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
+		var req StopRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Usage, "reading the stop request: %w", err))
+			return
+		}
+		if err := b.Stop(r.Context(), req); err != nil {
+			refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("POST /v1/restart/{component}", func(w http.ResponseWriter, r *http.Request) {
+		if err := b.Restart(r.Context(), r.PathValue("component")); err != nil {
+			refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	return mux
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	// The status line is out: a client that went away is all that can fail here.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	code := http.StatusInternalServerError
+	switch errs.KindOf(err) {
+	case errs.NotFound:
+		code = http.StatusNotFound
+	case errs.Usage, errs.Invalid:
+		code = http.StatusBadRequest
+	case errs.Unsupported:
+		code = http.StatusNotImplemented
+	}
+	hint, _ := errs.HintOf(err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(apiError{Error: err.Error(), Hint: hint, Kind: int(errs.KindOf(err))})
+}
+
+// flushWriter sends every write at once: a followed log is read by a person.
+type flushWriter struct {
+	w     http.ResponseWriter
+	wrote bool
+}
+
+func (f *flushWriter) Write(p []byte) (int, error) {
+	f.wrote = true
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.w).Flush()
+	}
+	return n, err
+}

@@ -1,0 +1,109 @@
+// Package control is the one way to know and to steer a running node: a small HTTP API on a unix
+// socket (wire types, server and client). `k1s status`, `k1s logs`, the sandbox, the dashboard and the
+// tests are its clients. Only root may open the socket; there is no other authentication.
+package control
+
+import (
+	"time"
+
+	"k1s.io/k1s/internal/health"
+)
+
+// State of a whole node.
+type State string
+
+// The states of a node, in the order it goes through them.
+const (
+	Starting State = "starting"
+	Running  State = "running"
+	Degraded State = "degraded" // it works, but something that should be ready is not
+	Stopping State = "stopping"
+)
+
+// Status is everything a node knows about itself.
+type Status struct {
+	State State `json:"state"`
+	// Doing is the step the node is at while it starts or stops, e.g. "waiting for the node to be Ready".
+	Doing string    `json:"doing,omitempty"`
+	Since time.Time `json:"since"`
+	// ReadyAt is when the node was ready for work for the first time since the daemon started.
+	ReadyAt    *time.Time       `json:"readyAt,omitempty"`
+	PID        int              `json:"pid"`
+	Version    string           `json:"version"`
+	Kubernetes string           `json:"kubernetes"`
+	Payload    string           `json:"payload"`
+	Cluster    string           `json:"cluster"`
+	Server     string           `json:"server"`
+	DataDir    string           `json:"dataDir"`
+	Isolation  string           `json:"isolation"`
+	Node       *Node            `json:"node,omitempty"`
+	Components []Component      `json:"components"`
+	Addons     []Addon          `json:"addons,omitempty"`
+	Problems   []health.Problem `json:"problems"`
+}
+
+// Node is the Kubernetes node of this machine, as the API server sees it.
+type Node struct {
+	Name    string `json:"name"`
+	IP      string `json:"ip"`
+	Ready   bool   `json:"ready"`
+	Reason  string `json:"reason,omitempty"`
+	Kubelet string `json:"kubelet,omitempty"`
+	Runtime string `json:"runtime,omitempty"`
+	PodCIDR string `json:"podCIDR,omitempty"`
+	Pods    Pods   `json:"pods"`
+}
+
+// Pods counts the pods of a node.
+type Pods struct {
+	Total int `json:"total"`
+	Ready int `json:"ready"`
+	// NotReady names those that should be ready and are not, at most ten.
+	NotReady []string `json:"notReady,omitempty"`
+}
+
+// Component is one upstream part.
+type Component struct {
+	Name     string     `json:"name"`
+	Unit     string     `json:"unit"`
+	State    string     `json:"state"`
+	Since    time.Time  `json:"since"`
+	PID      int        `json:"pid,omitempty"`
+	Restarts int        `json:"restarts"`
+	Note     string     `json:"note,omitempty"` // what it waits for, or why it is not well
+	LastExit string     `json:"lastExit,omitempty"`
+	RetryAt  *time.Time `json:"retryAt,omitempty"`
+	// ReadyAt is when it was ready for the first time in this run.
+	ReadyAt *time.Time `json:"readyAt,omitempty"`
+	Log     string     `json:"log"`
+}
+
+// Addon is one stack of manifests.
+type Addon struct {
+	Name     string `json:"name"`
+	State    string `json:"state"`
+	Packaged bool   `json:"packaged"`
+	// Note is what is wrong with it or what it waits for.
+	Note string `json:"note,omitempty"`
+	// Drift names objects whose fields somebody else has changed since.
+	Drift []string `json:"drift,omitempty"`
+}
+
+// StopRequest is the body of POST /v1/stop.
+type StopRequest struct {
+	// Pods also ends the pods; otherwise they keep running and the next start finds them.
+	Pods bool `json:"pods"`
+}
+
+// LogOptions select what GET /v1/logs/{component} answers.
+type LogOptions struct {
+	Lines  int
+	Follow bool
+}
+
+// apiError is how the server says no.
+type apiError struct {
+	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"`
+	Kind  int    `json:"kind"`
+}

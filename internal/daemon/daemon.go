@@ -1,0 +1,350 @@
+// Package daemon wires one node: it prepares the machine, renders the components, hands them to the
+// supervisor and answers on the control socket. It is the only package that knows everything; what it
+// knows it passes down as data.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/durable"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/payload"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/runner"
+	"k1s.io/k1s/internal/supervise"
+	"k1s.io/k1s/internal/wait"
+)
+
+// Options are what a daemon is started with.
+type Options struct {
+	Config config.Config
+	Paths  paths.Paths
+	// Executable carries the payload, most often this program.
+	Executable string
+	// CgroupRoot is the cgroup everything of the node lives in; "" is DefaultCgroupRoot.
+	CgroupRoot string
+	Log        *slog.Logger
+	// Warnings of the configuration, shown as problems.
+	Warnings []string
+}
+
+// Daemon is a running node. All of it ends with the ctx given to Run.
+type Daemon struct {
+	o       Options
+	log     *slog.Logger
+	started time.Time
+	board   *health.Board
+	sup     *supervise.Supervisor
+	stop    context.CancelCauseFunc
+
+	mu      sync.Mutex // guards what follows
+	in      component.Input
+	doing   string
+	readyAt *time.Time
+	stopped *control.StopRequest // set once the node has been asked to end
+	api     *kubeapi.Client
+}
+
+// errStop ends Run in good order.
+var errStop = errors.New("asked to stop")
+
+// Run brings a node up and keeps it until ctx ends or it is asked to stop over the control socket; then
+// it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
+// Errors are those that kept the node from starting.
+func Run(ctx context.Context, o Options) error {
+	unlock, err := lock(ctx, o.Paths)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	runCtx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), board: health.NewBoard(time.Now), stop: stop, doing: "preparing"}
+	for _, w := range o.Warnings {
+		d.log.Warn("configuration", "warning", w)
+	}
+	d.sup = supervise.New(o.Log, supervise.Options{NewRunner: d.newRunner, LogPath: o.Paths.Log})
+
+	// The socket outlives the components, so that `status` can say what stopping waits for.
+	serveCtx, endServe := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(serveCtx, o.Log, o.Paths.ControlSocket(), d) }()
+	defer func() {
+		endServe()
+		if err := <-served; err != nil {
+			d.log.Error("control socket failed", "err", err)
+		}
+	}()
+
+	plan, err := d.prepare(runCtx)
+	if err != nil {
+		return err
+	}
+	return d.run(runCtx, plan)
+}
+
+// lock makes sure that one data directory has one daemon.
+func lock(ctx context.Context, p paths.Paths) (func(), error) {
+	if err := os.MkdirAll(p.Data, 0o755); err != nil {
+		return nil, errs.Hint(fmt.Errorf("making the data directory: %w", err), "is its file system mounted read-only? see: k1s check")
+	}
+	tryCtx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	unlock, err := durable.Lock(tryCtx, p.Lock())
+	if err == nil {
+		if err := os.WriteFile(p.Lock(), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
+			unlock()
+			return nil, errs.Hint(fmt.Errorf("writing to the data directory: %w", err), "free some space or choose another disk; see: k1s check")
+		}
+		return unlock, nil
+	}
+	if errs.Is(err, errs.Timeout) || errors.Is(err, context.DeadlineExceeded) {
+		pid, _ := os.ReadFile(p.Lock())
+		return nil, errs.Hint(errs.New(errs.Exists, "cannot start: k1s is already running on %s (pid %s)", p.Data, strings.TrimSpace(string(pid))),
+			"look at it with: k1s status")
+	}
+	return nil, fmt.Errorf("locking the data directory: %w", err)
+}
+
+func (d *Daemon) step(doing string) {
+	d.mu.Lock()
+	d.doing = doing
+	d.mu.Unlock()
+	d.log.Debug("step", "doing", doing, "after", time.Since(d.started).Round(time.Millisecond))
+}
+
+// prepare does everything that has to be there before the first process starts.
+func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
+	o := d.o
+	d.step("unpacking the payload")
+	carried, err := payload.Open(o.Executable)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := d.unpack(ctx, carried)
+	if err != nil {
+		return nil, err
+	}
+	d.step("looking at this machine")
+	f, err := detectFacts(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	in := component.Input{Config: o.Config, Paths: o.Paths, Facts: f, Payload: dir, PayloadID: carried.ID}
+	d.mu.Lock()
+	d.in = in
+	d.mu.Unlock()
+	d.log.Info("starting", "version", o.Config.APIVersion, "node", f.NodeName, "ip", f.NodeIP, cluster(o.Config, o.Paths))
+
+	d.step("checking this machine")
+	running, err := runningPIDs(o.Paths)
+	if err != nil {
+		return nil, err
+	}
+	// Before the certificates: the checks take an existing CA as the sign that a node of ours was here before.
+	problems, err := preflight(ctx, in, running)
+	d.board.Report("preflight", problems)
+	if err != nil {
+		return nil, errs.Hint(err, "all findings: k1s check")
+	}
+	d.step("issuing certificates")
+	report, err := certificates(ctx, d.log, in)
+	if err != nil {
+		return nil, err
+	}
+	d.log.Debug("certificates", "issued", len(report.Issued), "renew", report.RenewAt)
+
+	d.step("rendering components")
+	plan, err := components.Plan(in)
+	if err != nil {
+		return nil, err
+	}
+	if err := writePackaged(in); err != nil {
+		return nil, err
+	}
+	if err := d.registries(in); err != nil {
+		return nil, err
+	}
+	if err := prepareCgroups(f.CgroupRoot); err != nil {
+		return nil, err
+	}
+	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	d.api = api
+	d.mu.Unlock()
+	return plan, nil
+}
+
+// prepareCgroups makes the node's root cgroup with every controller the kubelet wants to find there.
+func prepareCgroups(root string) error {
+	cg, err := platform.DetectCgroups()
+	if err != nil {
+		return fmt.Errorf("looking for cgroups: %w", err)
+	}
+	if _, err := cg.Prepare(root); err != nil {
+		return fmt.Errorf("preparing the cgroup %s: %w", root, err)
+	}
+	return nil
+}
+
+func (d *Daemon) newRunner(u component.Unit) supervise.Runner {
+	return runner.NewProcess(u, d.runnerOptions())
+}
+
+func (d *Daemon) runnerOptions() runner.Options {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o := runner.Options{Paths: d.o.Paths, CgroupRoot: d.in.Facts.CgroupRoot, Payload: d.in.Payload, Log: d.log}
+	if cg, err := platform.DetectCgroups(); err == nil {
+		o.Cgroups = cg
+	}
+	return o
+}
+
+// run keeps the units until the end, then stops them.
+func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
+	wanted := map[string]bool{}
+	for _, u := range plan {
+		wanted[u.Name] = true
+	}
+	if err := runner.StopRecorded(ctx, d.runnerOptions(), func(unit string) bool { return wanted[unit] }); err != nil {
+		return fmt.Errorf("stopping what an earlier daemon left: %w", err)
+	}
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return err
+	}
+	d.step("starting components")
+	var wg sync.WaitGroup
+	wg.Go(func() { d.announceReady(ctx) })
+	wg.Go(func() { d.prunePayloads(ctx) })
+
+	stopPods := func() error { return nil }
+	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopSup(nil)
+	supDone := make(chan error, 1)
+	go func() { supDone <- d.sup.Run(supCtx) }()
+	var err error
+	select {
+	case <-ctx.Done():
+		d.step("stopping")
+		if r := d.stopRequest(); r != nil && r.Pods {
+			stopPods = d.endPods
+		}
+		err = stopPods()
+		stopSup(context.Cause(ctx))
+		err = errors.Join(err, <-supDone)
+	case err = <-supDone:
+		err = fmt.Errorf("the supervisor ended by itself: %w", err)
+	}
+	d.stop(errStop)
+	wg.Wait()
+	d.log.Info("stopped", "err", err)
+	return err
+}
+
+// announceReady says once when the node is ready for work.
+func (d *Daemon) announceReady(ctx context.Context) {
+	d.mu.Lock()
+	in, api := d.in, d.api
+	d.mu.Unlock()
+	defer api.Close()
+	last := "kube-apiserver"
+	if !in.Config.Spec.NoWorker {
+		last = "kubelet"
+	}
+	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+		return // ctx ended; what keeps it from being ready is in the status
+	}
+	if !in.Config.Spec.NoWorker {
+		err := wait.Until(ctx, 30*time.Millisecond, "the node to be Ready", func(ctx context.Context) error {
+			n, err := api.Node(ctx, in.Facts.NodeName)
+			if err != nil {
+				return err
+			}
+			if err := n.Ready(); err != nil {
+				d.step("waiting for the node to be Ready: " + err.Error())
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			return
+		}
+	}
+	now := time.Now()
+	d.mu.Lock()
+	d.readyAt, d.doing = &now, ""
+	d.mu.Unlock()
+	d.log.Info("ready", "after", now.Sub(d.started).Round(time.Millisecond), "kubeconfig", in.Paths.AdminKubeconfig())
+	if err := notifyReady(); err != nil {
+		d.log.Warn("the init system was not told that we are ready", "err", err)
+	}
+}
+
+func (d *Daemon) stopRequest() *control.StopRequest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stopped
+}
+
+func runningPIDs(p paths.Paths) ([]int, error) {
+	records, err := runner.Records(p)
+	if err != nil {
+		return nil, fmt.Errorf("reading the records of running units: %w", err)
+	}
+	var pids []int
+	for _, r := range records {
+		pids = append(pids, r.Process.PID)
+	}
+	return pids, nil
+}
+
+func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error) {
+	r, err := payload.Unpack(ctx, p, d.o.Paths.Payloads())
+	if err != nil {
+		return "", err
+	}
+	var repaired []health.Problem
+	for _, what := range r.Repaired {
+		d.log.Warn("payload file restored", "file", what)
+		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", what))
+	}
+	d.board.Report("payload", repaired)
+	return r.Dir, nil
+}
+
+// prunePayloads removes what older versions left once the node is up, so that it costs no start-up time.
+func (d *Daemon) prunePayloads(ctx context.Context) {
+	if err := d.sup.Wait(ctx, "kube-apiserver", component.Ready); err != nil {
+		return
+	}
+	d.mu.Lock()
+	current := path.Base(d.in.Payload)
+	d.mu.Unlock()
+	if removed, err := payload.Prune(ctx, d.o.Paths.Payloads(), current); err != nil {
+		d.log.Warn("old payloads not removed", "err", err)
+	} else if len(removed) > 0 {
+		d.log.Info("old payloads removed", "payloads", removed)
+	}
+}

@@ -1,0 +1,157 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/kubeconfig"
+	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/step"
+	"k1s.io/k1s/internal/wait"
+)
+
+// podLogs are the kubelet's fixed directories outside its root.
+var podLogs = []string{"/var/log/pods", "/var/log/containers"}
+
+// tables are the nftables tables a node's parts make, as family and name.
+var tables = []string{"ip kube-proxy", "ip6 kube-proxy", "ip flannel-ipv4", "ip6 flannel-ipv6", "inet cni_hostport"}
+
+// ResetSteps is the plan that removes a node: everything k1s has made on this machine, in the order in
+// which it can be removed. Each step may be repeated. What the user wrote stays.
+func ResetSteps(o Options) []step.Step {
+	p := o.Paths
+	var in component.Input // known after the first step that needs it
+	find := func(ctx context.Context) error {
+		if in.Payload != "" {
+			return nil
+		}
+		var err error
+		in, err = offline(ctx, o)
+		return err
+	}
+	steps := []step.Step{
+		{Name: "stop the node and end its pods", Do: func(ctx context.Context) error { return stopForReset(ctx, o) }},
+		{Name: "end what is left in the node's cgroups, and remove them", Do: func(ctx context.Context) error { return removeCgroups(ctx, o) }},
+		{Name: "unmount what is below " + p.Kubelet + ", " + p.Run + " and " + p.Data, Do: func(context.Context) error {
+			return unmountBelow(p.Kubelet, p.Run, p.Data)
+		}},
+		{Name: "remove the pod network: links, routes and firewall tables", Do: func(ctx context.Context) error {
+			if _, err := os.Stat(p.Payloads()); errors.Is(err, os.ErrNotExist) {
+				return nil // it never ran
+			}
+			if err := find(ctx); err != nil {
+				return err
+			}
+			return removeNetwork(ctx, in)
+		}},
+	}
+	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
+		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {
+			_, err := kubeconfig.Remove(ctx, []string{out}, o.Config.Spec.Cluster.Name)
+			return err
+		}})
+	}
+	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig()}, podLogs...) {
+		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
+	}
+	return steps
+}
+
+func stopForReset(ctx context.Context, o Options) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, errors.New("the node did not stop within 3m"))
+	defer cancel()
+	c := control.NewClient(o.Paths.ControlSocket())
+	err := c.Stop(ctx, control.StopRequest{Pods: true})
+	if err == nil {
+		return wait.Until(ctx, 100*time.Millisecond, "the node to stop", func(ctx context.Context) error {
+			if running(ctx, o) {
+				return errors.New("its daemon still runs")
+			}
+			return nil
+		})
+	}
+	if !errs.Is(err, errs.NotRunning) {
+		return err
+	}
+	if _, err := os.Stat(o.Paths.Payloads()); errors.Is(err, os.ErrNotExist) {
+		return nil // it never ran
+	}
+	_, err = StopLeftovers(ctx, o, true)
+	return err
+}
+
+func removeCgroups(ctx context.Context, o Options) error {
+	cg, err := platform.DetectCgroups()
+	if err != nil {
+		return err
+	}
+	root := o.CgroupRoot
+	if root == "" {
+		root = DefaultCgroupRoot
+	}
+	g := cg.At(root)
+	return errors.Join(g.KillAll(ctx), g.Remove(ctx))
+}
+
+// removeNetwork removes what CNI, flannel and kube-proxy leave on purpose when they stop.
+func removeNetwork(ctx context.Context, in component.Input) error {
+	var failed []error
+	if in.Config.Spec.Network.Backend != "none" {
+		failed = append(failed, applet(ctx, in, "flannel", "--cleanup", "--backend="+in.Config.Spec.Network.Backend,
+			"--pod-cidr="+in.Config.Spec.Network.PodCIDR, "--cni-conf-dir="+in.Paths.CNIConf()))
+	}
+	failed = append(failed, removeTables(ctx, path.Join(in.Payload, "nft"), tables))
+	return errors.Join(failed...)
+}
+
+// mountsBelow picks the mount points below any of the roots, deepest first, so that they can be unmounted
+// in this order. mountinfo is the text of /proc/self/mountinfo.
+func mountsBelow(mountinfo string, roots ...string) []string {
+	var out []string
+	for line := range strings.Lines(mountinfo) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		at := unescape(f[4])
+		for _, r := range roots {
+			if strings.HasPrefix(at, strings.TrimSuffix(r, "/")+"/") {
+				out = append(out, at)
+				break
+			}
+		}
+	}
+	slices.Reverse(out) // later mounts lie on top of earlier ones
+	return out
+}
+
+// unescape decodes the octal escapes of proc_pid_mountinfo(5).
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+func unmountBelow(roots ...string) error {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // no such thing on this platform
+	}
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, at := range mountsBelow(string(raw), roots...) {
+		if err := unmount(at); err != nil {
+			failed = append(failed, fmt.Errorf("unmounting %s: %w", at, err))
+		}
+	}
+	return errors.Join(failed...)
+}

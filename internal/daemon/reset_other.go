@@ -1,0 +1,13 @@
+//go:build !linux
+
+package daemon
+
+import (
+	"context"
+	"errors"
+)
+
+func unmount(string) error { return errors.ErrUnsupported }
+
+// removeTables has nothing to do: there are no nftables here.
+func removeTables(context.Context, string, []string) error { return nil }

@@ -1,0 +1,185 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/supervise"
+	"k1s.io/k1s/internal/unitlog"
+	"k1s.io/k1s/internal/version"
+)
+
+// The daemon is what the control socket speaks for.
+var _ control.Backend = (*Daemon)(nil)
+
+// askAPI bounds what a status may wait for the API server: a status must answer while the API does not.
+const askAPI = 2 * time.Second
+
+// Status implements control.Backend.
+func (d *Daemon) Status(ctx context.Context) control.Status {
+	d.mu.Lock()
+	in, api, doing, readyAt, stopped := d.in, d.api, d.doing, d.readyAt, d.stopped
+	d.mu.Unlock()
+
+	s := control.Status{
+		Since: d.started, ReadyAt: readyAt, Doing: doing, PID: os.Getpid(),
+		Version: version.K1s, Kubernetes: version.Kubernetes, Payload: in.PayloadID,
+		Cluster: d.o.Config.Spec.Cluster.Name, DataDir: d.o.Paths.Data, Isolation: d.o.Config.Spec.Isolation,
+		Server: components.URL(component.Input{Config: d.o.Config}), Components: []control.Component{},
+	}
+	allReady := true
+	apiOpen := false
+	for _, c := range d.sup.Snapshot() {
+		s.Components = append(s.Components, wireComponent(d.o, c))
+		if c.State != supervise.Ready {
+			allReady = false
+		} else if c.Component == "kube-apiserver" {
+			apiOpen = true
+		}
+	}
+	if api != nil && apiOpen && !d.o.Config.Spec.NoWorker {
+		s.Node = askNode(ctx, api, in)
+		allReady = allReady && s.Node.Ready
+	}
+	s.Addons, _ = addonStatus(in)
+	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))
+	d.board.Report("addons", addonProblems(s.Addons))
+	d.board.Report("images", imageProblems(in))
+	s.Problems = d.board.List()
+	switch {
+	case stopped != nil:
+		s.State = control.Stopping
+	case readyAt == nil:
+		s.State = control.Starting
+	case allReady:
+		s.State = control.Running
+	default:
+		s.State = control.Degraded
+	}
+	return s
+}
+
+func wireComponent(o Options, c supervise.Status) control.Component {
+	w := control.Component{
+		Name: c.Component, Unit: c.Unit, State: string(c.State), Since: c.Since, PID: c.PID,
+		Restarts: c.Restarts, Note: c.Note(), RetryAt: c.RetryAt, Log: o.Paths.Log(c.Unit), ReadyAt: c.ReadyAt,
+	}
+	if c.LastExit != nil {
+		w.LastExit = c.LastExit.Reason
+	}
+	return w
+}
+
+func askNode(ctx context.Context, api *kubeapi.Client, in component.Input) *control.Node {
+	ctx, cancel := context.WithTimeoutCause(ctx, askAPI, errors.New("the API server took more than 2s"))
+	defer cancel()
+	out := &control.Node{Name: in.Facts.NodeName, IP: in.Facts.NodeIP.String()}
+	n, err := api.Node(ctx, in.Facts.NodeName)
+	if err != nil {
+		out.Reason = err.Error()
+		return out
+	}
+	out.Kubelet, out.Runtime, out.PodCIDR = n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.ContainerRuntimeVersion, n.Spec.PodCIDR
+	if err := n.Ready(); err != nil {
+		out.Reason = err.Error()
+	} else {
+		out.Ready = true
+	}
+	pods, err := api.Pods(ctx, in.Facts.NodeName)
+	if err != nil {
+		out.Reason = err.Error()
+		return out
+	}
+	for _, p := range pods {
+		out.Pods.Total++
+		if p.Ready() {
+			out.Pods.Ready++
+		} else if len(out.Pods.NotReady) < 10 {
+			out.Pods.NotReady = append(out.Pods.NotReady, p.Metadata.Namespace+"/"+p.Metadata.Name)
+		}
+	}
+	return out
+}
+
+func supervisorProblems(in []supervise.Problem) []health.Problem {
+	var out []health.Problem
+	for _, p := range in {
+		h := health.New(health.ComponentCrashloop, "%s", p.Text)
+		h.Component = p.Unit
+		if p.Remedy != "" {
+			h.Remedy = p.Remedy
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+// readStatusFile reads what a component reports in a file; a file that is not there yet is an empty report.
+func readStatusFile(file string, v any) error {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("reading %s: %w", file, err)
+	}
+	return nil
+}
+
+// Logs implements control.Backend. Components that share a process share its log.
+func (d *Daemon) Logs(ctx context.Context, name string, o control.LogOptions, w io.Writer) error {
+	unit := ""
+	var known []string
+	for _, c := range d.sup.Snapshot() {
+		known = append(known, c.Component)
+		if c.Component == name || c.Unit == name {
+			unit = c.Unit
+		}
+	}
+	if unit == "" {
+		return errs.Hint(errs.New(errs.NotFound, "there is no component %q on this node", name), "components: %v", known)
+	}
+	file := d.o.Paths.Log(unit)
+	if o.Follow {
+		return unitlog.Follow(ctx, file, o.Lines, w)
+	}
+	lines, err := unitlog.Tail(file, o.Lines)
+	if errors.Is(err, os.ErrNotExist) {
+		return errs.New(errs.NotFound, "%s has not written a log yet", name)
+	}
+	if err != nil {
+		return err
+	}
+	for _, l := range lines {
+		if _, err := io.WriteString(w, l+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stop implements control.Backend.
+func (d *Daemon) Stop(_ context.Context, r control.StopRequest) error {
+	d.mu.Lock()
+	d.stopped = &r
+	d.mu.Unlock()
+	d.stop(errStop)
+	return nil
+}
+
+// Restart implements control.Backend.
+func (d *Daemon) Restart(_ context.Context, name string) error { return d.sup.Restart(name) }

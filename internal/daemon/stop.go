@@ -1,0 +1,192 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/payload"
+	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/runner"
+	"k1s.io/k1s/internal/wait"
+)
+
+// endPods ends all pods of a node that runs: the kubelet goes first, because it would start them again,
+// and containerd stays until they are gone.
+func (d *Daemon) endPods() error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 90*time.Second, errors.New("the pods did not end within 90s"))
+	defer cancel()
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	if in.Config.Spec.NoWorker {
+		return nil
+	}
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	without := slices.DeleteFunc(plan, func(u component.Unit) bool {
+		return slices.ContainsFunc(u.Components, func(c component.Component) bool { return c.Name == "kubelet" })
+	})
+	d.step("ending pods")
+	if err := d.sup.Apply(ctx, without); err != nil {
+		return fmt.Errorf("stopping the kubelet before its pods: %w", err)
+	}
+	return stopPods(ctx, in)
+}
+
+func stopPods(ctx context.Context, in component.Input) error {
+	return applet(ctx, in, "stop-pods", "--endpoint="+components.RuntimeEndpoint(in))
+}
+
+// applet runs a payload program to its end; its error output becomes the error.
+func applet(ctx context.Context, in component.Input, args ...string) error {
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, path.Join(in.Payload, components.Program), args...)
+	cmd.Env = append(os.Environ(), "PATH="+in.Payload+":"+os.Getenv("PATH"))
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", args[0], err, lastLine(stderr.String()))
+	}
+	return nil
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+// offline is the Input of a node whose daemon does not run, as far as it can be known without one.
+func offline(ctx context.Context, o Options) (component.Input, error) {
+	in := component.Input{Config: o.Config, Paths: o.Paths}
+	carried, err := payload.Open(o.Executable)
+	if err != nil {
+		return in, err
+	}
+	r, err := payload.Unpack(ctx, carried, o.Paths.Payloads())
+	if err != nil {
+		return in, err
+	}
+	in.Payload, in.PayloadID = r.Dir, carried.ID
+	in.Facts, err = detectFacts(ctx, o)
+	return in, err
+}
+
+func offlineRunner(o Options, in component.Input) runner.Options {
+	ro := runner.Options{Paths: o.Paths, CgroupRoot: in.Facts.CgroupRoot, Payload: in.Payload, Log: o.Log}
+	if cg, err := platform.DetectCgroups(); err == nil {
+		ro.Cgroups = cg
+	}
+	return ro
+}
+
+// StopLeftovers stops the units a killed daemon has left, and with pods also what runs in them; it
+// returns how many processes it found.
+func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
+	unlock, err := lock(ctx, o.Paths)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	pids, err := runningPIDs(o.Paths)
+	if err != nil {
+		return 0, err
+	}
+	if len(pids) == 0 && !pods {
+		return 0, nil
+	}
+	in, err := offline(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	ro := offlineRunner(o, in)
+	if !pods || in.Config.Spec.NoWorker {
+		return len(pids), runner.StopRecorded(ctx, ro, nil)
+	}
+	isRuntime := func(unit string) bool { return unit == "containerd" }
+	err = runner.StopRecorded(ctx, ro, isRuntime)
+	err = errors.Join(err, endPodsOffline(ctx, in, ro))
+	return len(pids), errors.Join(err, runner.StopRecorded(ctx, ro, nil))
+}
+
+// endPodsOffline ends pods through a containerd that still runs, or through one started for it.
+func endPodsOffline(ctx context.Context, in component.Input, ro runner.Options) error {
+	if !components.OwnRuntime(in) {
+		return stopPods(ctx, in)
+	}
+	if _, err := os.Stat(in.Paths.Containerd()); errors.Is(err, os.ErrNotExist) {
+		return nil // there never were any
+	}
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(plan, func(u component.Unit) bool { return u.Name == "containerd" })
+	if i < 0 {
+		return nil
+	}
+	if err := prepareCgroups(in.Facts.CgroupRoot); err != nil {
+		return err
+	}
+	runCtx, end := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	p := runner.NewProcess(plan[i], ro)
+	if running, _, err := p.Adopt(ctx); err != nil || !running {
+		go func() { done <- p.Run(runCtx) }()
+	} else {
+		done <- nil
+	}
+	ready := plan[i].Components[0].Ready
+	waitCtx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	err = wait.Until(waitCtx, 50*time.Millisecond, "containerd", func(ctx context.Context) error { return probe.Check(ctx, ready) })
+	if err == nil {
+		err = stopPods(ctx, in)
+	}
+	end()
+	<-done // how it ended does not matter: it was asked to
+	return err
+}
+
+// Check runs the preflight checks without starting anything.
+func Check(ctx context.Context, o Options) ([]health.Problem, error) {
+	f, err := platform.DetectFacts(ctx, platform.FactsInput{
+		DataDir: o.Paths.Data, NodeName: o.Config.Spec.Node.Name, NodeIP: o.Config.Spec.Node.IP, CgroupRoot: o.CgroupRoot,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking at this machine: %w", err)
+	}
+	in := component.Input{Config: o.Config, Paths: o.Paths, Facts: f, Payload: o.Paths.CurrentPayload()}
+	running, err := runningPIDs(o.Paths)
+	if err != nil {
+		return nil, err
+	}
+	problems, err := preflight(ctx, in, running)
+	if err != nil && len(health.Blocking(problems)) == 0 {
+		return nil, err
+	}
+	return problems, nil
+}
+
+// running tells that a daemon holds the lock.
+func running(ctx context.Context, o Options) bool {
+	unlock, err := lock(ctx, o.Paths)
+	if err != nil {
+		return errs.Is(err, errs.Exists)
+	}
+	unlock()
+	return false
+}

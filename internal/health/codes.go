@@ -1,0 +1,185 @@
+package health
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The codes, by what they are about. docs/health-codes.md is generated from the registry below.
+const (
+	// The kernel and what it offers.
+	NotRoot            Code = "not-root"
+	KernelTooOld       Code = "kernel-too-old"
+	NoNFTables         Code = "no-nftables"
+	NFTablesIncomplete Code = "nftables-incomplete"
+	NoOverlayFS        Code = "no-overlayfs"
+	NoNamespaces       Code = "no-namespaces"
+	NoSeccomp          Code = "no-seccomp"
+	NoCapSysResource   Code = "no-cap-sys-resource"
+	CgroupV1           Code = "cgroup-v1"
+	NoCgroups          Code = "no-cgroups"
+	CgroupControllers  Code = "cgroup-controllers"
+	ProcSysReadonly    Code = "proc-sys-readonly"
+	IPForwarding       Code = "ip-forwarding"
+	BridgeNetfilter    Code = "bridge-netfilter"
+	ConntrackReadonly  Code = "conntrack-limits-readonly"
+	InotifyLow         Code = "inotify-low"
+	OpenFilesLow       Code = "open-files-low"
+	SELinux            Code = "selinux"
+	Swap               Code = "swap"
+
+	// The machine's resources and identity.
+	MemoryLow       Code = "memory-low"
+	DiskLow         Code = "disk-low"
+	InodesLow       Code = "inodes-low"
+	DiskSlow        Code = "disk-slow"
+	DataDirReadonly Code = "data-dir-readonly"
+	DataDirFS       Code = "data-dir-fs"
+	Clock           Code = "clock"
+	HostName        Code = "hostname"
+
+	// The network.
+	NodeIP          Code = "node-ip"
+	PortInUse       Code = "port-in-use"
+	CIDROverlap     Code = "cidr-overlap"
+	ForeignFirewall Code = "foreign-firewall"
+
+	// What somebody left on the machine.
+	LeftoverMounts    Code = "leftover-mounts"
+	LeftoverLinks     Code = "leftover-links"
+	LeftoverProcesses Code = "leftover-processes"
+
+	// k1s itself.
+	BundleUnreadable   Code = "bundle-unreadable"
+	BundlesUnwatched   Code = "bundles-unwatched"
+	BaseImage          Code = "base-image"
+	PayloadRepaired    Code = "payload-repaired"
+	ComponentCrashloop Code = "component-crashloop"
+	ComponentDegraded  Code = "component-degraded"
+	CertExpiring       Code = "cert-expiring"
+	CAUnusable         Code = "ca-unusable"
+	DatabaseCorrupt    Code = "database-corrupt"
+	NodeNotReady       Code = "node-not-ready"
+	AddonFailed        Code = "addon-failed"
+	RegistryConfig     Code = "registry-config"
+	CheckFailed        Code = "check-failed"
+)
+
+// Doc is what is known about a code in general.
+type Doc struct {
+	Code Code
+	// Severity is the usual one; a Problem may have another where Meaning says so.
+	Severity Severity
+	// Meaning says when it is raised and what it brings.
+	Meaning string
+	// Remedy is what to do in general.
+	Remedy string
+}
+
+type section struct {
+	title string
+	docs  []Doc
+}
+
+// registry is the one list of codes, in the order of the page.
+func registry() []section {
+	return []section{
+		{"The kernel and what it offers", []Doc{
+			{NotRoot, Error, "k1s was started by an ordinary user. A node makes cgroups, mounts and links.", "run it as root, e.g. with sudo"},
+			{KernelTooOld, Error, "The kernel is older than 5.13, with which kube-proxy's nftables mode works.", "boot a kernel of version 5.13 or newer"},
+			{NoNFTables, Error, "The kernel has no nf_tables. Services and pod addresses are made with it; iptables are not used.", "load the module nf_tables (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES"},
+			{NFTablesIncomplete, Error, "nf_tables is there, but some expression that kube-proxy, flannel or the port mapper needs is not.", "load the modules named, or boot a kernel that has them"},
+			{NoOverlayFS, Error, "The overlay file system does not work below the data directory, so container images cannot be unpacked quickly or at all.", "load the module overlay, or put the data directory on ext4 or xfs (with ftype=1)"},
+			{NoNamespaces, Error, "The kernel lacks a kind of namespace that containers need.", "boot a kernel with CONFIG_NAMESPACES and all its kinds"},
+			{NoSeccomp, Warning, "The kernel has no seccomp filters. Pods that ask for a seccomp profile fail, the others run without one.", "boot a kernel with CONFIG_SECCOMP_FILTER"},
+			{NoCapSysResource, Info, "The capability CAP_SYS_RESOURCE is missing, so the out-of-memory killer cannot be kept away from system processes and their limits cannot be raised. k1s adapts.", "give the container or service that runs k1s this capability"},
+			{CgroupV1, Warning, "The machine uses cgroup v1 or the hybrid layout, which Kubernetes is about to drop. Everything works; memory QoS and some accounting do not.", "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 alone"},
+			{NoCgroups, Error, "No cgroup file system is mounted at /sys/fs/cgroup.", "mount it: mount -t cgroup2 none /sys/fs/cgroup"},
+			{CgroupControllers, Error, "A cgroup controller the kubelet needs is not available. For pids and a few others it is a warning.", "enable it on the kernel's command line, e.g. cgroup_enable=memory cgroup_memory=1"},
+			{ProcSysReadonly, Warning, "/proc/sys is mounted read-only, as in an unprivileged container. Kernel settings stay as they are; an error where one of them is wrong.", "run privileged, or mount /proc/sys writable"},
+			{IPForwarding, Info, "The kernel does not forward IPv4 packets yet; k1s turns it on. An error where it cannot.", "run: sysctl -w net.ipv4.ip_forward=1"},
+			{BridgeNetfilter, Warning, "Bridged packets do not pass the firewall, so a pod may not reach a Service whose answering pod is on the same node.", "run: modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1"},
+			{ConntrackReadonly, Info, "The connection tracking limits cannot be set from here, as in a network namespace of its own. kube-proxy leaves them alone.", "set net.netfilter.nf_conntrack_max on the machine itself if connections are dropped"},
+			{InotifyLow, Warning, "Few inotify instances or watches are allowed. Log following and configuration reload fail with \"too many open files\" when they run out.", "run: sysctl -w fs.inotify.max_user_instances=512 fs.inotify.max_user_watches=524288"},
+			{OpenFilesLow, Warning, "The limit of open files is low for an API server and a container runtime.", "raise it: ulimit -n 1048576, or LimitNOFILE= in the service"},
+			{SELinux, Info, "SELinux is enforcing. The data directory needs the labels of a container runtime.", "label it: semanage fcontext -a -t container_var_lib_t '/var/lib/k1s(/.*)?' && restorecon -R /var/lib/k1s"},
+			{Swap, Info, "Swap is on. Pods do not use it; the machine may become slow instead of running out of memory.", "nothing has to be done; swapoff -a avoids surprises in latency"},
+		}},
+		{"The machine", []Doc{
+			{MemoryLow, Warning, "Less than 768 MB of memory may be used here; below 400 MB it is an error.", "give the machine, or the cgroup k1s runs in, more memory"},
+			{DiskLow, Warning, "Less than 2 GB is free where the data directory is; below 500 MB it is an error. The kubelet evicts pods when a disk is nearly full.", "free some space, or move the data directory"},
+			{InodesLow, Warning, "Few inodes are free where the data directory is; container images need many.", "delete small files, or put the data directory on another file system"},
+			{DiskSlow, Warning, "Writing safely to the data directory takes long (median over 20 ms per fsync). Every change in the cluster waits for it.", "put the data directory on a faster disk"},
+			{DataDirReadonly, Error, "The data directory cannot be written to: read-only, full, or not permitted.", "remount it writable, or choose another data directory"},
+			{DataDirFS, Warning, "The data directory is on a file system that does not suit: a network one locks unreliably and loses databases (error), one in memory is empty after a reboot.", "put the data directory on a local disk"},
+			{Clock, Error, "The machine's clock is wrong: before this program was made, or before the cluster's certificates were. TLS fails then.", "set the clock, e.g. with timedatectl set-time or an NTP client, and start again"},
+			{HostName, Warning, "The host name is not a valid node name. k1s derives one from it; an error where it cannot.", "set spec.node.name, or run: hostnamectl set-hostname NAME"},
+		}},
+		{"The network", []Doc{
+			{NodeIP, Error, "No address was found that other nodes and pods can reach this node at, or the configured one is on no interface (warning).", "give an interface an address, or set spec.node.ip"},
+			{PortInUse, Error, "Another program listens on a port that a component needs.", "stop that program, or choose another port in the configuration"},
+			{CIDROverlap, Error, "Addresses of pods or services are in use by the machine's own network. Where the machine's route is the wider one it is a warning: those hosts cannot be reached from here.", "choose other ranges: spec.network.podCIDR and spec.network.serviceCIDR"},
+			{ForeignFirewall, Warning, "A firewall on this machine drops forwarded or incoming packets unless a rule allows them, so pods may not be reached.", "allow the pod and service ranges in that firewall"},
+		}},
+		{"What somebody left on the machine", []Doc{
+			{LeftoverMounts, Warning, "Mounts of an earlier kubelet or container runtime are still there.", "run: k1s reset, or reboot"},
+			{LeftoverLinks, Warning, "Network interfaces of an earlier cluster are still there. Another pod range on them confuses routing.", "run: k1s reset, or delete them with ip link delete NAME"},
+			{LeftoverProcesses, Warning, "Another Kubernetes distribution runs on this machine.", "stop it, or run k1s in a sandbox: k1s cluster create"},
+		}},
+		{"k1s itself", []Doc{
+			{BundleUnreadable, Warning, "An image archive in the bundles directory cannot be read; its images are missing.", "copy the archive again, or remove it"},
+			{BundlesUnwatched, Warning, "The kernel does not tell about changes in the bundles directory; it is looked at every 10 seconds.", "allow more watches: sysctl -w fs.inotify.max_user_watches=65536 fs.inotify.max_user_instances=1024"},
+			{BaseImage, Error, "The image that every pod's sandbox runs from cannot be made; no pod can start.", "see: k1s logs images; if the payload was damaged, start k1s again, which unpacks it anew"},
+			{PayloadRepaired, Info, "A file of the unpacked programs was missing or changed and has been unpacked again.", "check the disk when it happens more than once"},
+			{ComponentCrashloop, Error, "A component ends again and again; it is restarted with growing pauses.", "read its log: k1s logs COMPONENT"},
+			{ComponentDegraded, Warning, "A component runs but its readiness check fails.", "read its log: k1s logs COMPONENT"},
+			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not.", "restart k1s to renew certificates"},
+			{CAUnusable, Error, "A certificate authority or the service account key is there but cannot be used. k1s never replaces one: all nodes and tokens depend on it.", "restore the pki directory from a backup"},
+			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},
+			{NodeNotReady, Error, "This node is registered but not ready.", "run: k1s kubectl describe node"},
+			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
+			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
+			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},
+		}},
+	}
+}
+
+// Codes returns everything about every code, in the order of the page.
+func Codes() []Doc {
+	var out []Doc
+	for _, s := range registry() {
+		out = append(out, s.docs...)
+	}
+	return out
+}
+
+// Lookup returns what is known about a code.
+func Lookup(code Code) (Doc, bool) {
+	docs := Codes()
+	i := slices.IndexFunc(docs, func(d Doc) bool { return d.Code == code })
+	if i < 0 {
+		return Doc{}, false
+	}
+	return docs[i], true
+}
+
+// Page renders docs/health-codes.md.
+func Page() string {
+	var b strings.Builder
+	b.WriteString(`# Health codes
+
+What ` + "`k1s check`, `k1s status`" + ` and the dashboard may report. A problem has a code that does not change between versions, a
+severity, a sentence and a remedy. At start an **error** keeps k1s from starting; a **warning** means that something is degraded; an
+**info** is worth knowing. The severity below is the usual one.
+
+This page is generated: ` + "`go test ./internal/health -update`." + `
+`)
+	for _, s := range registry() {
+		fmt.Fprintf(&b, "\n## %s\n\n| code | severity | meaning | remedy |\n|---|---|---|---|\n", s.title)
+		for _, d := range s.docs {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Code, d.Severity, d.Meaning, d.Remedy)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,159 @@
+// Package kubeapi is the handful of questions the daemon asks its own API server, over plain HTTP: is
+// the node Ready, which pods run here. It is not a client library; whatever needs one lives in the
+// payload, where client-go is.
+package kubeapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+)
+
+// Client asks one API server with one client certificate. The certificate is read for each new
+// connection, so a renewed one is used without a restart.
+type Client struct {
+	base string
+	http *http.Client
+}
+
+// New reads the CA; certificate and key are read when needed.
+func New(server, caFile, certFile, keyFile string) (*Client, error) {
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading the cluster's CA %s: no certificate in it", caFile)
+	}
+	return &Client{base: server, http: &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			Proxy:           nil,
+			IdleConnTimeout: 5 * time.Second,
+			TLSClientConfig: &tls.Config{
+				RootCAs: pool, MinVersion: tls.VersionTLS12,
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					c, err := tls.LoadX509KeyPair(certFile, keyFile)
+					return &c, err
+				},
+			},
+		},
+	}}, nil
+}
+
+// Node is the little we read of a node.
+type Node struct {
+	Spec struct {
+		PodCIDR       string `json:"podCIDR"`
+		Unschedulable bool   `json:"unschedulable"`
+	} `json:"spec"`
+	Status struct {
+		Conditions []Condition `json:"conditions"`
+		NodeInfo   struct {
+			KubeletVersion          string `json:"kubeletVersion"`
+			ContainerRuntimeVersion string `json:"containerRuntimeVersion"`
+		} `json:"nodeInfo"`
+	} `json:"status"`
+}
+
+// Condition is a condition of a node or pod.
+type Condition struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// Ready is nil when the node is, else the reason it is not.
+func (n Node) Ready() error {
+	for _, c := range n.Status.Conditions {
+		if c.Type == "Ready" {
+			if c.Status == "True" {
+				return nil
+			}
+			return fmt.Errorf("%s", c.Message)
+		}
+	}
+	return fmt.Errorf("the kubelet has not reported yet")
+}
+
+// Node gets one node. An answer of 404 is an error that says so.
+func (c *Client) Node(ctx context.Context, name string) (Node, error) {
+	var n Node
+	err := c.get(ctx, "/api/v1/nodes/"+url.PathEscape(name)+"?resourceVersion=0", &n)
+	return n, err
+}
+
+// Pod is the little we read of a pod.
+type Pod struct {
+	Metadata struct {
+		Namespace         string  `json:"namespace"`
+		Name              string  `json:"name"`
+		DeletionTimestamp *string `json:"deletionTimestamp"`
+	} `json:"metadata"`
+	Status struct {
+		Phase      string      `json:"phase"`
+		Conditions []Condition `json:"conditions"`
+	} `json:"status"`
+}
+
+// Ready tells that the pod is Ready, or ended well.
+func (p Pod) Ready() bool {
+	if p.Status.Phase == "Succeeded" {
+		return true
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == "Ready" {
+			return c.Status == "True"
+		}
+	}
+	return false
+}
+
+// Pods lists the pods bound to a node, from the API server's cache.
+func (c *Client) Pods(ctx context.Context, node string) ([]Pod, error) {
+	var list struct {
+		Items []Pod `json:"items"`
+	}
+	q := url.Values{"fieldSelector": {"spec.nodeName=" + node}, "resourceVersion": {"0"}}
+	err := c.get(ctx, "/api/v1/pods?"+q.Encode(), &list)
+	return list.Items, err
+}
+
+func (c *Client) get(ctx context.Context, path string, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var st struct {
+			Message string `json:"message"`
+		}
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		if json.Unmarshal(body, &st) == nil && st.Message != "" {
+			return fmt.Errorf("the API server answers %d: %s", resp.StatusCode, st.Message)
+		}
+		return fmt.Errorf("the API server answers %d", resp.StatusCode)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("reading the API server's answer to %s: %w", req.URL.Path, err)
+	}
+	return nil
+}
+
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }

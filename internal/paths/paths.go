@@ -1,0 +1,85 @@
+// Package paths names every file, directory and socket k1s owns on a machine. It computes names and
+// touches nothing. docs/data-dir.md describes the same tree for users.
+package paths
+
+import "path"
+
+// Defaults of the three roots.
+const (
+	DefaultData   = "/var/lib/k1s"
+	DefaultRun    = "/run/k1s"
+	DefaultConfig = "/etc/k1s"
+	// DefaultKubelet is where CSI drivers expect the kubelet's directory; moving it breaks them.
+	DefaultKubelet = "/var/lib/kubelet"
+)
+
+// Paths are the roots of one node. The zero value is not useful, see Default. Separators are always
+// "/": these are names on the node, whatever machine renders them.
+type Paths struct {
+	Data    string // survives a reboot: database, certificates, images
+	Run     string // sockets, pid records; gone after a reboot
+	Config  string // what the user writes
+	Kubelet string // the kubelet's own directory
+}
+
+// Default are the roots of a node that runs directly on a machine.
+func Default() Paths {
+	return Paths{Data: DefaultData, Run: DefaultRun, Config: DefaultConfig, Kubelet: DefaultKubelet}
+}
+
+// What the user writes.
+func (p Paths) ConfigFile() string     { return path.Join(p.Config, "config.yaml") }
+func (p Paths) ConfigDropIns() string  { return path.Join(p.Config, "config.d") }
+func (p Paths) RegistriesFile() string { return path.Join(p.Config, "registries.yaml") }
+func (p Paths) AdminKubeconfig() string {
+	return path.Join(p.Config, "admin.kubeconfig")
+}
+
+// Persistent state.
+func (p Paths) Payloads() string       { return path.Join(p.Data, "payload") }
+func (p Paths) CurrentPayload() string { return path.Join(p.Data, "payload", "current") }
+func (p Paths) PKI(elem ...string) string {
+	return path.Join(append([]string{p.Data, "pki"}, elem...)...)
+}
+
+// Kubeconfig is the client configuration of one component, e.g. "kubelet".
+func (p Paths) Kubeconfig(component string) string {
+	return path.Join(p.Data, "kubeconfig", component+".kubeconfig")
+}
+
+// Rendered is a file written from a component's Spec, e.g. kubelet.yaml.
+func (p Paths) Rendered(name string) string { return path.Join(p.Data, "rendered", name) }
+func (p Paths) DB() string                  { return path.Join(p.Data, "db") }
+func (p Paths) Etcd() string                { return path.Join(p.Data, "etcd") }
+func (p Paths) Containerd() string          { return path.Join(p.Data, "containerd") }
+
+// Bundles holds image archives the user drops in; they are imported, pinned and watched.
+func (p Paths) Bundles() string { return path.Join(p.Data, "images") }
+
+// Manifests holds the user's manifests; each direct sub-directory or file is a stack.
+func (p Paths) Manifests() string { return path.Join(p.Data, "manifests") }
+
+// Packaged holds the manifests k1s brings; it is rewritten at every start.
+func (p Paths) Packaged() string { return path.Join(p.Data, "packaged") }
+
+// Storage is where local-path keeps volumes.
+func (p Paths) Storage() string        { return path.Join(p.Data, "storage") }
+func (p Paths) CNIConf() string        { return path.Join(p.Data, "cni", "conf") }
+func (p Paths) CNIState() string       { return path.Join(p.Data, "cni", "state") }
+func (p Paths) Registries() string     { return path.Join(p.Data, "containerd", "certs.d") }
+func (p Paths) Ledger() string         { return path.Join(p.Data, "ledger.json") }
+func (p Paths) Logs() string           { return path.Join(p.Data, "log") }
+func (p Paths) Log(unit string) string { return path.Join(p.Data, "log", unit+".log") }
+func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.log") }
+
+// Run-time state.
+func (p Paths) Lock() string             { return path.Join(p.Data, "daemon.lock") }
+func (p Paths) ControlSocket() string    { return path.Join(p.Run, "k1s.sock") }
+func (p Paths) ContainerdSocket() string { return path.Join(p.Run, "containerd", "containerd.sock") }
+func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd") }
+func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
+
+// Unit is the record of a running unit: pid, start time, Spec hash. It is what a new daemon adopts by.
+func (p Paths) Unit(name string) string  { return path.Join(p.Run, "units", name+".json") }
+func (p Paths) Units() string            { return path.Join(p.Run, "units") }
+func (p Paths) Group(name string) string { return path.Join(p.Run, "groups", name+".json") }

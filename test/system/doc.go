@@ -1,0 +1,14 @@
+// Package system tests the finished k1s: real nodes, real workloads, real faults. Every node lives in
+// namespaces without a way out (`k1s cluster create`, or a bare machine made by unshare), and is used the
+// way a user does: the k1s program, kubectl, ports on 127.0.0.1. What is not tested here: packages by
+// themselves (beside their code) and the command line without a node (test/script).
+//
+// The tests have the build tag system and run where K1S_TEST_ROOT is set, see `make system`:
+//
+//	main_test.go      the bench: where everything lives; the snapshot of the machine before and after
+//	k1s.go            running the k1s program
+//	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
+//	bare.go           a machine with nothing on it, for servers that must not start
+//	leftovers.go      what is on this machine, and what a run has added to it
+//	manifests/        the workloads, as a user would write them
+package system

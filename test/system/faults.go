@@ -1,0 +1,145 @@
+//go:build system
+
+package system
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/control"
+)
+
+// survivor is an application that has to outlive what is done to its node.
+type survivor struct{ space }
+
+// survives starts it and stores something.
+func survives(t *testing.T, c *Cluster) survivor {
+	t.Helper()
+	s := survivor{c.namespace(t, "survivor")}
+	s.apply(t, "survivor.yaml")
+	s.rolledOut(t, "deployment/web", "statefulset/store")
+	s.client(t)
+	s.sh(t, "client", "wget -q -T 5 -O - --post-data 'kept' 'http://"+s.storeIP(t)+":8080/file?path=/data/word'")
+	s.works(t)
+	return s
+}
+
+func (s survivor) storeIP(t *testing.T) string {
+	t.Helper()
+	return s.kubectl(t, "get", "pod", "store-0", "-o", "jsonpath={.status.podIP}")
+}
+
+// works checks that it answers from outside and inside, by name, and has its data and its settings.
+func (s survivor) works(t *testing.T) {
+	t.Helper()
+	s.rolledOut(t, "deployment/web", "statefulset/store")
+	s.ready(t, "client")
+	s.untilOutput(t, limit, "the service to answer by its name", contains(" blue"), "exec", "client", "--", "wget", "-q", "-T", "5", "-O", "-", "http://web.survivor/")
+	if out := s.sh(t, "client", "wget -q -T 5 -O - 'http://"+s.storeIP(t)+":8080/file?path=/data/word'"); out != "kept" {
+		t.Errorf("the volume has %q", out)
+	}
+	if port, ok := s.ports[frontNodePort]; ok {
+		eventually(t, limit, "the published port to answer", func(ctx context.Context) error {
+			code, body, err := get(ctx, fmt.Sprintf("http://127.0.0.1:%d/", port))
+			if err == nil && (code != http.StatusOK || !strings.HasSuffix(body, " blue")) {
+				err = fmt.Errorf("answer %d %q", code, body)
+			}
+			return err
+		})
+	}
+}
+
+// containers tells of every container who it is, since when it runs and how often it was started again.
+func (c *Cluster) containers(t *testing.T) string {
+	t.Helper()
+	return c.kubectl(t, "get", "pods", "-A", "--sort-by=.metadata.uid", "-o",
+		`jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{range .status.containerStatuses[*]} {.containerID} {.state.running.startedAt} {.restartCount}{end}{"\n"}{end}`)
+}
+
+// pids are the process of each component.
+func pids(s control.Status) map[string]int {
+	out := map[string]int{}
+	for _, c := range s.Components {
+		out[c.Name] = c.PID
+	}
+	return out
+}
+
+// kill ends a process the hard way.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if pid <= 1 {
+		t.Fatalf("pid %d", pid)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		t.Fatalf("killing %d: %v", pid, err)
+	}
+}
+
+// alive tells whether a process runs; one that is dead and not collected does not.
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	rest := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	return len(rest) > 0 && rest[0] != "Z" && rest[0] != "X"
+}
+
+// processes are all of the cluster's, pods included: those in its cgroups, in any hierarchy.
+func (c *Cluster) processes(t *testing.T) []int {
+	t.Helper()
+	seen := map[int]bool{}
+	roots, err := filepath.Glob("/sys/fs/cgroup/*/k1s/" + c.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range append(roots, "/sys/fs/cgroup/k1s/"+c.name) {
+		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if errors.Is(err, os.ErrNotExist) || err == nil && d.Name() != "cgroup.procs" {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			for f := range strings.FieldsSeq(string(b)) {
+				if pid, perr := strconv.Atoi(f); perr == nil && pid > 0 {
+					seen[pid] = true
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out []int
+	for pid := range seen {
+		out = append(out, pid)
+	}
+	return out
+}
+
+// podProcess is a process inside of a pod's container, as the machine sees it.
+func (s space) podProcess(t *testing.T, pod string) int {
+	t.Helper()
+	id := s.kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+	_, id, _ = strings.Cut(id, "://")
+	r := s.in(within(t, limit), "k1s", "crictl", "inspect", "-o", "go-template", "--template", "{{.info.pid}}", id)
+	pid, err := strconv.Atoi(strings.TrimSpace(r.out))
+	if err != nil || !alive(pid) {
+		t.Fatalf("the process of pod %s: %v %v", pod, err, r)
+	}
+	return pid
+}

@@ -1,0 +1,64 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+func answerOf(resp *http.Response, err error) (int, string, error) {
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, strings.TrimSpace(string(b)), err
+}
+
+// The whole way: 127.0.0.1, forwarder, node port, front, DNS, headless service, store, volume.
+func TestAnApplicationOfTwoTiersKeepsItsDataWhenItsPodsAreDeleted(t *testing.T) {
+	t.Parallel()
+	s := shared(t).namespace(t, "guestbook")
+	s.apply(t, "guestbook.yaml")
+	s.rolledOut(t, "deployment/front", "statefulset/store")
+	url := fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/visit", s.ports[frontNodePort])
+	visit := func(want string) {
+		t.Helper()
+		code, body, err := get(t.Context(), url)
+		if err != nil || code != http.StatusOK || body != want {
+			t.Fatalf("%s answers %d %q %v, want %q", url, code, body, err, want)
+		}
+	}
+	visit("visit 1")
+	visit("visit 2")
+	if phase := s.kubectl(t, "get", "pvc", "data-store-0", "-o", "jsonpath={.status.phase} {.spec.storageClassName}"); phase != "Bound local-path" {
+		t.Errorf("the volume claim is %q", phase)
+	}
+	uid := s.kubectl(t, "get", "pod", "store-0", "-o", "jsonpath={.metadata.uid}")
+	s.kubectl(t, "delete", "pods", "--all")
+	s.rolledOut(t, "deployment/front", "statefulset/store")
+	if now := s.kubectl(t, "get", "pod", "store-0", "-o", "jsonpath={.metadata.uid}"); now == uid {
+		t.Fatal("the pod store-0 is still the same one")
+	}
+	visit("visit 3")
+
+	// The data goes with the claim.
+	volume := s.kubectl(t, "get", "pvc", "data-store-0", "-o", "jsonpath={.spec.volumeName}")
+	s.kubectl(t, "delete", "statefulset/store")
+	s.kubectl(t, "delete", "pvc/data-store-0")
+	eventually(t, limit, "the volume to be removed", func(ctx context.Context) error {
+		r := s.try(ctx, "get", "pv", volume)
+		if r.failure == nil || !strings.Contains(r.err, "NotFound") {
+			return fmt.Errorf("it is still there: %v", r)
+		}
+		return nil
+	})
+	if r := s.in(within(t, limit), "sh", "-c", "ls -d /var/lib/k1s/storage/*"+volume+"*"); r.failure == nil {
+		t.Errorf("its directory is still there: %s", r.out)
+	}
+}

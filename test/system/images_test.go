@@ -1,0 +1,108 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/image"
+	"k1s.io/k1s/test/images/testimage"
+)
+
+// archive is an image with busybox under another name, as the bytes of an archive.
+func archive(t *testing.T, name string, format image.Format) []byte {
+	t.Helper()
+	spec, err := testimage.BusyboxSpec(t.Context(), testimage.DefaultBusybox, testimage.Arch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Names = []string{name}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := testimage.WriteFile(file, format, spec); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// says runs a pod to its end and checks that it could.
+func (s space) says(t *testing.T, pod, image string) {
+	t.Helper()
+	s.kubectl(t, "run", pod, "--image="+image, "--image-pull-policy=Never", "--restart=Never", "--", "echo", "it works")
+	s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=60s")
+	if out := s.kubectl(t, "logs", pod); out != "it works\n" {
+		t.Errorf("it says %q", out)
+	}
+}
+
+func TestAnImageIsImportedFromAnArchive(t *testing.T) {
+	t.Parallel()
+	s := shared(t).namespace(t, "import")
+	for format, f := range map[string]image.Format{"docker": image.Docker, "oci": image.OCI} {
+		name := "k1s.io/test/import-" + format + ":1"
+		file := "/tmp/" + format + ".tar"
+		s.put(t, archive(t, name, f), file)
+		if err := s.in(within(t, limit), "k1s", "image", "import", file).error(); err != nil {
+			t.Fatal(err)
+		}
+		if r := s.in(within(t, limit), "k1s", "image", "ls"); !strings.Contains(r.out, "k1s.io/test/import-"+format) {
+			t.Errorf("k1s image ls: %v", r)
+		}
+		s.says(t, format, name)
+	}
+	s.put(t, []byte("this is no archive"), "/tmp/broken.tar")
+	s.in(within(t, limit), "k1s", "image", "import", "/tmp/broken.tar").wants(t, 1, "error: ", "/tmp/broken.tar")
+	s.in(within(t, limit), "k1s", "image", "import", "/tmp/missing.tar").wants(t, 1, "error: ", "/tmp/missing.tar")
+}
+
+func TestABundleDroppedIntoTheDirectoryIsImportedAndABrokenOneIsAProblem(t *testing.T) {
+	t.Parallel()
+	s := shared(t).namespace(t, "bundles")
+	const dir = "/var/lib/k1s/images/"
+	whole := archive(t, "k1s.io/test/bundle:1", image.OCI)
+	s.put(t, whole[:len(whole)/2], dir+"half.tar")
+	problem := func(ctx context.Context) (health.Problem, error) {
+		st, err := s.status(ctx)
+		for _, p := range st.Problems {
+			if p.Code == health.BundleUnreadable {
+				return p, err
+			}
+		}
+		return health.Problem{}, err
+	}
+	eventually(t, limit, "the broken bundle to be reported", func(ctx context.Context) error {
+		p, err := problem(ctx)
+		if err == nil && (!strings.Contains(p.Text, "half.tar") || p.Remedy == "") {
+			err = fmt.Errorf("reported is %+v", p)
+		}
+		return err
+	})
+	if st, err := s.status(t.Context()); err != nil || st.State != control.Running {
+		t.Errorf("a broken bundle made the node %s: %v", st.State, err)
+	}
+
+	s.put(t, whole, dir+"whole.tar")
+	s.untilOutput(t, limit, "the image to be there", contains("k1s.io/test/bundle:1"), "get", "node", "server-0", "-o", "jsonpath={.status.images[*].names}")
+	s.says(t, "bundle", "k1s.io/test/bundle:1")
+
+	if err := s.in(within(t, limit), "rm", dir+"half.tar").error(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, limit, "the problem to be gone with the file", func(ctx context.Context) error {
+		p, err := problem(ctx)
+		if err == nil && p.Code != "" {
+			err = fmt.Errorf("reported is %+v", p)
+		}
+		return err
+	})
+}

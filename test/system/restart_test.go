@@ -1,0 +1,71 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/control"
+)
+
+// One process a component, so that each can be killed by itself.
+func TestEveryKilledComponentComesBackAndPodsDoNotNotice(t *testing.T) {
+	c := created(t, "kill", withImages(t, "--set", "spec.isolation=component")...)
+	s := survives(t, c)
+	before := c.containers(t)
+	st := c.running(t)
+	if units := distinct(st, func(c control.Component) string { return c.Unit }); len(units) != len(st.Components) {
+		t.Fatalf("%d components in the processes %q", len(st.Components), units)
+	}
+	for _, name := range distinct(st, func(c control.Component) string { return c.Name }) {
+		t.Run(name, func(t *testing.T) {
+			now, err := c.status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.killed(t, now, name)
+		})
+	}
+	c.running(t)
+	s.works(t)
+	if after := c.containers(t); after != before {
+		t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
+	}
+}
+
+// killed kills a component and waits until it is back in a new process, the restart counted and explained.
+func (c *Cluster) killed(t *testing.T, st control.Status, name string) {
+	t.Helper()
+	old, err := componentOf(st, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill(t, old.PID)
+	eventually(t, limit, name+" to come back", func(ctx context.Context) error {
+		st, err := c.status(ctx)
+		if err != nil {
+			return err
+		}
+		now, err := componentOf(st, name)
+		if err == nil && (now.State != "ready" || now.PID == old.PID || now.Restarts <= old.Restarts) {
+			err = fmt.Errorf("it is %s (%s) in process %d (was %d), restarts %d (were %d)", now.State, now.Note, now.PID, old.PID, now.Restarts, old.Restarts)
+		}
+		if err == nil && !strings.Contains(now.LastExit, "kill") {
+			err = fmt.Errorf("its last exit is said to be %q", now.LastExit)
+		}
+		return err
+	})
+}
+
+func distinct(st control.Status, key func(control.Component) string) []string {
+	var out []string
+	for _, c := range st.Components {
+		out = append(out, key(c))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}

@@ -1,0 +1,71 @@
+//go:build system
+
+package system
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/control"
+)
+
+// The same node in its other shapes: each boots to Ready, answers DNS and runs a pod.
+func TestTheNodeComesInOtherShapes(t *testing.T) {
+	for _, v := range []struct {
+		name  string
+		args  []string
+		check func(*testing.T, *Cluster, control.Status)
+	}{
+		{"fused", []string{"--set", "spec.isolation=none"}, func(t *testing.T, _ *Cluster, st control.Status) {
+			if units := distinct(st, func(c control.Component) string { return c.Unit }); len(units) != 2 || !slices.Contains(units, "containerd") {
+				t.Errorf("processes %q, want containerd and one more", units)
+			}
+		}},
+		{"etcd", []string{"--set", "spec.datastore.endpoint=etcd"}, func(t *testing.T, c *Cluster, st control.Status) {
+			if _, err := componentOf(st, "etcd"); err != nil {
+				t.Error(err)
+			}
+			if _, err := componentOf(st, "kine"); err == nil {
+				t.Error("kine runs too")
+			}
+			if err := c.in(within(t, limit), "test", "-d", "/var/lib/k1s/etcd/member").error(); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"vxlan", []string{"--set", "spec.network.backend=vxlan"}, func(t *testing.T, c *Cluster, _ control.Status) {
+			if r := c.in(within(t, limit), "ls", "/sys/class/net"); !strings.Contains(r.out, "flannel.") {
+				t.Errorf("links of the node: %v", r)
+			}
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			c := created(t, v.name, withImages(t, v.args...)...)
+			v.check(t, c, c.running(t))
+			s := c.namespace(t, "shape")
+			s.apply(t, "web.yaml")
+			s.client(t)
+			s.rolledOut(t, "deployment/web")
+			if out := s.sh(t, "client", "wget -q -T 5 -O - http://web.shape/"); !strings.HasPrefix(out, "web-") {
+				t.Errorf("the service answers %q", out)
+			}
+		})
+	}
+}
+
+func TestAServerThatIsNoWorkerServesTheAPIAndRunsNothing(t *testing.T) {
+	c := created(t, "noworker", "--set", "spec.noWorker=true")
+	st := c.running(t)
+	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "flannel"} {
+		if _, err := componentOf(st, name); err == nil {
+			t.Errorf("%s runs", name)
+		}
+	}
+	if out := c.kubectl(t, "get", "nodes", "-o", "name"); out != "" {
+		t.Errorf("nodes: %q", out)
+	}
+	c.kubectl(t, "create", "configmap", "kept", "--from-literal=a=b")
+	if out := c.kubectl(t, "get", "--raw", "/readyz"); out != "ok" {
+		t.Errorf("/readyz says %q", out)
+	}
+}
