@@ -24,6 +24,7 @@ var commands = []command{
 	{"pack", "-dir DIR -cache DIR -o FILE [flags]", runPack},
 	{"join", "-program FILE -payload FILE -o FILE", runJoin},
 	{"list", "FILE", runList},
+	{"unpack", "FILE DIR", runUnpack},
 }
 
 func main() {

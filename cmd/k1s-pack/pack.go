@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"k1s.io/k1s/internal/payload"
 )
@@ -163,16 +164,19 @@ func survey(o packOptions) (payload.Index, []piece, error) {
 		if !strings.Contains(f.Name, ".d/") && isDynamic(b) { // NAME.d holds what the launcher starts, see build/launch.c
 			return index, nil, fmt.Errorf("%s is not linked statically and would not run on every distribution", name)
 		}
-		filter := ""
-		if o.filter && isX86(b) {
-			filter = payload.FilterX86
+		code := span{}
+		if o.filter {
+			code = x86Code(b)
 		}
-		for at := 0; at < len(b); at += o.chunk {
-			raw := b[at:min(at+o.chunk, len(b))]
+		for at := int64(0); at < f.Size; {
+			end, filter := code.next(at, f.Size)
+			end = min(end, at+int64(o.chunk))
+			raw := b[at:end]
 			c := payload.Chunk{Size: int64(len(raw)), SHA256: sum(raw), Filter: filter}
-			key := sum([]byte(fmt.Sprintf("%s %s %d %s", c.SHA256, filter, o.level, version)))
-			pieces = append(pieces, piece{file: i, chunk: len(f.Chunks), path: name, at: int64(at), size: c.Size, filter: filter, key: key})
+			key := sum(fmt.Appendf(nil, "%s %s %d %s", c.SHA256, filter, o.level, version))
+			pieces = append(pieces, piece{file: i, chunk: len(f.Chunks), path: name, at: at, size: c.Size, filter: filter, key: key})
 			f.Chunks = append(f.Chunks, c)
+			at = end
 		}
 	}
 	return index, pieces, nil
@@ -259,9 +263,32 @@ func dropUnused(cache string, used map[string]bool) error {
 	return nil
 }
 
-func isX86(b []byte) bool {
+// span is the machine code of a program, as offsets in its file. Chunks end at its ends, so that the
+// filter meets nothing but code: elsewhere it would only cost time.
+type span struct{ from, to int64 }
+
+// next is where the stretch that begins at at ends, and the filter for it.
+func (s span) next(at, size int64) (end int64, filter string) {
+	switch {
+	case at < s.from:
+		return s.from, ""
+	case at < s.to:
+		return s.to, payload.FilterX86
+	}
+	return size, ""
+}
+
+// x86Code finds the code of an x86-64 program; the zero span for everything else.
+func x86Code(b []byte) span {
 	f, err := elf.NewFile(bytes.NewReader(b))
-	return err == nil && f.Machine == elf.EM_X86_64
+	if err != nil || f.Machine != elf.EM_X86_64 {
+		return span{}
+	}
+	text := f.Section(".text")
+	if text == nil || text.Offset+text.FileSize > uint64(len(b)) {
+		return span{}
+	}
+	return span{int64(text.Offset), int64(text.Offset + text.FileSize)}
 }
 
 // isDynamic reports whether a program needs a dynamic loader.
@@ -304,4 +331,22 @@ func runList(_ context.Context, args []string) error {
 		return err
 	}
 	return report(os.Stdout, p.Index, p.ID)
+}
+
+// runUnpack does what the daemon does at its first start, for trying and timing it.
+func runUnpack(ctx context.Context, args []string) error {
+	if len(args) != 2 {
+		return errors.New("unpack needs a file and a directory")
+	}
+	begin := time.Now()
+	p, err := payload.Open(args[0])
+	if err != nil {
+		return err
+	}
+	r, err := payload.Unpack(ctx, p, args[1])
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s unpacked=%v repaired=%v in %v\n", r.Dir, r.Unpacked, r.Repaired, time.Since(begin).Round(time.Millisecond))
+	return nil
 }

@@ -77,13 +77,13 @@ func TestDisabledAddOnsAreLeftOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, []string{"base.yaml", "metrics-server.yaml"}) {
+	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, []string{"metrics-server.yaml"}) {
 		t.Errorf("rendered %q", names)
 	}
 }
 
 func TestWhatCannotBeDisabled(t *testing.T) {
-	for _, name := range []string{"base", "corends"} {
+	for _, name := range []string{"kubelet", "corends"} {
 		if _, err := addons.Render(node(), []string{name}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), name) {
 			t.Errorf("disabling %s: got %v, want an error of kind Invalid that names it", name, err)
 		}

@@ -121,6 +121,8 @@ type Input struct {
 	Facts  Facts
 	// Payload is the directory of the unpacked payload this node runs from.
 	Payload string
+	// Registries identifies the credentials of registries, which are kept out of Specs; "" for none.
+	Registries string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.
 	PayloadID string
 }

@@ -61,17 +61,20 @@ func containerdConfig(in component.Input) string {
 	var b strings.Builder
 	w := func(format string, a ...any) { fmt.Fprintf(&b, format+"\n", a...) }
 	w("# Written by k1s at every start. Add or override settings in %s.", path.Join(p.Config, "containerd.d", "*.toml"))
-	w("version = 3")
+	w("version = 4")
 	w("root = %q", p.Containerd())
 	w("state = %q", p.ContainerdState())
-	w("imports = [%q]", path.Join(p.Config, "containerd.d", "*.toml"))
+	w("imports = [%q, %q]", p.RegistryAuth(), path.Join(p.Config, "containerd.d", "*.toml"))
+	if in.Registries != "" {
+		w("# credentials of registries: %s", in.Registries) // a change of them is a change of this file
+	}
 	if in.Facts.SysResource {
 		w("oom_score = -999")
 	}
 	w("")
-	w("[grpc]")
+	w("[plugins.'io.containerd.server.v1.grpc']")
 	w("  address = %q", p.ContainerdSocket())
-	w("[ttrpc]")
+	w("[plugins.'io.containerd.server.v1.ttrpc']")
 	w("  address = %q", p.ContainerdSocket()+".ttrpc")
 	w("")
 	w("[plugins.'io.containerd.cri.v1.images']")
@@ -102,8 +105,13 @@ func containerdConfig(in component.Input) string {
 	w("      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]")
 	w("        BinaryName = %q", path.Join(in.Payload, "runc"))
 	w("        SystemdCgroup = %t", SystemdCgroups(in))
+	w("        ShimCgroup = %q", ShimCgroup(in))
 	return b.String()
 }
+
+// ShimCgroup is where shims live: not in containerd's own cgroup, whose memory would then be that of all
+// pods' shims.
+func ShimCgroup(in component.Input) string { return path.Join(in.Facts.CgroupRoot, "shims") }
 
 // SystemdCgroups tells that pods' cgroups are made through systemd: where it is pid 1 and we run
 // directly on the machine, two writers of one cgroup tree would fight.

@@ -8,14 +8,15 @@ import (
 )
 
 // flannel gives pods their network: it writes the CNI configuration as soon as the node has its pod
-// CIDR, and keeps the routes to other nodes. Routes and rules stay when it stops.
+// CIDR, and keeps the routes to other nodes. Routes and rules stay when it stops. Its role is one of the
+// bootstrap roles, so it waits for /readyz.
 var _ = register(component.Def{
 	Name:    "flannel",
 	Summary: "pod network between nodes, CNI configuration",
 	Roles:   component.Worker,
 	Group:   node,
 	When:    func(in component.Input) bool { return in.Config.Spec.Network.Backend != "none" },
-	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Open}},
+	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Ready}},
 	Spec:    flannelSpec,
 	Ready: fileReady(func(in component.Input) string {
 		return path.Join(in.Paths.CNIConf(), "10-k1s.conflist")

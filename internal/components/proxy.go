@@ -7,13 +7,14 @@ import (
 )
 
 // kube-proxy programs services into nftables; the rules stay when it stops, so it may be restarted
-// at any time.
+// at any time. It waits for /readyz, because before the bootstrap roles exist it is refused and then backs
+// off for seconds.
 var _ = register(component.Def{
 	Name:    "kube-proxy",
 	Summary: "services, as nftables rules",
 	Roles:   component.Worker,
 	Group:   node,
-	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Open}, {Component: "kubelet", Level: component.Ready}},
+	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Ready}},
 	Spec:    proxySpec,
 	Ready:   httpReady(proxyHealthPort, "/healthz"),
 })

@@ -173,17 +173,19 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	d.log.Debug("certificates", "issued", len(report.Issued), "renew", report.RenewAt)
 
 	d.step("rendering components")
+	reg, err := readRegistries(o.Paths.RegistriesFile())
+	if err != nil {
+		return nil, err
+	}
+	in.Registries = authID(reg)
+	d.mu.Lock()
+	d.in = in
+	d.mu.Unlock()
 	plan, err := components.Plan(in)
 	if err != nil {
 		return nil, err
 	}
-	if err := writePackaged(in); err != nil {
-		return nil, err
-	}
-	if err := d.registries(in); err != nil {
-		return nil, err
-	}
-	if err := prepareCgroups(f.CgroupRoot); err != nil {
+	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), prepareCgroups(in), enableForwarding(ctx, in)); err != nil {
 		return nil, err
 	}
 	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
@@ -196,14 +198,22 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	return plan, nil
 }
 
-// prepareCgroups makes the node's root cgroup with every controller the kubelet wants to find there.
-func prepareCgroups(root string) error {
+// prepareCgroups makes the node's root cgroup with every controller the kubelet wants to find there, and
+// the one of the shims, which containerd does not make itself.
+func prepareCgroups(in component.Input) error {
+	root := in.Facts.CgroupRoot
 	cg, err := platform.DetectCgroups()
 	if err != nil {
 		return fmt.Errorf("looking for cgroups: %w", err)
 	}
 	if _, err := cg.Prepare(root); err != nil {
 		return fmt.Errorf("preparing the cgroup %s: %w", root, err)
+	}
+	if in.Config.Spec.NoWorker {
+		return nil
+	}
+	if _, err := cg.Ensure(root, path.Base(components.ShimCgroup(in))); err != nil {
+		return fmt.Errorf("preparing the cgroup of the shims: %w", err)
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -50,26 +52,40 @@ func writePackaged(in component.Input) error {
 	return syncDir(in.Paths.Packaged(), files)
 }
 
-// registries turns the user's registries file into containerd's configuration. A file that cannot be
-// read is an error: pulling from elsewhere than what was meant is worse than not starting.
-func (d *Daemon) registries(in component.Input) error {
-	if in.Config.Spec.NoWorker {
-		return nil
-	}
-	var reg registries.Registries
-	raw, err := os.ReadFile(in.Paths.RegistriesFile())
+// readRegistries reads the user's registries file; one that is not there says nothing. A file that cannot
+// be read is an error: pulling from elsewhere than what was meant is worse than not starting.
+func readRegistries(file string) (registries.Registries, error) {
+	raw, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
+		return registries.Registries{}, nil
 	case err != nil:
-		return fmt.Errorf("reading the registries file: %w", err)
-	default:
-		if reg, err = registries.Parse(in.Paths.RegistriesFile(), raw); err != nil {
-			return err
-		}
+		return registries.Registries{}, fmt.Errorf("reading the registries file: %w", err)
+	}
+	return registries.Parse(file, raw)
+}
+
+// authID identifies the credentials without telling them.
+func authID(reg registries.Registries) string {
+	text := registries.AuthTOML(reg)
+	if text == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
+}
+
+// writeRegistries turns the registries file into containerd's configuration.
+func writeRegistries(in component.Input, reg registries.Registries) error {
+	if in.Config.Spec.NoWorker {
+		return nil
 	}
 	hosts, err := registries.Hosts(reg, in.Config.Spec.Images.DisableDefaultRegistry)
 	if err != nil {
 		return err
+	}
+	if err := writeIfChanged(in.Paths.RegistryAuth(), []byte("version = 4\n"+registries.AuthTOML(reg)), 0o600); err != nil {
+		return fmt.Errorf("writing the registries' credentials: %w", err)
 	}
 	return syncDir(in.Paths.Registries(), hosts)
 }

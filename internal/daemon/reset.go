@@ -54,6 +54,9 @@ func ResetSteps(o Options) []step.Step {
 			return removeNetwork(ctx, in)
 		}},
 	}
+	steps = append(steps, step.Step{Name: "set kernel settings back to what they were", Do: func(ctx context.Context) error {
+		return restoreSysctls(ctx, p)
+	}})
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {
 			_, err := kubeconfig.Remove(ctx, []string{out}, o.Config.Spec.Cluster.Name)

@@ -138,7 +138,7 @@ func endPodsOffline(ctx context.Context, in component.Input, ro runner.Options) 
 	if i < 0 {
 		return nil
 	}
-	if err := prepareCgroups(in.Facts.CgroupRoot); err != nil {
+	if err := prepareCgroups(in); err != nil {
 		return err
 	}
 	runCtx, end := context.WithCancel(ctx)

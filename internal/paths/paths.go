@@ -63,10 +63,13 @@ func (p Paths) Manifests() string { return path.Join(p.Data, "manifests") }
 func (p Paths) Packaged() string { return path.Join(p.Data, "packaged") }
 
 // Storage is where local-path keeps volumes.
-func (p Paths) Storage() string        { return path.Join(p.Data, "storage") }
-func (p Paths) CNIConf() string        { return path.Join(p.Data, "cni", "conf") }
-func (p Paths) CNIState() string       { return path.Join(p.Data, "cni", "state") }
-func (p Paths) Registries() string     { return path.Join(p.Data, "containerd", "certs.d") }
+func (p Paths) Storage() string    { return path.Join(p.Data, "storage") }
+func (p Paths) CNIConf() string    { return path.Join(p.Data, "cni", "conf") }
+func (p Paths) CNIState() string   { return path.Join(p.Data, "cni", "state") }
+func (p Paths) Registries() string { return path.Join(p.Data, "containerd", "certs.d") }
+
+// RegistryAuth holds credentials for containerd, made from the registries file.
+func (p Paths) RegistryAuth() string   { return path.Join(p.Data, "containerd", "auth.toml") }
 func (p Paths) Ledger() string         { return path.Join(p.Data, "ledger.json") }
 func (p Paths) Logs() string           { return path.Join(p.Data, "log") }
 func (p Paths) Log(unit string) string { return path.Join(p.Data, "log", unit+".log") }

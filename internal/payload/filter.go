@@ -24,12 +24,19 @@ func undoFilter(name string, b []byte) {
 	}
 }
 
+// opcodes are the first bytes that x86 looks at; most bytes are passed over by this table.
+var opcodes = [256]bool{0xe8: true, 0x8d: true, 0x8b: true, 0x89: true, 0x3b: true, 0x39: true, 0x03: true, 0x80: true, 0x83: true, 0x0f: true}
+
 // x86 converts relative addresses to absolute ones (encode) or back. It does not disassemble: it looks for
 // the bytes of some common instructions at every position, and takes the four that follow for an
 // address. That is sometimes wrong and always harmless, because only those four bytes change, never those it
 // recognises the instruction by, and after them it goes on behind: encoder and decoder see the same.
 func x86(b []byte, encode bool) {
 	for p := 0; p+8 <= len(b); {
+		if !opcodes[b[p]] {
+			p++
+			continue
+		}
 		var at, end int // where the address is, and the end of the instruction, which it is relative to
 		switch op := b[p]; op {
 		case 0xe8: // CALL

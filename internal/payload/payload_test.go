@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -458,6 +460,10 @@ func TestCancellingLeavesNothing(t *testing.T) {
 
 // TestMain lets the test binary be the second process of the concurrency test.
 func TestMain(m *testing.M) {
+	if os.Getenv("UNPACK_WAIT") != "" { // or a running program of an old payload, until its input ends
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
 	if carrier := os.Getenv("UNPACK_CARRIER"); carrier != "" {
 		p, err := Open(carrier)
 		if err == nil {
@@ -526,5 +532,19 @@ func TestTheX86FilterMakesCallsOfOneFunctionEqual(t *testing.T) {
 	DoFilter(FilterX86, b)
 	if !bytes.Equal(b[100:105], b[2000:2005]) || !bytes.Equal(b[100:105], b[3000:3005]) {
 		t.Errorf("% x, % x, % x", b[100:105], b[2000:2005], b[3000:3005])
+	}
+}
+
+func TestErrorsOfTheSystemComeWithWhatToDo(t *testing.T) {
+	p := open(t, makePayload(t, nil))
+	for cause, want := range map[error]string{
+		syscall.ENOSPC: "1 MB",
+		syscall.EROFS:  "read-only",
+		syscall.EACCES: "root",
+	} {
+		err := p.explain("/data", &fs.PathError{Op: "write", Path: "/data/x", Err: cause})
+		if hint, _ := errs.HintOf(err); !strings.Contains(hint, want) || !errors.Is(err, cause) {
+			t.Errorf("%v: hint %q, error %v", cause, hint, err)
+		}
 	}
 }

@@ -64,8 +64,9 @@ func inUse(ctx context.Context, root string, ids []string) (map[string]bool, err
 			continue
 		}
 		proc := filepath.Join("/proc", e.Name())
-		// A process that ends while we look (ENOENT, ESRCH) and a kernel thread (ENOENT) use nothing;
-		// anything else leaves us not knowing, and then nothing may be removed.
+		// A process that ends while we look (ENOENT, ESRCH) and a kernel thread (ENOENT) use nothing. One
+		// that we may not look at has rights that we have not, so it was not started by a k1s like us.
+		// Anything else leaves us not knowing, and then nothing may be removed.
 		st, err := os.Stat(filepath.Join(proc, "exe"))
 		if err == nil {
 			s := st.Sys().(*syscall.Stat_t)
@@ -114,7 +115,7 @@ func inUse(ctx context.Context, root string, ids []string) (map[string]bool, err
 }
 
 func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL)
 }
 
 // scan calls fn for every line of a file of /proc; a process that has ended has none.

@@ -137,7 +137,7 @@ func (r Request) leaves() []Leaf {
 
 	all := []Leaf{
 		api,
-		client(APIServerKubeletClient, "kube-apiserver-kubelet-client", masters),
+		client(APIServerKubeletClient, "kube-apiserver-kubelet-client"),
 		{Name: FrontProxyClient, CA: FrontProxyCA, CommonName: "front-proxy-client", Client: true},
 		client(ControllerManagerClient, "system:kube-controller-manager"),
 		client(SchedulerClient, "system:kube-scheduler"),

@@ -87,7 +87,7 @@ func TestANodeMayOnlyTouchWhatIsItsOwn(t *testing.T) {
 	s.kubectl(t, "create", "-f", "manifests/othernode.yaml")
 	t.Cleanup(func() { s.Cluster.kubectl(t, "delete", "node", "other") })
 	node := func(args ...string) result {
-		return s.in(within(t, limit), append([]string{"k1s", "kubectl", "--kubeconfig", "/var/lib/k1s/kubeconfig/kubelet"}, args...)...)
+		return s.in(within(t, limit), append([]string{"k1s", "kubectl", "--kubeconfig", "/var/lib/k1s/kubeconfig/kubelet.kubeconfig"}, args...)...)
 	}
 	if r := node("get", "node", "server-0"); r.failure != nil {
 		t.Fatalf("the kubelet's identity does not work at all: %v", r.error())

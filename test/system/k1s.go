@@ -34,14 +34,20 @@ func (r result) error() error {
 
 // command runs a program to its end.
 func command(ctx context.Context, env []string, stdin string, argv ...string) result {
-	var out, errOut bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, &out, &errOut
+	cmd.Env = env
 	if stdin != "" {
 		cmd.Stdin = strings.NewReader(stdin)
 	}
+	return end(ctx, cmd)
+}
+
+// end runs a command made with ctx and tells how it ended.
+func end(ctx context.Context, cmd *exec.Cmd) result {
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	cmd.WaitDelay = 5 * time.Second // for what it started and left with our pipes
-	r := result{argv: argv, failure: cmd.Run(), code: -1}
+	r := result{argv: cmd.Args, failure: cmd.Run(), code: -1}
 	r.out, r.err = out.String(), errOut.String()
 	var exit *exec.ExitError
 	switch {

@@ -59,8 +59,16 @@ func hooks() map[string]genericapiserver.PostStartHookFunc {
 	}
 }
 
-// policy is upstream's bootstrap data for authorization.
+// policy is what has to be there when the API server is ready: upstream's bootstrap data for
+// authorization, and our own.
 func policy() rbacrest.PolicyData {
+	p, k1s := upstream(), own()
+	p.ClusterRoles = append(p.ClusterRoles, k1s.ClusterRoles...)
+	p.ClusterRoleBindings = append(p.ClusterRoleBindings, k1s.ClusterRoleBindings...)
+	return p
+}
+
+func upstream() rbacrest.PolicyData {
 	return rbacrest.PolicyData{
 		ClusterRoles:               append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...),
 		ClusterRoleBindings:        append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...),
@@ -276,7 +284,7 @@ func (r *reconciler) role(want reconciliation.RuleOwner, client reconciliation.R
 			return "", err
 		}
 		if result.Protected && result.Operation != reconciliation.ReconcileNone {
-			klog.InfoS("Left a protected role alone that lacks permissions", "namespace", want.GetNamespace(), "name", want.GetName(), "missing", result.MissingRules)
+			klog.InfoS("Left a protected role alone that lacks permissions", "namespace", want.GetNamespace(), "name", want.GetName(), "missing", len(result.MissingRules))
 			return string(reconciliation.ReconcileNone), nil
 		}
 		return string(result.Operation), nil
@@ -294,7 +302,7 @@ func (r *reconciler) binding(want reconciliation.RoleBinding, client reconciliat
 			return "", err
 		}
 		if result.Protected && result.Operation != reconciliation.ReconcileNone {
-			klog.InfoS("Left a protected binding alone that lacks subjects", "namespace", want.GetNamespace(), "name", want.GetName(), "missing", result.MissingSubjects)
+			klog.InfoS("Left a protected binding alone that lacks subjects", "namespace", want.GetNamespace(), "name", want.GetName(), "missing", len(result.MissingSubjects))
 			return string(reconciliation.ReconcileNone), nil
 		}
 		return string(result.Operation), nil

@@ -70,6 +70,11 @@ func (r *runtime) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*r
 	}}, nil
 }
 
+// ImageFsInfo is asked for by every new connection to see whether the service is there.
+func (r *runtime) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	return &runtimeapi.ImageFsInfoResponse{}, nil
+}
+
 func (r *runtime) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	if req.GetImage().GetImage() == "nosuch" {
 		return &runtimeapi.ImageStatusResponse{}, nil

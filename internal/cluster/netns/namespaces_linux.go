@@ -40,15 +40,48 @@ func isMainThread() bool { return unix.Gettid() == unix.Getpid() }
 
 // makeNamespaces makes new namespaces of the given kinds, lets setup furnish them from inside, and pins
 // them as <owner>.<kind>. Nothing is left when it fails.
+//
+// The kernel only pins a mount namespace inside one with a smaller id. Up to Linux 6.17 a newer namespace has
+// a larger id; since then every CPU gives out ids of a range of its own (seen on 6.18, November 2026), so that
+// outside of the initial mount namespace (in a container, in WSL2) the CPU decides. One of them gives out
+// larger ones: the one our own came from.
 func makeNamespaces(l layout, owner string, flags int, kinds []string, setup func() error) error {
 	if err := makePinDir(l.pins()); err != nil {
 		return err
 	}
+	err := makeNamespacesOn(nil, l, owner, flags, kinds, setup)
+	var cpus unix.CPUSet
+	if !errors.Is(err, errNotPinned) || unix.SchedGetaffinity(0, &cpus) != nil {
+		return err
+	}
+	for cpu := range len(cpus) * 64 {
+		if !cpus.IsSet(cpu) {
+			continue
+		}
+		var one unix.CPUSet
+		one.Set(cpu)
+		if err = makeNamespacesOn(&one, l, owner, flags, kinds, setup); !errors.Is(err, errNotPinned) {
+			return err
+		}
+	}
+	return err
+}
+
+// errNotPinned is what the kernel says to a pin it does not allow here.
+var errNotPinned = unix.EINVAL
+
+// makeNamespacesOn is makeNamespaces on certain CPUs; nil is any.
+func makeNamespacesOn(cpus *unix.CPUSet, l layout, owner string, flags int, kinds []string, setup func() error) error {
 	furnished, pinned := make(chan int, 1), make(chan error, 1)
 	done := make(chan error, 1)
 	go func() {
 		done <- onThread(func() error {
 			defer close(furnished)
+			if cpus != nil {
+				if err := unix.SchedSetaffinity(0, cpus); err != nil {
+					return fmt.Errorf("choosing a CPU to make namespaces on: %w", err)
+				}
+			}
 			if err := unix.Unshare(flags); err != nil {
 				return fmt.Errorf("making namespaces for %s: %w", owner, err)
 			}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -268,7 +269,7 @@ func TestANodeHasARootOfItsOwn(t *testing.T) {
 		{"address", "ip -4 -o addr show eth0 | awk '{print $4}'", "10.88.0.10/24"},
 		{"default route", "ip route show default", "default via 10.88.0.1 dev eth0"},
 		{"the kubelet's settings are a copy", "cat /proc/sys/kernel/panic", "10"},
-		{"mounts are shared with pods", "findmnt -no PROPAGATION /var", "shared"},
+		{"mounts are shared with pods", "findmnt -no PROPAGATION /var | grep -o shared", "shared"},
 		{"cgroups are there", "test -e /sys/fs/cgroup/cgroup.controllers -o -d /sys/fs/cgroup/memory && echo yes", "yes"},
 		{"cgroup of commands", "grep -c /one/server-0/exec /proc/self/cgroup > /tmp/n; test $(cat /tmp/n) -gt 0 && echo yes", "yes"},
 		{"no way out", "timeout 5 bash -c '</dev/tcp/203.0.113.1/80' 2>&1 | grep -o 'Network is unreachable' | head -1", "Network is unreachable"},
@@ -662,6 +663,34 @@ func TestNothingIsLeftOfManyClusters(t *testing.T) {
 	same(t, before, snapshot(t))
 	if fileExists(p.opts.State) || fileExists(p.opts.Run) {
 		t.Error("directories are left")
+	}
+}
+
+// In a mount namespace other than the machine's first the kernel may refuse to pin what was made on the wrong
+// CPU. Every CPU is tried in turn as the one that made ours.
+func TestClustersWorkInAnyMountNamespace(t *testing.T) {
+	testenv.Root(t)
+	if os.Getenv("K1S_TEST_INNER") != "" {
+		p := testProvider(t)
+		for i := range 4 {
+			up(t, p, cluster.Spec{Name: "one"})
+			if err := p.Delete(t.Context(), "one", ""); err != nil {
+				t.Fatalf("cluster %d: %v", i, err)
+			}
+		}
+		return
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cpu := range min(runtime.NumCPU(), 4) {
+		cmd := exec.CommandContext(t.Context(), "taskset", "-c", strconv.Itoa(cpu), "unshare", "--mount", "--propagation", "shared",
+			"sh", "-c", `taskset -apc 0-`+strconv.Itoa(runtime.NumCPU()-1)+` $$ >/dev/null; exec "$0" -test.run '^TestClustersWorkInAnyMountNamespace$'`, exe)
+		cmd.Env = append(os.Environ(), "K1S_TEST_INNER=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("mount namespace made on CPU %d: %v\n%s", cpu, err, out)
+		}
 	}
 }
 

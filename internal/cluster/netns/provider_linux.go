@@ -468,6 +468,9 @@ func (p *Provider) Describe(_ context.Context, name string) (cluster.Status, err
 		return cluster.Status{}, errs.New(errs.NotFound, "there is no cluster %q", name)
 	}
 	spec, err := readRecord(l)
+	if errors.Is(err, fs.ErrPermission) {
+		return cluster.Status{}, errs.Hint(err, "run the same command with sudo")
+	}
 	if err != nil {
 		note := "it was not created completely"
 		if !errors.Is(err, fs.ErrNotExist) {
