@@ -227,9 +227,15 @@ func isClusterLink(name string) bool {
 	return name == "cni0" || strings.HasPrefix(name, "flannel")
 }
 
+// isPodRoute tells what a routed pod leaves on its node: the gateway's address on the node's end of its
+// veth pair, and a route to the pod through it. Both are single addresses.
+func isPodRoute(link string, p netip.Prefix) bool {
+	return strings.HasPrefix(link, "veth") && p.IsSingleIP()
+}
+
 // decideCIDRs looks for the cluster's ranges in the machine's own network. ours says that a cluster of
-// ours ran here before: then flannel's routes to other nodes, which lie inside the pod range and go through
-// a neighbour, are no surprise.
+// ours ran here before: then the routes to pods that still run, and flannel's routes to other nodes, which
+// lie inside the pod range and go through a neighbour, are no surprise.
 func decideCIDRs(s config.Network, nodeIP netip.Addr, links []netInterface, routes []route, ours bool) []health.Problem {
 	var out []health.Problem
 	var gateway netip.Addr
@@ -260,6 +266,9 @@ func decideCIDRs(s config.Network, nodeIP netip.Addr, links []netInterface, rout
 				continue
 			}
 			for _, a := range l.Addrs {
+				if ours && isPodRoute(l.Name, a) {
+					continue
+				}
 				if net := a.Masked(); net.Addr().Is4() && net.Bits() > 0 && cidr.Overlaps(net) && !told[net] {
 					told[net] = true
 					out = append(out, report("overlaps the network %s of interface %s", net, l.Name))
@@ -269,6 +278,7 @@ func decideCIDRs(s config.Network, nodeIP netip.Addr, links []netInterface, rout
 		for _, r := range routes {
 			switch {
 			case r.Dst.Bits() == 0 || isClusterLink(r.Dev) || !cidr.Overlaps(r.Dst) || told[r.Dst]:
+			case ours && isPodRoute(r.Dev, r.Dst):
 			case ours && r.Via.IsValid() && r.Via != gateway && r.Dst.Bits() > cidr.Bits():
 			case r.Dst.Bits() < cidr.Bits():
 				told[r.Dst] = true

@@ -176,6 +176,10 @@ func TestOverlappingRangesAreFound(t *testing.T) {
 		"a company's wide route": {"192.0.2.7", []netInterface{eth0}, []route{gw, r("10.0.0.0/8", "192.0.2.9", "eth0")}, false, []string{
 			"warning: cidr-overlap: the range of pods 10.42.0.0/16 lies in 10.0.0.0/8, to which this machine has a route by eth0; hosts there cannot be reached any more",
 			"warning: cidr-overlap: the range of services 10.43.0.0/16 lies in 10.0.0.0/8, to which this machine has a route by eth0; hosts there cannot be reached any more"}},
+		"pods that still run": {"192.0.2.7", []netInterface{eth0, {Name: "veth4da78034", Addrs: prefixes("10.42.0.1/32")}}, []route{gw, r("10.42.0.2/32", "", "veth4da78034")}, true, nil},
+		"somebody else's pods": {"192.0.2.7", []netInterface{eth0, {Name: "veth4da78034", Addrs: prefixes("10.42.0.1/32")}}, []route{gw, r("10.42.0.2/32", "", "veth4da78034")}, false, []string{
+			"error: cidr-overlap: the range of pods 10.42.0.0/16 overlaps the network 10.42.0.1/32 of interface veth4da78034",
+			"error: cidr-overlap: the range of pods 10.42.0.0/16 overlaps the route to 10.42.0.2/32 by veth4da78034"}},
 		"the cluster's own bridge": {"192.0.2.7", []netInterface{eth0, {Name: "cni0", Addrs: prefixes("10.42.0.1/24")}}, []route{gw, r("10.42.0.0/24", "", "cni0")}, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

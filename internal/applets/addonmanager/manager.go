@@ -107,8 +107,9 @@ func (m *manager) run(ctx context.Context) error {
 
 // scan looks at both directories and parses what is new.
 func (m *manager) scan() {
+	before := map[*state]bool{}
 	for _, s := range m.states {
-		s.present = false
+		before[s], s.present = s.present, false
 	}
 	for _, d := range []struct {
 		origin origin
@@ -130,6 +131,11 @@ func (m *manager) scan() {
 				m.states[src.id] = s
 			}
 			s.update(src)
+		}
+	}
+	for s, was := range before {
+		if was && !s.present { // what it failed with says nothing about removing it
+			s.err, s.attempts, s.retry = nil, 0, time.Time{}
 		}
 	}
 }

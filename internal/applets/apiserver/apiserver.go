@@ -5,6 +5,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"os"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/server/flagz"
@@ -18,6 +19,10 @@ import (
 	"k1s.io/k1s/internal/applets/kubeglobals"
 	"k1s.io/k1s/internal/errs"
 )
+
+// EnvUpstreamHooks, when set to anything, leaves the bootstrap objects to upstream's own hooks. It is there
+// for the baseline of the benchmarks only: k1s' own roles are not written then.
+const EnvUpstreamHooks = "K1S_UPSTREAM_HOOKS"
 
 // Run takes upstream's flags. It returns when the server has been drained after ctx ended.
 //
@@ -69,6 +74,9 @@ func chain(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, e
 	// what is in it already was switched off for a reason (roles without the RBAC authorizer).
 	disabled := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
 	replaced := hooks()
+	if os.Getenv(EnvUpstreamHooks) != "" {
+		replaced = nil
+	}
 	for name := range replaced {
 		if disabled.Has(name) {
 			delete(replaced, name)

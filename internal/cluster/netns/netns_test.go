@@ -648,6 +648,11 @@ func TestNothingIsLeftOfManyClusters(t *testing.T) {
 	testenv.Root(t)
 	before := snapshot(t)
 	p := testProvider(t)
+	t.Cleanup(func() {
+		if err := p.Delete(context.Background(), "one", ""); err != nil {
+			t.Error(err)
+		}
+	})
 	for range 20 {
 		if _, err := p.Prepare(t.Context(), cluster.Spec{Name: "one"}); err != nil {
 			t.Fatal(err)
