@@ -37,8 +37,7 @@ ifneq ($(ARCH),$(HOSTARCH))
   SYSROOT := $(OUT)/debian
   ROOT := $(SYSROOT)/root
   TARGET += GOARM=7 CC=$(CC_TARGET) PKG_CONFIG_SYSROOT_DIR=$(abspath $(ROOT)) \
-	PKG_CONFIG_LIBDIR=$(abspath $(ROOT))/usr/lib/$(TRIPLE)/pkgconfig \
-	CGO_CFLAGS="-O2 -I$(abspath $(ROOT))/usr/include" CGO_LDFLAGS="-L$(abspath $(ROOT))/usr/lib/$(TRIPLE)"
+	PKG_CONFIG_LIBDIR=$(abspath $(ROOT))/usr/lib/$(TRIPLE)/pkgconfig
 else
   ROOT := /
 endif

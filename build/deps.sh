@@ -21,9 +21,18 @@ if [ "$arch" = "$host" ]; then
 else
 	command_from dpkg-deb dpkg
 	case $arch in
-	arm64) command_from aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu ;;
-	arm) command_from arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf ;;
-	amd64) command_from x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu ;;
+	arm64)
+		command_from aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+		file_from /usr/aarch64-linux-gnu/lib/libc.a libc6-dev-arm64-cross
+		;;
+	arm)
+		command_from arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf
+		file_from /usr/arm-linux-gnueabihf/lib/libc.a libc6-dev-armhf-cross
+		;;
+	amd64)
+		command_from x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu
+		file_from /usr/x86_64-linux-gnu/lib/libc.a libc6-dev-amd64-cross
+		;;
 	*) echo "error: cannot build for $arch: ARCH is one of amd64, arm64, arm" >&2; exit 1 ;;
 	esac
 fi

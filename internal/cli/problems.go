@@ -14,11 +14,11 @@ func printProblems(w io.Writer, problems []health.Problem) error {
 		if p.Component != "" {
 			who = p.Component + ": "
 		}
-		if _, err := fmt.Fprintf(w, "%-8s%s%s (%s)\n", string(p.Severity)+":", who, p.Text, p.Code); err != nil {
+		if _, err := fmt.Fprintf(w, "%-9s%s%s (%s)\n", string(p.Severity)+":", who, p.Text, p.Code); err != nil {
 			return err
 		}
 		if p.Remedy != "" {
-			fmt.Fprintf(w, "        %s\n", p.Remedy)
+			fmt.Fprintf(w, "         %s\n", p.Remedy)
 		}
 	}
 	return nil

@@ -96,6 +96,9 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 			ready = "not Ready: " + n.Reason
 		}
 		line("node", "%s (%s) %s", n.Name, n.IP, ready)
+		if s.DNS != nil && !s.DNS.Answers {
+			line("dns", "%s does not answer: %s", s.DNS.Address, s.DNS.Reason)
+		}
 		line("pods", "%d of %d ready", n.Pods.Ready, n.Pods.Total)
 		for _, p := range n.Pods.NotReady {
 			line("", "not ready: %s", p)

@@ -27,7 +27,8 @@ func kineSpec(in component.Input) (component.Spec, error) {
 		"_synchronous":  {"FULL"},
 		"_busy_timeout": {"30000"},
 		"_txlock":       {"immediate"},
-		"cache":         {"shared"},
+		// Compaction keeps reusing the space; rewriting the whole file at every start only makes it slow.
+		"_kine_disable_startup_vacuum": {"true"},
 	}
 	var f flags
 	f.add("listen", "unix://"+in.Paths.KineSocket())

@@ -27,16 +27,18 @@ type Status struct {
 	Doing string    `json:"doing,omitempty"`
 	Since time.Time `json:"since"`
 	// ReadyAt is when the node was ready for work for the first time since the daemon started.
-	ReadyAt    *time.Time       `json:"readyAt,omitempty"`
-	PID        int              `json:"pid"`
-	Version    string           `json:"version"`
-	Kubernetes string           `json:"kubernetes"`
-	Payload    string           `json:"payload"`
-	Cluster    string           `json:"cluster"`
-	Server     string           `json:"server"`
-	DataDir    string           `json:"dataDir"`
-	Isolation  string           `json:"isolation"`
-	Node       *Node            `json:"node,omitempty"`
+	ReadyAt    *time.Time `json:"readyAt,omitempty"`
+	PID        int        `json:"pid"`
+	Version    string     `json:"version"`
+	Kubernetes string     `json:"kubernetes"`
+	Payload    string     `json:"payload"`
+	Cluster    string     `json:"cluster"`
+	Server     string     `json:"server"`
+	DataDir    string     `json:"dataDir"`
+	Isolation  string     `json:"isolation"`
+	Node       *Node      `json:"node,omitempty"`
+	// DNS tells whether the cluster's DNS answers on this node; nil where it is disabled or not to be asked yet.
+	DNS        *DNS             `json:"dns,omitempty"`
 	Components []Component      `json:"components"`
 	Addons     []Addon          `json:"addons,omitempty"`
 	Problems   []health.Problem `json:"problems"`
@@ -52,6 +54,13 @@ type Node struct {
 	Runtime string `json:"runtime,omitempty"`
 	PodCIDR string `json:"podCIDR,omitempty"`
 	Pods    Pods   `json:"pods"`
+}
+
+// DNS is the cluster's DNS as seen from this node.
+type DNS struct {
+	Address string `json:"address"`
+	Answers bool   `json:"answers"`
+	Reason  string `json:"reason,omitempty"`
 }
 
 // Pods counts the pods of a node.

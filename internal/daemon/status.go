@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -51,6 +53,9 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	if api != nil && apiOpen && !d.o.Config.Spec.NoWorker {
 		s.Node = askNode(ctx, api, in)
 		allReady = allReady && s.Node.Ready
+		if s.Node.Ready && !slices.Contains(d.o.Config.Spec.Disable, dnsAddon) {
+			s.DNS = askDNS(ctx, in)
+		}
 	}
 	s.Addons, _ = addonStatus(in)
 	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))
@@ -108,6 +113,31 @@ func askNode(ctx context.Context, api *kubeapi.Client, in component.Input) *cont
 		} else if len(out.Pods.NotReady) < 10 {
 			out.Pods.NotReady = append(out.Pods.NotReady, p.Metadata.Namespace+"/"+p.Metadata.Name)
 		}
+	}
+	return out
+}
+
+// dnsAddon is the packaged component that serves the cluster's DNS.
+const dnsAddon = "coredns"
+
+// dnsAnswerTime bounds the question to the cluster's DNS: it answers within a millisecond, or is not there.
+const dnsAnswerTime = 300 * time.Millisecond
+
+// askDNS asks the cluster's DNS for the name of the API, the way a pod would: through the service address.
+func askDNS(ctx context.Context, in component.Input) *control.DNS {
+	address, err := components.ClusterDNS(in)
+	if err != nil {
+		return &control.DNS{Reason: err.Error()}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, dnsAnswerTime, errors.New("no answer"))
+	defer cancel()
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, net.JoinHostPort(address, "53"))
+	}}
+	out := &control.DNS{Address: address, Answers: true}
+	if _, err := r.LookupHost(ctx, "kubernetes.default.svc."+in.Config.Spec.Cluster.Domain+"."); err != nil {
+		out.Answers, out.Reason = false, err.Error()
 	}
 	return out
 }

@@ -134,6 +134,9 @@ func (f *fixture) begin() {
 	if err != nil {
 		f.Fatal(err)
 	}
+	if err := os.RemoveAll(f.o.statusFile); err != nil { // as Run does
+		f.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(testWriter{f.T}, nil))
@@ -447,6 +450,23 @@ func TestUsersStacks(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func TestExamplesAreAccepted(t *testing.T) {
+	f := newFixture(t)
+	files, err := filepath.Glob("../../../examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("there are no examples (%v)", err)
+	}
+	f.begin()
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.write(f.o.manifests, filepath.Base(file), string(text))
+		f.applied(strings.TrimSuffix(filepath.Base(file), ".yaml"))
+	}
 }
 
 func TestOneOfSeveralActs(t *testing.T) {

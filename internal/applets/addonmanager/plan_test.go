@@ -57,7 +57,7 @@ func TestObjectsAreAppliedAfterWhatTheyNeed(t *testing.T) {
 	expect(t, "gates", refs(got[phaseGates]), []string{"ValidatingWebhookConfiguration.admissionregistration.k8s.io gate"})
 }
 
-func TestEveryPhaseOfPackagedObjectsIsOneOfBuiltInKinds(t *testing.T) {
+func TestPackagedObjectsAreOfBuiltInKinds(t *testing.T) {
 	rendered, err := addons.Render(addons.Node{ClusterDNS: "10.43.0.10", PodsProgram: "/p", PayloadID: "1", StorageDir: "/s"}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -186,15 +186,23 @@ func TestHiddenCommandsReachTheProvider(t *testing.T) {
 
 func TestWhatANodeWaitsForIsSaid(t *testing.T) {
 	ready := &control.Node{Ready: true}
+	silent := &control.DNS{Reason: "no answer"}
 	for _, c := range []struct {
 		s    control.Status
 		want string
 	}{
 		{control.Status{State: control.Starting, Doing: "waiting for the node to be Ready"}, "waiting for the node to be Ready"},
 		{control.Status{State: control.Starting, Components: []control.Component{{Name: "kine", State: "ready"}, {Name: "kubelet", State: "waiting", Note: "for containerd"}}}, "kubelet is waiting: for containerd"},
+		// A crash loop tells more than the step the node is at.
+		{control.Status{State: control.Starting, Doing: "starting components", Components: []control.Component{{Name: "kubelet", State: "waiting"}, {Name: "kine", State: "backoff", Note: "exit code 2"}}}, "kine is in state backoff: exit code 2"},
 		{control.Status{State: control.Running, Node: &control.Node{Reason: "no CNI"}}, "the node is not Ready: no CNI"},
-		{control.Status{State: control.Running, Node: ready, Addons: []control.Addon{{Name: "coredns", State: "waiting", Note: "0/1"}}}, "DNS is waiting: 0/1"},
-		{control.Status{State: control.Running, Node: ready, Addons: []control.Addon{{Name: "coredns", State: "ready"}, {Name: "metrics-server", State: "waiting"}}}, ""},
+		{control.Status{State: control.Running, Components: []control.Component{{Name: "kubelet", State: "ready"}}}, "the node is running"},
+		// A server that is no worker has no node and no DNS.
+		{control.Status{State: control.Running, Addons: []control.Addon{{Name: "coredns", State: "waiting"}}}, ""},
+		{control.Status{State: control.Running, Node: ready, DNS: silent, Addons: []control.Addon{{Name: "coredns", State: "waiting", Note: "0/1"}}}, "DNS is waiting: 0/1"},
+		// After a start the cluster still believes what it knew before the stop.
+		{control.Status{State: control.Running, Node: ready, DNS: silent, Addons: []control.Addon{{Name: "coredns", State: "ready"}}}, "DNS does not answer: no answer"},
+		{control.Status{State: control.Running, Node: ready, DNS: &control.DNS{Answers: true}, Addons: []control.Addon{{Name: "metrics-server", State: "waiting"}}}, ""},
 		{control.Status{State: control.Degraded, Node: ready}, ""},
 		{control.Status{State: control.Stopping}, "the node is stopping"},
 	} {

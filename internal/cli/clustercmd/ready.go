@@ -22,12 +22,21 @@ func askNode(ctx context.Context, n cluster.Node) error {
 	return whyNotReady(s)
 }
 
-// dnsAddon is the packaged component without which a cluster is not ready for work.
+// dnsAddon is the packaged component that says why DNS does not answer.
 const dnsAddon = "coredns"
 
 // whyNotReady is nil for a node that is ready for work: it runs, Kubernetes calls it Ready, and DNS answers.
+// A server that is no worker only has to run.
 func whyNotReady(s control.Status) error {
-	if s.State != control.Running && s.State != control.Degraded || s.Node == nil || !s.Node.Ready {
+	worker := s.Node != nil
+	for _, c := range s.Components {
+		worker = worker || c.Name == "kubelet"
+		// What ends again and again tells more than the step the node is at.
+		if c.State == "backoff" || c.State == "failed" {
+			return fmt.Errorf("%s is in state %s%s", c.Name, c.State, dash(c.Note))
+		}
+	}
+	if s.State != control.Running && s.State != control.Degraded || worker && (s.Node == nil || !s.Node.Ready) {
 		if s.Doing != "" {
 			return errors.New(s.Doing)
 		}
@@ -41,12 +50,15 @@ func whyNotReady(s control.Status) error {
 		}
 		return fmt.Errorf("the node is %s", s.State)
 	}
+	if s.DNS == nil || s.DNS.Answers {
+		return nil
+	}
 	for _, a := range s.Addons {
 		if a.Name == dnsAddon && a.State != "ready" {
 			return fmt.Errorf("DNS is %s%s", a.State, dash(a.Note))
 		}
 	}
-	return nil
+	return fmt.Errorf("DNS does not answer%s", dash(s.DNS.Reason))
 }
 
 func dash(note string) string {
