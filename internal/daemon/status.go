@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -137,9 +138,26 @@ func askDNS(ctx context.Context, in component.Input) *control.DNS {
 	}}
 	out := &control.DNS{Address: address, Answers: true}
 	if _, err := r.LookupHost(ctx, "kubernetes.default.svc."+in.Config.Spec.Cluster.Domain+"."); err != nil {
-		out.Answers, out.Reason = false, err.Error()
+		out.Answers, out.Reason = false, dnsReason(err)
 	}
 	return out
+}
+
+// dnsReason is what is wrong, without the addresses and ports that differ from try to try.
+func dnsReason(err error) string {
+	var sys *os.SyscallError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &sys) && errors.Is(sys.Err, syscall.EPERM):
+		return "no DNS pod is ready" // kube-proxy rejects what is sent to a service without endpoints
+	case errors.As(err, &sys):
+		return sys.Err.Error()
+	case errors.As(err, &dns) && dns.IsTimeout:
+		return "no answer"
+	case errors.As(err, &dns):
+		return dns.Err
+	}
+	return err.Error()
 }
 
 func supervisorProblems(in []supervise.Problem) []health.Problem {

@@ -1,0 +1,42 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+)
+
+func TestDNSReasonsDoNotChangeFromTryToTry(t *testing.T) {
+	op := func(errno syscall.Errno) error {
+		return &net.OpError{Op: "write", Net: "udp", Source: &net.UDPAddr{Port: 40123}, Err: os.NewSyscallError("write", errno)}
+	}
+	for want, err := range map[string]error{
+		"no DNS pod is ready": fmt.Errorf("lookup: %w", op(syscall.EPERM)),
+		"connection refused":  op(syscall.ECONNREFUSED),
+		"no answer":           &net.DNSError{Err: "i/o timeout", IsTimeout: true},
+		"no such host":        &net.DNSError{Err: "no such host", Server: "192.0.2.1:53"},
+		"odd":                 errors.New("odd"),
+	} {
+		if got := dnsReason(err); got != want {
+			t.Errorf("%v: %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestUpstreamDNSIsOnlyWhatPodsCouldReach(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                   false,
+		"nameserver 127.0.0.53\n":            false,
+		"nameserver ::1\nsearch x\n":         false,
+		"# nameserver 192.0.2.1\n":           false,
+		"nameserver 192.0.2.1\n":             true,
+		"search a\nnameserver 2001:db8::1\n": true,
+	} {
+		if got := hasUpstreamDNS([]byte(text)); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+	}
+}
