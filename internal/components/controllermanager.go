@@ -21,20 +21,8 @@ var _ = register(component.Def{
 
 func controllerManagerSpec(in component.Input) (component.Spec, error) {
 	c, p := in.Config.Spec, in.Paths
-	kubeconfig := p.Kubeconfig("kube-controller-manager")
 	var f flags
-	f.add("kubeconfig", kubeconfig)
-	f.add("authentication-kubeconfig", kubeconfig)
-	f.add("authorization-kubeconfig", kubeconfig)
-	f.add("client-ca-file", p.PKI("ca.crt"))
-	f.add("requestheader-client-ca-file", p.PKI("front-proxy-ca.crt"))
-	f.add("bind-address", loopback)
-	f.add("secure-port", strconv.Itoa(controllerPort))
-	f.add("tls-cert-file", p.PKI("controller-manager-serving.crt"))
-	f.add("tls-private-key-file", p.PKI("controller-manager-serving.key"))
-	f.add("tls-min-version", tlsMinVersion)
-	// One server: nobody to elect against, and a slow disk must not end the controllers.
-	f.add("leader-elect", "false")
+	f.controller(in, "kube-controller-manager", "controller-manager-serving", controllerPort)
 	f.add("allocate-node-cidrs", "true")
 	f.add("cluster-name", c.Cluster.Name)
 	f.add("cluster-cidr", c.Network.PodCIDR)
@@ -45,10 +33,5 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 	f.add("root-ca-file", p.PKI("ca.crt"))
 	f.add("service-account-private-key-file", p.PKI("sa.key"))
 	f.add("use-service-account-credentials", "true")
-	// Upstream's 20 requests a second cost 4.5 s until the first pod.
-	f.add("kube-api-qps", clientQPS)
-	f.add("kube-api-burst", clientQPS)
-	f.add("profiling", "false")
-	f.gates(in)
 	return component.Spec{Applet: "kube-controller-manager", Args: f}, nil
 }

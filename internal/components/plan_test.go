@@ -230,3 +230,20 @@ func TestAChangedSettingChangesOnlyTheUnitsItConcerns(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryPortOfAComponentIsRefusedAsAPIPort(t *testing.T) {
+	cfg := config.Default()
+	cfg.Spec.Datastore.Endpoint = "etcd"
+	for name, ports := range Ports(input(cfg)) {
+		if name == "kube-apiserver" {
+			continue
+		}
+		for _, p := range ports {
+			c := cfg
+			c.Spec.API.Port = p
+			if len(config.Validate(c, config.Known{})) == 0 {
+				t.Errorf("port %d of %s is accepted as spec.api.port", p, name)
+			}
+		}
+	}
+}
