@@ -99,6 +99,11 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 	f.add("node-ip", in.Facts.NodeIP.String())
 	f.add("root-dir", p.Kubelet)
 	f.add("cert-dir", p.PKI("kubelet"))
+	if OwnRuntime(in) {
+		// cAdvisor does not follow the CRI endpoint. Without it, its metrics name no container and no image,
+		// and there is no network traffic of pods.
+		f.add("containerd", p.ContainerdSocket())
+	}
 	var labels []string
 	for _, k := range slices.Sorted(maps.Keys(c.Node.Labels)) {
 		labels = append(labels, k+"="+c.Node.Labels[k])
@@ -108,7 +113,12 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 		Applet: "kubelet",
 		Args:   f,
 		Files:  []component.File{file},
-		Dirs:   []component.Dir{{Path: p.Kubelet, Mode: 0o750}, {Path: p.PKI("kubelet"), Mode: 0o700}},
+		Dirs: []component.Dir{
+			{Path: p.Kubelet, Mode: 0o750},
+			{Path: p.PKI("kubelet"), Mode: 0o700},
+			// Volumes of local-path are open to all users: the directory around them keeps the machine's own out.
+			{Path: p.Storage(), Mode: 0o700},
+		},
 	}, nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/ledger"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/payload"
 	"k1s.io/k1s/internal/pki"
@@ -185,7 +186,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), prepareCgroups(in), enableForwarding(ctx, in)); err != nil {
+	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
 		return nil, err
 	}
 	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
@@ -216,6 +217,16 @@ func prepareCgroups(in component.Input) error {
 		return fmt.Errorf("preparing the cgroup of the shims: %w", err)
 	}
 	return nil
+}
+
+// setSysctls sets what a worker needs of the kernel: pods are routed, and every component watches files.
+func setSysctls(ctx context.Context, in component.Input) error {
+	if in.Config.Spec.NoWorker {
+		return nil
+	}
+	return platform.SetSysctls(ctx, ledger.Open(in.Paths.Ledger()),
+		platform.Sysctl{Name: "net.ipv4.ip_forward", Value: "1"},
+		platform.Sysctl{Name: "fs.inotify.max_user_instances", Value: "1024", AtLeast: true})
 }
 
 func (d *Daemon) newRunner(u component.Unit) supervise.Runner {

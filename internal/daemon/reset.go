@@ -14,6 +14,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/kubeconfig"
+	"k1s.io/k1s/internal/ledger"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/wait"
@@ -55,7 +56,7 @@ func ResetSteps(o Options) []step.Step {
 		}},
 	}
 	steps = append(steps, step.Step{Name: "set kernel settings back to what they were", Do: func(ctx context.Context) error {
-		return restoreSysctls(ctx, p)
+		return platform.RestoreSysctls(ctx, ledger.Open(p.Ledger()))
 	}})
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {

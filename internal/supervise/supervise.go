@@ -651,6 +651,9 @@ func (s *Supervisor) afterRun(ctx context.Context, u *unit, err error) time.Dura
 	if s.o.LogPath != nil {
 		if lines, terr := unitlog.Tail(s.o.LogPath(u.spec.Name), tailLines); terr == nil {
 			u.tail = unitlog.LastRun(lines)
+			if last := lastError(u.tail); last != "" {
+				err = fmt.Errorf("%w: %s", err, last)
+			}
 		}
 	}
 	if !began {
@@ -666,6 +669,16 @@ func (s *Supervisor) afterRun(ctx context.Context, u *unit, err error) time.Dura
 	s.setAll(u, Backoff, err.Error())
 	s.log.Warn("unit restarting", "unit", u.spec.Name, "after", u.delay, "failures", u.failures, "err", err)
 	return u.delay
+}
+
+// lastError is what a program of ours said last before it ended: a line that begins with "error: ".
+func lastError(tail []string) string {
+	for _, line := range slices.Backward(tail) {
+		if text, ok := strings.CutPrefix(line, "error: "); ok {
+			return text
+		}
+	}
+	return ""
 }
 
 // watch asks one component of a running unit until ctx ends.

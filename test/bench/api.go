@@ -50,7 +50,9 @@ type statusError struct {
 	text string
 }
 
-func (e *statusError) Error() string { return fmt.Sprintf("the API server answers %d: %s", e.code, e.text) }
+func (e *statusError) Error() string {
+	return fmt.Sprintf("the API server answers %d: %s", e.code, e.text)
+}
 
 func answered(err error, code int) bool {
 	var s *statusError

@@ -54,3 +54,25 @@ func (in *inside) dial(ctx context.Context, network, addr string) (net.Conn, err
 }
 
 func (in *inside) close() { close(in.work) }
+
+// inotifyNeeded is what one node takes of the machine's inotify instances, with a margin. The kernel allows
+// 128 for root unless fs.inotify.max_user_instances says otherwise, and a node without them does not start.
+const inotifyNeeded = 45
+
+// roomForNode tells whether another node would get the inotify instances it needs.
+func roomForNode() bool {
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	for range inotifyNeeded {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err != nil {
+			return false
+		}
+		fds = append(fds, fd)
+	}
+	return true
+}

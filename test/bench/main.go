@@ -69,6 +69,7 @@ type options struct {
 	program  string        // the k1s to measure
 	dir      string        // where nodes live while they are measured
 	json     string        // file for everything that was measured
+	logs     string        // directory for the logs of all nodes; "" keeps none
 	runs     int           // of each start
 	pods     int           // whose latency is taken
 	lists    int           // consistent LISTs
@@ -88,6 +89,7 @@ func parse(args []string) (options, error) {
 	set.StringVar(&o.program, "program", "k1s", "the k1s `file` to measure")
 	set.StringVar(&o.dir, "dir", "/var/tmp/k1s-bench", "`directory` for nodes and their data, on a disk; it is removed afterwards")
 	set.StringVar(&o.json, "json", "", "`file` for everything that was measured")
+	set.StringVar(&o.logs, "logs", "", "`directory` in which to keep the logs of all nodes")
 	set.IntVar(&o.runs, "runs", 5, "how often each start is measured")
 	set.BoolVar(&quick, "quick", false, "two runs and a short idle time, for a first impression")
 	set.DurationVar(&o.patience, "patience", 20*time.Second, "how long to wait for the machine to be quiet before each start")

@@ -105,6 +105,16 @@ func (n *node) stop(ctx context.Context) error {
 	return n.provider.Stop(ctx, n.name, n.spec.Name())
 }
 
+// keepLogs copies its logs.
+func (n *node) keepLogs(dir string) error {
+	logs := filepath.Join(filepath.Dir(n.made.Kubeconfig), "../var/lib/k1s/log")
+	if err := os.CopyFS(dir, os.DirFS(logs)); err != nil {
+		return fmt.Errorf("keeping the logs: %w", err)
+	}
+	own, err := os.ReadFile(n.made.Log)
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, "daemon.log"), own, 0o644))
+}
+
 // remove deletes it. It works after ctx has ended too.
 func (n *node) remove(ctx context.Context) error {
 	n.leave()

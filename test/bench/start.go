@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
 )
 
 // start is what one start showed. Times are seconds since just before the node's first process was started.
@@ -58,6 +59,9 @@ const startLimit = 2 * time.Minute
 func (n *node) start(ctx context.Context, what string, g goal, patience time.Duration) (start, error) {
 	s := start{Kind: n.kind, What: what, At: map[string]float64{}, CPU: map[string]float64{}}
 	s.Quiet = quiet(ctx, patience)
+	if err := waitForRoom(ctx); err != nil {
+		return s, err
+	}
 	s.Load = strings.TrimSpace(text("/proc/loadavg"))
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("the start took more than %s", startLimit))
 	defer cancel()
@@ -77,7 +81,7 @@ func (n *node) start(ctx context.Context, what string, g goal, patience time.Dur
 		since = t0
 	}
 	err := n.follow(ctx, g, since, mark)
-	s.Foreign = max(0, (busy() - busy0 - cpuTime(n.cgroup()) + cpu0).Seconds()/time.Since(t0).Seconds())
+	s.Foreign = max(0, (busy()-busy0-cpuTime(n.cgroup())+cpu0).Seconds()/time.Since(t0).Seconds())
 	if err != nil {
 		return s, fmt.Errorf("%s of %s: %w", what, n.kind, err)
 	}
@@ -85,6 +89,20 @@ func (n *node) start(ctx context.Context, what string, g goal, patience time.Dur
 		s.Components, err = n.components(ctx, t0)
 	}
 	return s, err
+}
+
+// waitForRoom waits until others on this machine have left enough for a node.
+func waitForRoom(ctx context.Context) error {
+	for deadline := time.Now().Add(startLimit); !roomForNode(); {
+		if time.Now().After(deadline) {
+			return errs.Hint(errors.New("other programs use up the machine's inotify instances"),
+				"stop other clusters, or run: sysctl -w fs.inotify.max_user_instances=1024")
+		}
+		if !sleep(ctx, time.Second) {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // components asks the node's daemon when what was ready.

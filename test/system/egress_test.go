@@ -15,7 +15,7 @@ func TestPodsReachNothingOutside(t *testing.T) {
 	// Documentation addresses: nobody is there even if a packet got out.
 	for _, address := range []string{"192.0.2.1", "198.51.100.1", "203.0.113.1"} {
 		r := s.try(within(t, limit), "exec", "client", "--", "wget", "-q", "-T", "30", "-O", "-", "http://"+address+"/")
-		if r.failure == nil || !strings.Contains(r.err, "unreachable") && !strings.Contains(r.err, "No route to host") {
+		if r.failure == nil || !strings.Contains(r.err, "unreachable") && !strings.Contains(r.err, "no route to host") {
 			t.Errorf("connecting to %s: %v", address, r)
 		}
 	}

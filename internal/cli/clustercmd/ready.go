@@ -1,6 +1,7 @@
 package clustercmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ func whyNotReady(s control.Status) error {
 		worker = worker || c.Name == "kubelet"
 		// What ends again and again tells more than the step the node is at.
 		if c.State == "backoff" || c.State == "failed" {
-			return fmt.Errorf("%s is in state %s%s", c.Name, c.State, dash(c.Note))
+			// The note counts down to the next try; a reason that stays the same is said once.
+			return fmt.Errorf("%s is in state %s%s", c.Name, c.State, dash(cmp.Or(c.LastExit, c.Note)))
 		}
 	}
 	if s.State != control.Running && s.State != control.Degraded || worker && (s.Node == nil || !s.Node.Ready) {

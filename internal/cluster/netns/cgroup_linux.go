@@ -192,13 +192,16 @@ func removeCgroups(path string) error {
 	return errors.Join(all...)
 }
 
-// removeEmptyCgroup removes a parent that other clusters may still use.
-func removeEmptyCgroup(path string) {
+// removeEmptyCgroup removes a parent that other clusters may still use, and tells whether it is gone everywhere.
+func removeEmptyCgroup(path string) (gone bool) {
 	hs, err := hierarchies()
 	if err != nil {
-		return
+		return false
 	}
+	gone = true
 	for _, h := range hs {
-		_ = unix.Rmdir(filepath.Join(h.mount, path))
+		err := unix.Rmdir(filepath.Join(h.mount, path))
+		gone = gone && (err == nil || errors.Is(err, unix.ENOENT))
 	}
+	return gone
 }

@@ -74,6 +74,9 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		return spec, err
 	}
 	defer unlock()
+	if err := raiseLimits(ctx); err != nil {
+		return spec, err
+	}
 	l := p.layout(spec.Name)
 	for _, d := range []string{filepath.Dir(l.log(switchName)), l.runDir(), l.payload()} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -760,8 +763,11 @@ func (p *Provider) Delete(ctx context.Context, name, node string) error {
 	if err := errors.Join(os.RemoveAll(l.runDir()), os.RemoveAll(l.stateDir())); err != nil {
 		return fmt.Errorf("deleting the files of cluster %s: %w", name, err)
 	}
-	removeEmptyCgroup(p.opts.CgroupRoot)
-	return p.tidy()
+	if removeEmptyCgroup(p.opts.CgroupRoot) {
+		// Nobody is left on this machine who needs them, neither another cluster nor a node.
+		err = restoreLimits(ctx)
+	}
+	return errors.Join(err, p.tidy())
 }
 
 func (p *Provider) deleteNode(l layout, node string) error {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"k1s.io/k1s/internal/image"
@@ -28,8 +29,11 @@ const (
 // DefaultBusybox is where Debian's package busybox-static puts it.
 const DefaultBusybox = "/bin/busybox"
 
-// appPackage is the program of the image App.
-const appPackage = "k1s.io/k1s/test/images/app"
+// Programs of the images, see there.
+const (
+	appPackage = "k1s.io/k1s/test/images/app" // App
+	askPackage = "k1s.io/k1s/test/images/ask" // wget and nslookup of Busybox
+)
 
 // Arch is the architecture images are built for unless told otherwise.
 func Arch() string { return runtime.GOARCH }
@@ -92,12 +96,27 @@ func common() []image.File {
 	}
 }
 
-// WriteBusybox writes the busybox image as an OCI archive.
+// WriteBusybox writes the busybox image as an OCI archive, with wget and nslookup that work in it.
 func WriteBusybox(ctx context.Context, file, program, arch string) error {
 	spec, err := BusyboxSpec(ctx, program, arch)
 	if err != nil {
 		return err
 	}
+	dir, err := os.MkdirTemp("", "k1s-test-ask-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	ask := filepath.Join(dir, "ask")
+	if err := Build(ctx, askPackage, ask, arch); err != nil {
+		return err
+	}
+	spec.Files = slices.DeleteFunc(spec.Files, func(f image.File) bool {
+		return f.Path == "/bin/wget" || f.Path == "/bin/nslookup"
+	})
+	spec.Files = append(spec.Files,
+		image.FromDisk("/bin/wget", 0o755, ask),
+		image.Symlink("/bin/nslookup", "wget"))
 	return WriteFile(file, image.OCI, spec)
 }
 
