@@ -29,7 +29,7 @@ func survives(t *testing.T, c *Cluster) survivor {
 	s.apply(t, "survivor.yaml")
 	s.rolledOut(t, "deployment/web", "statefulset/store")
 	s.client(t)
-	s.sh(t, "client", "wget -q -T 5 -O - --post-data 'kept' 'http://"+s.storeIP(t)+":8080/file?path=/data/word'")
+	s.sh(t, "client", "/bin/wget -q -T 5 -O - --post-data 'kept' 'http://"+s.storeIP(t)+":8080/file?path=/data/word'")
 	s.works(t)
 	return s
 }
@@ -45,7 +45,7 @@ func (s survivor) works(t *testing.T) {
 	s.rolledOut(t, "deployment/web", "statefulset/store")
 	s.ready(t, "client")
 	s.untilOutput(t, limit, "the service to answer by its name", contains(" blue"), "exec", "client", "--", "wget", "-q", "-T", "5", "-O", "-", "http://web.survivor/")
-	if out := s.sh(t, "client", "wget -q -T 5 -O - 'http://"+s.storeIP(t)+":8080/file?path=/data/word'"); out != "kept" {
+	if out := s.sh(t, "client", "/bin/wget -q -T 5 -O - 'http://"+s.storeIP(t)+":8080/file?path=/data/word'"); out != "kept" {
 		t.Errorf("the volume has %q", out)
 	}
 	if port, ok := s.ports[frontNodePort]; ok {

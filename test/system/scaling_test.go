@@ -15,7 +15,7 @@ func TestTheHorizontalPodAutoscalerScalesUpOnCPU(t *testing.T) {
 	s.client(t)
 	s.rolledOut(t, "deployment/busy")
 	// One request after the other keeps the one replica busy; the load ends with the namespace.
-	s.sh(t, "client", "(while :; do wget -q -T 30 -O /dev/null 'http://busy/cpu?ms=500'; done) >/dev/null 2>&1 &")
+	s.sh(t, "client", "(while :; do /bin/wget -q -T 30 -O /dev/null 'http://busy/cpu?ms=500'; done) >/dev/null 2>&1 &")
 	s.untilOutput(t, 5*time.Minute, "a second replica to be ready", is("2"), "get", "deployment", "busy", "-o", "jsonpath={.status.readyReplicas}")
 	if out := s.kubectl(t, "describe", "hpa", "busy"); !strings.Contains(out, "SuccessfulRescale") {
 		t.Errorf("it was not the autoscaler:\n%s", out)

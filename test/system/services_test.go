@@ -32,7 +32,7 @@ func TestServicesLeadToEveryReplica(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			answered := map[string]bool{}
 			eventually(t, limit, "an answer of every replica at "+address, func(ctx context.Context) error {
-				r := s.try(ctx, "exec", "client", "--", "sh", "-c", "for i in 1 2 3 4 5 6; do wget -q -T 5 -O - http://"+address+"/ || exit; done")
+				r := s.try(ctx, "exec", "client", "--", "sh", "-c", "for i in 1 2 3 4 5 6; do /bin/wget -q -T 5 -O - http://"+address+"/ || exit; done")
 				for line := range strings.Lines(r.out) {
 					answered[strings.Fields(line)[0]] = true
 				}
@@ -57,16 +57,16 @@ func TestDNSKnowsServicesOfEveryNamespace(t *testing.T) {
 	s.rolledOut(t, "deployment/web")
 	ip := s.kubectl(t, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
 	for _, name := range []string{"web.dns", "web.dns.svc", "web.dns.svc.cluster.local"} {
-		if out := other.sh(t, "client", "wget -q -T 5 -O - http://"+name+"/"); !strings.HasPrefix(out, "web-") {
+		if out := other.sh(t, "client", "/bin/wget -q -T 5 -O - http://"+name+"/"); !strings.HasPrefix(out, "web-") {
 			t.Errorf("http://%s/ answers %q", name, out)
 		}
 	}
-	if out := other.sh(t, "client", "nslookup web.dns.svc.cluster.local"); !strings.Contains(out, ip) {
+	if out := other.sh(t, "client", "/bin/nslookup web.dns.svc.cluster.local"); !strings.Contains(out, ip) {
 		t.Errorf("the service's address is %s, DNS says:\n%s", ip, out)
 	}
 	// A headless service has the addresses of the pods themselves.
 	ips := strings.Fields(s.kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"))
-	out := other.sh(t, "client", "nslookup web-headless.dns.svc.cluster.local")
+	out := other.sh(t, "client", "/bin/nslookup web-headless.dns.svc.cluster.local")
 	if slices.ContainsFunc(ips, func(ip string) bool { return !strings.Contains(out, ip) }) {
 		t.Errorf("the pods' addresses are %q, DNS says:\n%s", ips, out)
 	}

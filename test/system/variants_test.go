@@ -46,7 +46,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 			s.apply(t, "web.yaml")
 			s.client(t)
 			s.rolledOut(t, "deployment/web")
-			if out := s.sh(t, "client", "wget -q -T 5 -O - http://web.shape/"); !strings.HasPrefix(out, "web-") {
+			if out := s.sh(t, "client", "/bin/wget -q -T 5 -O - http://web.shape/"); !strings.HasPrefix(out, "web-") {
 				t.Errorf("the service answers %q", out)
 			}
 		})

@@ -1,6 +1,7 @@
 // Command ask is wget and nslookup of the busybox image, as far as tests and examples use them: busybox
 // linked statically with the GNU C library crashes as soon as it looks up a name, or even a service, because
-// that loads libraries which are not there.
+// that loads libraries which are not there. In a shell of busybox they are called by their paths, /bin/wget:
+// a bare name is the applet of the same name.
 //
 //	wget [-q] [-T SECONDS] [-O FILE|-] [--post-data TEXT] URL
 //	nslookup NAME
