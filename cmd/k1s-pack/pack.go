@@ -39,7 +39,7 @@ func runPack(ctx context.Context, args []string) error {
 	fs.StringVar(&o.cache, "cache", "", "directory that keeps compressed chunks between builds")
 	fs.StringVar(&o.out, "o", "", "payload file to write")
 	fs.IntVar(&o.level, "level", 19, "zstd level, 1 to 22")
-	fs.BoolVar(&o.filter, "filter", true, "filter x86 programs before compression")
+	fs.BoolVar(&o.filter, "filter", true, "filter programs before compression")
 	chunk := fs.Int("chunk", 32, "chunk size, MiB")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -105,20 +105,15 @@ func pack(ctx context.Context, o packOptions) error {
 type piece struct {
 	file, chunk int // where in the index
 	path        string
-	at, size    int64
-	filter      string
-	key         string // cache entry
+	payload.Region
+	key string // cache entry
 }
 
 // survey lists o.dir, hashes everything and plans the chunks.
 func survey(o packOptions) (payload.Index, []piece, error) {
 	var index payload.Index
 	var pieces []piece
-	version, err := exec.Command("zstd", "-q", "--version").Output()
-	if err != nil {
-		return index, nil, fmt.Errorf("running zstd: %w", err)
-	}
-	err = filepath.WalkDir(o.dir, func(name string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(o.dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -164,51 +159,45 @@ func survey(o packOptions) (payload.Index, []piece, error) {
 		if !strings.Contains(f.Name, ".d/") && isDynamic(b) { // NAME.d holds what the launcher starts, see build/launch.c
 			return index, nil, fmt.Errorf("%s is not linked statically and would not run on every distribution", name)
 		}
-		code := span{}
+		var regions []payload.Region
 		if o.filter {
-			code = x86Code(b)
+			regions = payload.Regions(b)
 		}
-		for at := int64(0); at < f.Size; {
-			end, filter := code.next(at, f.Size)
-			end = min(end, at+int64(o.chunk))
-			raw := b[at:end]
-			c := payload.Chunk{Size: int64(len(raw)), SHA256: sum(raw), Filter: filter}
-			key := sum(fmt.Appendf(nil, "%s %s %d %s", c.SHA256, filter, o.level, version))
-			pieces = append(pieces, piece{file: i, chunk: len(f.Chunks), path: name, at: at, size: c.Size, filter: filter, key: key})
-			f.Chunks = append(f.Chunks, c)
-			at = end
+		for _, c := range cut(regions, f.Size, int64(o.chunk)) {
+			raw := b[c.From:c.To]
+			chunk := payload.Chunk{Size: int64(len(raw)), SHA256: sum(raw), Filter: c.Filter}
+			pieces = append(pieces, piece{file: i, chunk: len(f.Chunks), path: name, Region: c})
+			f.Chunks = append(f.Chunks, chunk)
 		}
 	}
 	return index, pieces, nil
 }
 
-// compressAll fills the cache, one zstd process per CPU.
+// compressAll fills the cache and notes each piece's entry in it, one zstd process per CPU.
 func compressAll(ctx context.Context, o packOptions, pieces []piece) error {
+	version, err := exec.CommandContext(ctx, "zstd", "-q", "--version").Output()
+	if err != nil {
+		return fmt.Errorf("running zstd: %w", err)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	queue := make(chan piece)
+	queue := make(chan *piece)
 	var wg sync.WaitGroup
 	for range runtime.NumCPU() {
 		wg.Go(func() {
 			for p := range queue {
-				if err := compress(ctx, o, p); err != nil {
+				if err := compress(ctx, o, p, version); err != nil {
 					cancel(fmt.Errorf("compressing %s: %w", p.path, err))
 				}
 			}
 		})
 	}
-	planned := map[string]bool{}
-	for _, p := range pieces {
-		if planned[p.key] || ctx.Err() != nil {
-			continue
-		}
-		planned[p.key] = true
-		if _, err := os.Stat(filepath.Join(o.cache, p.key)); err == nil {
-			continue
-		}
+feed:
+	for i := range pieces {
 		select {
-		case queue <- p:
+		case queue <- &pieces[i]:
 		case <-ctx.Done():
+			break feed
 		}
 	}
 	close(queue)
@@ -216,36 +205,49 @@ func compressAll(ctx context.Context, o packOptions, pieces []piece) error {
 	return context.Cause(ctx)
 }
 
-func compress(ctx context.Context, o packOptions, p piece) error {
+// compress makes the cache have the piece. The entry's name is the hash of what is compressed and how.
+func compress(ctx context.Context, o packOptions, p *piece, version []byte) error {
 	f, err := os.Open(p.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b := make([]byte, p.size)
-	if _, err := f.ReadAt(b, p.at); err != nil {
+	raw := make([]byte, p.To-p.From)
+	if _, err := f.ReadAt(raw, p.From); err != nil {
 		return err
 	}
-	payload.DoFilter(p.filter, b)
-	args := []string{"-q", "-c", "-T1", "--no-progress", "--stream-size=" + strconv.Itoa(len(b))}
-	if o.level > 19 {
-		args = append(args, "--ultra")
+	b, err := filtered(p.Filter, raw)
+	if err != nil {
+		return err
 	}
-	if o.level > 9 { // a window as large as the chunk; slower levels profit, fast ones do not look that far
-		args = append(args, "--long=26")
+	args := zstdArgs(o.level, len(b))
+	p.key = sum(fmt.Appendf(nil, "%s %q %s", sum(b), args, version))
+	entry := filepath.Join(o.cache, p.key)
+	if _, err := os.Stat(entry); err == nil {
+		return nil
 	}
-	args = append(args, "-"+strconv.Itoa(o.level))
 	cmd := exec.CommandContext(ctx, "zstd", args...)
 	var out, msg bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(b), &out, &msg
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("running zstd: %w: %s", err, msg.Bytes())
 	}
-	temp := filepath.Join(o.cache, p.key+".new")
+	temp := fmt.Sprintf("%s.%d.%d", entry, p.file, p.chunk) // equal pieces have one entry
 	if err := os.WriteFile(temp, out.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return os.Rename(temp, filepath.Join(o.cache, p.key))
+	return os.Rename(temp, entry)
+}
+
+func zstdArgs(level, size int) []string {
+	args := []string{"-q", "-c", "-T1", "--no-progress", "--stream-size=" + strconv.Itoa(size)}
+	if level > 19 {
+		args = append(args, "--ultra")
+	}
+	if level > 9 { // a window as large as the chunk; slower levels profit, fast ones do not look that far
+		args = append(args, "--long=26")
+	}
+	return append(args, "-"+strconv.Itoa(level))
 }
 
 func dropUnused(cache string, used map[string]bool) error {
@@ -263,32 +265,48 @@ func dropUnused(cache string, used map[string]bool) error {
 	return nil
 }
 
-// span is the machine code of a program, as offsets in its file. Chunks end at its ends, so that the
-// filter meets nothing but code: elsewhere it would only cost time.
-type span struct{ from, to int64 }
-
-// next is where the stretch that begins at at ends, and the filter for it.
-func (s span) next(at, size int64) (end int64, filter string) {
-	switch {
-	case at < s.from:
-		return s.from, ""
-	case at < s.to:
-		return s.to, payload.FilterX86
+// filtered applies a filter and makes sure that it can be undone. A filter that knows what it filters
+// may find that it does not know this: such an error is the packer's, not the payload's.
+func filtered(filter string, raw []byte) ([]byte, error) {
+	b, err := payload.DoFilter(filter, slices.Clone(raw))
+	if err != nil {
+		return nil, fmt.Errorf("filter %s: %w", filter, err)
 	}
-	return size, ""
+	back, err := payload.UndoFilter(filter, slices.Clone(b), int64(len(raw)))
+	if err != nil {
+		return nil, fmt.Errorf("undoing filter %s: %w", filter, err)
+	}
+	if !bytes.Equal(back, raw) || len(b) > payload.MaxChunk {
+		return nil, fmt.Errorf("filter %s does not restore what it was given", filter)
+	}
+	return b, nil
 }
 
-// x86Code finds the code of an x86-64 program; the zero span for everything else.
-func x86Code(b []byte) span {
-	f, err := elf.NewFile(bytes.NewReader(b))
-	if err != nil || f.Machine != elf.EM_X86_64 {
-		return span{}
+// cut divides a file of the given size into chunks: the regions, and what is between them. A large
+// stretch becomes several chunks of about the same size, so that the cores that unpack have equal shares;
+// but a table of Go's stays in one.
+func cut(regions []payload.Region, size, chunk int64) []payload.Region {
+	var all []payload.Region
+	add := func(from, to int64, filter string) {
+		n := (to - from + chunk - 1) / chunk
+		if filter == payload.FilterGoFuncs || filter == payload.FilterGoLines {
+			n = 1
+		}
+		for i := range n {
+			all = append(all, payload.Region{From: from + (to-from)*i/n, To: from + (to-from)*(i+1)/n, Filter: filter})
+		}
 	}
-	text := f.Section(".text")
-	if text == nil || text.Offset+text.FileSize > uint64(len(b)) {
-		return span{}
+	at := int64(0)
+	for _, r := range regions {
+		if r.Filter != payload.FilterX86 && r.To-r.From > payload.MaxChunk/2 {
+			continue // nobody's tables are that large
+		}
+		add(at, r.From, "")
+		add(r.From, r.To, r.Filter)
+		at = r.To
 	}
-	return span{int64(text.Offset), int64(text.Offset + text.FileSize)}
+	add(at, size, "")
+	return all
 }
 
 // isDynamic reports whether a program needs a dynamic loader.

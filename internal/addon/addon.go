@@ -1,13 +1,12 @@
 // Package addon reads and renders add-ons. An add-on is one YAML file: a first document of kind Addon,
-// which says what it is and what it can be told, then plain manifests with text/template placeholders
-// for its parameters. Reading and rendering are pure, so what a node applies can be printed and
+// which says what it is and what it can be told, then plain manifests with placeholders (see
+// placeholder.go) for its parameters. Reading and rendering are pure, so what a node applies can be printed and
 // golden-tested anywhere; applying is the add-on manager's work (internal/applets/addonmanager). Used by
 // package addons, which holds the add-ons k1s brings, and by the add-on manager, which reads headers.
 package addon
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/template"
 	"unicode"
 
 	"go.yaml.in/yaml/v3"
@@ -172,7 +170,7 @@ func IsSeparator(line string) bool {
 	return ok && (rest == "" || strings.HasPrefix(rest, "#"))
 }
 
-// value checks a given value and turns it into what templates see.
+// value checks a given value and turns it into what placeholders see.
 func (p Parameter) value(s string) (any, error) {
 	if p.Type == "bool" {
 		b, err := strconv.ParseBool(s)
@@ -191,32 +189,28 @@ func (p Parameter) value(s string) (any, error) {
 // Render fills in the manifests. Every parameter must be given or have a default, and every one given must
 // exist. The result is the header with defaults replaced by the values in force, then the manifests;
 // equal input gives equal text. It is checked that each document is an object with a kind and a name.
-//
-// Templates have two functions beside the built-in ones: quote makes any value one YAML (and JSON)
-// string, indent N puts N spaces before each line but the first.
 func Render(a Addon, params map[string]string) (string, error) {
 	values, err := a.values(params)
 	if err != nil {
 		return "", err
 	}
-	execute := func(name, text string) (string, error) {
-		t, err := template.New(name).Option("missingkey=error").Funcs(template.FuncMap{
-			"quote":  quote,
-			"indent": indent,
-		}).Parse(text)
+	known := map[string]bool{}
+	for _, p := range a.Parameters {
+		known[p.Name] = true
+	}
+	execute := func(file, text string, line int) (string, error) {
+		fragments, err := parsePlaceholders(file, text, line, known)
 		if err != nil {
 			return "", errs.New(errs.Invalid, "reading add-on %s: %w", a.Name, err)
 		}
 		var b strings.Builder
-		if err := t.Execute(&b, values); err != nil {
-			return "", errs.New(errs.Invalid, "rendering add-on %s: %w", a.Name, err)
-		}
+		fill(&b, fragments, values)
 		return b.String(), nil
 	}
 	h := a.Header
 	h.Images = nil
 	for _, image := range a.Images {
-		s, err := execute("images", image)
+		s, err := execute(a.file+": images", image, 1)
 		if err != nil {
 			return "", err
 		}
@@ -227,7 +221,7 @@ func Render(a Addon, params map[string]string) (string, error) {
 		s := fmt.Sprint(values[p.Name])
 		h.Parameters[i].Default = &s
 	}
-	body, err := execute(a.file, strings.Repeat("\n", a.line-1)+a.manifests) // so that lines in errors are the file's
+	body, err := execute(a.file, a.manifests, a.line)
 	if err != nil {
 		return "", err
 	}
@@ -274,15 +268,6 @@ func (a Addon) values(params map[string]string) (map[string]any, error) {
 		problems = append(problems, errs.New(errs.Invalid, "add-on %s has no parameters %s", a.Name, strings.Join(slices.Sorted(maps.Keys(left)), ", ")))
 	}
 	return values, errors.Join(problems...)
-}
-
-func quote(v any) (string, error) {
-	b, err := json.Marshal(fmt.Sprint(v))
-	return string(b), err
-}
-
-func indent(n int, s string) string {
-	return strings.ReplaceAll(s, "\n", "\n"+strings.Repeat(" ", n))
 }
 
 // check finds what a placeholder in the wrong place breaks, before it reaches a cluster.

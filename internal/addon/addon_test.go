@@ -74,6 +74,35 @@ func TestRenderKnowsTrueFromFalse(t *testing.T) {
 	}
 }
 
+func TestRenderFollowsConditionsAndTrimsWhereADashSaysSo(t *testing.T) {
+	const frame = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: hello\ndata:\n  text: x\n"
+	for name, c := range map[string]struct{ text, loud, quiet string }{
+		"two branches":         {"{{ if .Loud }}  a: a\n{{ else }}  b: b\n{{ end }}", "  a: a\n", "  b: b\n"},
+		"the opposite":         {"{{ if not .Loud }}  a: a\n{{ end }}", "", "  a: a\n"},
+		"nested":               {"{{ if .Name }}{{ if .Loud }}  a: a\n{{ else }}  b: b\n{{ end }}{{ else }}  c: c\n{{ end }}", "  a: a\n", "  b: b\n"},
+		"an empty string":      {"{{ if .Empty }}  a: a\n{{ end }}{{ if not .Empty }}  b: b\n{{ end }}", "  b: b\n", "  b: b\n"},
+		"trimmed before":       {"  a: a\n  {{- if .Loud }}\n  b: b\n  {{- end }}\n", "  a: a\n  b: b\n", "  a: a\n"},
+		"trimmed behind":       {"{{ if .Loud -}}\n\n\n# a\n{{ end -}}\n\n", "# a\n", ""},
+		"a truth value":        {"  a: {{ .Loud }} {{ quote .Loud }}\n", "  a: true \"true\"\n", "  a: false \"false\"\n"},
+		"braces that are none": {"  a: '{ } }} {'\n", "  a: '{ } }} {'\n", "  a: '{ } }} {'\n"},
+		"without spaces":       {"  a: {{.Name}}{{if .Loud}}!{{end}}\n", "  a: n!\n", "  a: n\n"},
+		"text beside a dash":   {"  a: -{{ .Name }}-\n", "  a: -n-\n", "  a: -n-\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			head := strings.SplitAfter(hello, "---\n")[0]
+			head = strings.Replace(head, "images:", "  - {name: Empty, doc: nothing, default: ''}\nimages:", 1)
+			// A comment keeps what is tested from the end of the YAML, where every space would do.
+			a := mustParse(t, head+frame+c.text+"# end\n")
+			for loud, want := range map[string]string{"true": c.loud, "false": c.quiet} {
+				got, err := addon.Render(a, map[string]string{"Name": "n", "Loud": loud})
+				if _, body, _ := strings.Cut(got, "---\n"); err != nil || body != frame+want+"# end\n" {
+					t.Errorf("Loud=%s: %v, rendered\n%s\nwant\n%s", loud, err, body, frame+want+"# end\n")
+				}
+			}
+		})
+	}
+}
+
 func TestRenderRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		text   string
@@ -85,7 +114,17 @@ func TestRenderRefuses(t *testing.T) {
 		"a line break":                 {hello, map[string]string{"Name": "x\nkind: Secret"}, "line break"},
 		"a bool that is none":          {hello, map[string]string{"Name": "x", "Loud": "si"}, `"si" is neither true nor false`},
 		"a placeholder nobody knows":   {hello + "  more: {{ .Nmae }}\n", map[string]string{"Name": "x"}, `"Nmae"`},
-		"a template that is none":      {hello + "  more: {{ .Name\n", map[string]string{"Name": "x"}, "hello.yaml:19"},
+		"a template that is none":      {hello + "  more: {{ .Name\n", map[string]string{"Name": "x"}, "hello.yaml:18"},
+		"an unknown one not shown":     {hello + "{{ if .Loud }}{{ .Nmae }}{{ end }}\n", map[string]string{"Name": "x"}, `hello.yaml:18: there is no parameter "Nmae"`},
+		"an unknown function":          {hello + "  more: {{ title .Name }}\n", map[string]string{"Name": "x"}, "hello.yaml:18: {{ title .Name }} is not understood"},
+		"a name without its dot":       {hello + "  more: {{ Name }}\n", map[string]string{"Name": "x"}, "{{ Name }} is not understood"},
+		"a path into a parameter":      {hello + "  more: {{ .Name.First }}\n", map[string]string{"Name": "x"}, `no parameter "Name.First"`},
+		"nothing":                      {hello + "  more: {{ }}\n", map[string]string{"Name": "x"}, "is not understood"},
+		"an if without an end":         {hello + "{{ if .Loud }}\n\n", map[string]string{"Name": "x"}, "hello.yaml:18: {{ if .Loud }} has no {{ end }}"},
+		"an end without an if":         {hello + "\n{{ end }}\n", map[string]string{"Name": "x"}, "hello.yaml:19: {{ end }} without"},
+		"an else too many":             {hello + "{{ if .Loud }}\n{{ else }}{{ else }}{{ end }}\n", map[string]string{"Name": "x"}, "hello.yaml:19: a second {{ else }}"},
+		"a placeholder over two lines": {hello + "  more: {{ quote\n .Name }}\n", map[string]string{"Name": "x"}, "hello.yaml:18: {{ without }} on the same line"},
+		"an unknown one in an image":   {strings.Replace(hello, "{{ .Name }}:1", "{{ .Nmae }}:1", 1), map[string]string{"Name": "x"}, `hello.yaml: images:1: there is no parameter "Nmae"`},
 		"what renders to bad YAML":     {hello + "\tmore: 1\n", map[string]string{"Name": "x"}, "no YAML"},
 		"an object without a name":     {hello + "---\napiVersion: v1\nkind: Secret\n", map[string]string{"Name": "x"}, "document 2"},
 		"what renders to nothing":      {strings.SplitAfter(hello, "---\n")[0] + "{{ if .Loud }}x{{ end }}", map[string]string{"Name": "x"}, "renders to nothing"},

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"k1s.io/k1s/internal/cli/clustercmd"
@@ -19,19 +21,26 @@ func New(deps Deps) *cobra.Command {
 			"seconds, without Docker, packages or a registry.\n\n" +
 			"A cluster to play with:   k1s cluster create\n" +
 			"A node of this machine:   k1s server",
-		Version:       version.K1s,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			return cobra.NoArgs(cmd, args)
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	// Not cobra's own --version: to shape what that prints takes text/template, whose use would keep every
+	// exported method of the whole program in it.
+	asked := root.Flags().BoolP("version", "v", false, "version for k1s")
+	root.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *asked {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "k1s %s\n", version.K1s)
+			return err
+		}
+		return cmd.Help()
 	}
 	root.SetIn(deps.Streams.In)
 	root.SetOut(deps.Streams.Out)
 	root.SetErr(deps.Streams.ErrOut)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.SetVersionTemplate("k1s {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = false
 
 	group := func(id, title string, cmds ...*cobra.Command) {

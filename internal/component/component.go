@@ -58,6 +58,8 @@ type Def struct {
 	When func(Input) bool
 	// Spec is pure: no files, no clock, no network.
 	Spec func(Input) (Spec, error)
+	// Merge names list flags whose value is joined with the user's, where losing ours would open a hole.
+	Merge []string
 	// Open and Ready are the probes of the two levels. A nil Open is the same as Ready; a nil Ready means
 	// ready as soon as it runs.
 	Open, Ready func(Input) probe.Probe
@@ -110,8 +112,21 @@ type Facts struct {
 	// limits are not ours to set.
 	InitialNetNS bool `json:"initialNetNS"`
 	AppArmor     bool `json:"appArmor"`
+	// Proxy is the proxy configuration of the daemon's environment: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
+	Proxy map[string]string `json:"proxy,omitempty"`
+	// Resolver is where pods find name servers outside the cluster.
+	Resolver Resolver `json:"resolver"`
 	// OverlayFS tells that the overlay snapshotter works below the data directory.
 	OverlayFS bool `json:"overlayFS"`
+}
+
+// Resolver is the resolver configuration pods inherit.
+type Resolver struct {
+	// File is the machine's own; "" where Text has to be written instead.
+	File string `json:"file,omitempty"`
+	Text string `json:"text,omitempty"`
+	// HasServers tells that it names servers a pod can reach.
+	HasServers bool `json:"hasServers"`
 }
 
 // Input is everything a Spec may depend on.
@@ -150,6 +165,11 @@ type Unit struct {
 	// several starts at once and its group runner starts each member when the member's Needs are met.
 	Components  []Component   `json:"components"`
 	StopTimeout time.Duration `json:"stopTimeout"`
+	// Stale are files an earlier run may have left that would make a component look ready before it is; they
+	// are removed before the unit starts.
+	Stale []string `json:"stale,omitempty"`
+	// OOMScore is the process's oom_score_adj, 0 to leave it alone.
+	OOMScore int `json:"oomScore,omitempty"`
 }
 
 // Hash identifies everything about the unit that needs a restart when it changes.

@@ -1,7 +1,9 @@
 package components
 
 import (
+	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -23,8 +25,14 @@ var _ = register(component.Def{
 	Ready: func(in component.Input) probe.Probe {
 		return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz"}
 	},
+	// Without NodeRestriction a kubelet may change other nodes; who wants that says so with
+	// disable-admission-plugins.
+	Merge:       []string{"enable-admission-plugins"},
 	StopTimeout: 15 * time.Second,
 })
+
+// sizeEstimate lets priority and fairness weigh a LIST by the size of what it returns.
+const sizeEstimate = "SizeBasedListCostEstimate"
 
 func apiserverSpec(in component.Input) (component.Spec, error) {
 	c, p := in.Config.Spec, in.Paths
@@ -43,6 +51,9 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		return component.Spec{}, err
 	}
 	files := []component.File{authn}
+	if usesOIDC(in) {
+		files = nil
+	}
 
 	var f flags
 	f.add("advertise-address", in.Facts.NodeIP.String())
@@ -59,7 +70,9 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
 	f.add("service-node-port-range", c.Network.NodePorts)
 	f.add("allow-privileged", "true")
-	f.add("authentication-config", authn.Path)
+	if !usesOIDC(in) {
+		f.add("authentication-config", authn.Path)
+	}
 	f.add("authorization-mode", "Node,RBAC")
 	f.add("enable-admission-plugins", "NodeRestriction")
 	f.add("client-ca-file", p.PKI("ca.crt"))
@@ -83,6 +96,17 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("service-account-key-file", p.PKI("sa.pub"))
 	f.add("service-account-signing-key-file", p.PKI("sa.key"))
 	f.add("profiling", "false")
+	// Without it open watches keep a stopping server until it is killed, and the API is away for as long.
+	f.add("shutdown-watch-termination-grace-period", "2s")
+	if _, chosen := c.Gates[sizeEstimate]; !chosen && !UsesEtcd(in) {
+		// It waits for progress notifications that kine does not send in time and logs that it gave up, 40 times a minute.
+		gates := maps.Clone(c.Gates)
+		if gates == nil {
+			gates = map[string]bool{}
+		}
+		gates[sizeEstimate] = false
+		in.Config.Spec.Gates = gates
+	}
 	f.gates(in)
 	if c.Audit.Enabled {
 		policy := c.Audit.PolicyFile
@@ -102,6 +126,18 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		f.add("audit-log-mode", "batch")
 	}
 	return component.Spec{Applet: "kube-apiserver", Args: f, Files: files}, nil
+}
+
+// usesOIDC tells that the user sets up OpenID Connect by flags, which upstream refuses beside a
+// configuration file. Anonymous requests are then not limited to health and version by authentication, but
+// by authorization alone, as upstream has it.
+func usesOIDC(in component.Input) bool {
+	for name := range in.Config.Spec.Components["kube-apiserver"].Args {
+		if strings.HasPrefix(name, "oidc-") {
+			return true
+		}
+	}
+	return false
 }
 
 // defaultAuditPolicy records who did what, without bodies: those may hold secrets.

@@ -2,6 +2,7 @@ package components
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 
@@ -40,14 +41,32 @@ func containerdSpec(in component.Input) (component.Spec, error) {
 	return component.Spec{
 		Applet: "containerd",
 		Args:   []string{"--config=" + file.Path},
+		Env:    proxyEnv(in),
 		Files:  []component.File{file},
 		Dirs: []component.Dir{
-			{Path: p.Containerd(), Mode: 0o711},
+			{Path: p.Containerd(), Mode: 0o700}, // as containerd makes it
 			{Path: p.ContainerdState(), Mode: 0o711},
 			{Path: p.CNIConf(), Mode: 0o755},
 			{Path: p.Registries(), Mode: 0o700},
 		},
 	}, nil
+}
+
+// proxyEnv lets image pulls go through the proxy the daemon was started with, and nothing of the cluster.
+func proxyEnv(in component.Input) map[string]string {
+	if len(in.Facts.Proxy) == 0 {
+		return nil
+	}
+	env := maps.Clone(in.Facts.Proxy)
+	own := []string{
+		"localhost", "127.0.0.0/8", "::1", in.Facts.NodeIP.String(), in.Config.Spec.Network.PodCIDR, in.Config.Spec.Network.ServiceCIDR,
+		".svc", "." + in.Config.Spec.Cluster.Domain,
+	}
+	if user := env["NO_PROXY"]; user != "" {
+		own = append([]string{user}, own...)
+	}
+	env["NO_PROXY"] = strings.Join(own, ",")
+	return env
 }
 
 // containerdConfig is written by hand rather than through a TOML library: it is short, and comments
@@ -95,8 +114,14 @@ func containerdConfig(in component.Input) string {
 	w("  enable_unprivileged_ports = true")
 	w("  enable_unprivileged_icmp = true")
 	w("  [plugins.'io.containerd.cri.v1.runtime'.cni]")
-	w("    bin_dirs = [%q]", path.Join(in.Payload, "cni"))
-	w("    conf_dir = %q", p.CNIConf())
+	if in.Config.Spec.Network.Backend == "none" {
+		// Somebody else's plugin: it installs itself where all of them do.
+		w("    bin_dirs = [%q, %q]", "/opt/cni/bin", path.Join(in.Payload, "cni"))
+		w("    conf_dir = %q", "/etc/cni/net.d")
+	} else {
+		w("    bin_dirs = [%q]", path.Join(in.Payload, "cni"))
+		w("    conf_dir = %q", p.CNIConf())
+	}
 	w("  [plugins.'io.containerd.cri.v1.runtime'.containerd]")
 	w("    default_runtime_name = 'runc'")
 	w("    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]")

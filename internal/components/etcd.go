@@ -44,8 +44,10 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
 		"heartbeat-interval": 10,
 		"election-timeout":   100,
-		"log-level":          "warn",
-		"logger":             "zap",
+		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
+		"warning-unary-request-duration": 300_000_000,
+		"log-level":                      "warn",
+		"logger":                         "zap",
 	}
 	file, err := yamlFile(in.Paths.Rendered("etcd.yaml"), cfg)
 	if err != nil {

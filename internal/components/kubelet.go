@@ -88,6 +88,13 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 	if len(taints) > 0 {
 		cfg["registerWithTaints"] = taints
 	}
+	var files []component.File
+	resolver := in.Facts.Resolver.File
+	if resolver == "" {
+		resolver = p.Rendered("resolv.conf")
+		files = append(files, component.File{Path: resolver, Content: in.Facts.Resolver.Text, Mode: 0o644})
+	}
+	cfg["resolvConf"] = resolver
 	file, err := yamlFile(p.Rendered("kubelet.yaml"), merge(cfg, c.Kubelet))
 	if err != nil {
 		return component.Spec{}, err
@@ -112,7 +119,7 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 	return component.Spec{
 		Applet: "kubelet",
 		Args:   f,
-		Files:  []component.File{file},
+		Files:  append(files, file),
 		Dirs: []component.Dir{
 			{Path: p.Kubelet, Mode: 0o750},
 			{Path: p.PKI("kubelet"), Mode: 0o700},

@@ -105,7 +105,7 @@ func renderOne(in component.Input, d component.Def, chosen map[string]component.
 	if err != nil {
 		return component.Component{}, err
 	}
-	spec.Args = override(spec.Args, in.Config.Spec.Components[d.Name].Args)
+	spec.Args = override(spec.Args, d.Merge, in.Config.Spec.Components[d.Name].Args)
 	c := component.Component{Name: d.Name, Spec: spec, Group: d.Group, StopTimeout: d.StopTimeout}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = component.DefaultStopTimeout
@@ -125,19 +125,22 @@ func renderOne(in component.Input, d component.Def, chosen map[string]component.
 	return c, nil
 }
 
-// override lets the user's arguments win over ours: the same flag is replaced where it stands, others
-// are added at the end in alphabetical order.
-func override(args []string, user map[string]string) []string {
+// override lets the user's arguments win over ours: the same flag is replaced where it stands, or joined
+// with ours when it is one of merge, and others are added at the end in alphabetical order.
+func override(args, merge []string, user map[string]string) []string {
 	out := make([]string, 0, len(args)+len(user))
 	used := map[string]bool{}
 	for _, a := range args {
-		name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		name, ours, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
 		v, ok := user[name]
 		switch {
 		case !ok || !strings.HasPrefix(a, "-"):
 			out = append(out, a)
 		case !used[name]:
 			used[name] = true
+			if slices.Contains(merge, name) && v != "" && !slices.Contains(strings.Split(v, ","), ours) {
+				v = ours + "," + v
+			}
 			out = append(out, "--"+name+"="+v)
 		}
 	}
@@ -179,6 +182,10 @@ func sorted(comps map[string]component.Component) ([]component.Component, error)
 	return out, nil
 }
 
+// oomScore keeps the kernel from choosing the node's own processes when memory runs out: pods go first.
+// It is what upstream gives its static control plane pods.
+const oomScore = -997
+
 // Program is the payload's multi-call program that carries the applets.
 const Program = "k1s-kube"
 
@@ -217,12 +224,18 @@ func group(in component.Input, comps []component.Component) ([]component.Unit, e
 
 func unit(in component.Input, name string, members, all []component.Component) (component.Unit, error) {
 	u := component.Unit{Name: name, Components: members, Env: map[string]string{}}
+	if in.Facts.SysResource {
+		u.OOMScore = oomScore
+	}
 	program := path.Join(in.Payload, Program)
 	for _, m := range members {
 		u.Files = append(u.Files, m.Spec.Files...)
 		u.Dirs = append(u.Dirs, m.Spec.Dirs...)
 		maps.Copy(u.Env, m.Spec.Env)
 		u.StopTimeout += m.StopTimeout // members may have to end one after the other
+		if m.Ready.Kind == probe.File && strings.HasPrefix(m.Ready.Addr, in.Paths.Run+"/") {
+			u.Stale = append(u.Stale, m.Ready.Addr)
+		}
 	}
 	if len(members) == 1 {
 		m := members[0]

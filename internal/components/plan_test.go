@@ -24,6 +24,7 @@ func input(cfg config.Config) component.Input {
 		Facts: component.Facts{
 			NodeName: "node-1", NodeIP: netip.MustParseAddr("198.51.100.7"), NodeInterface: "eth0", CPUs: 2, MemoryBytes: 4 << 30,
 			CgroupVersion: 2, CgroupRoot: "/k1s", Systemd: true, SysResource: true, InitialNetNS: true, AppArmor: true, OverlayFS: true,
+			Resolver: component.Resolver{File: "/etc/resolv.conf", HasServers: true},
 		},
 	}
 }
@@ -32,6 +33,7 @@ func input(cfg config.Config) component.Input {
 var variants = map[string]func(*component.Facts){
 	".v1": func(f *component.Facts) {
 		f.CgroupVersion, f.Systemd, f.SysResource, f.InitialNetNS, f.AppArmor, f.OverlayFS = 1, false, false, false, false, false
+		f.Resolver = component.Resolver{Text: "nameserver 192.0.2.53\n", HasServers: true}
 	},
 }
 
@@ -188,10 +190,31 @@ func TestGroupMembersStopAfterTheirClients(t *testing.T) {
 }
 
 func TestUserArgumentsReplaceOursInPlace(t *testing.T) {
-	got := override([]string{"--a=1", "--b=2", "--b=3", "word"}, map[string]string{"b": "9", "z": "1", "c": ""})
-	want := []string{"--a=1", "--b=9", "word", "--c=", "--z=1"}
+	got := override([]string{"--a=1", "--b=2", "--b=3", "word", "--l=x"}, []string{"l"}, map[string]string{"b": "9", "z": "1", "c": "", "l": "y"})
+	want := []string{"--a=1", "--b=9", "word", "--l=x,y", "--c=", "--z=1"}
 	if !slices.Equal(got, want) {
 		t.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+func TestAProxyIsForPullsAndNothingOfTheCluster(t *testing.T) {
+	in := input(config.Default())
+	in.Facts.Proxy = map[string]string{"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "intranet.example"}
+	units, err := Plan(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range units {
+		if got := u.Env["HTTPS_PROXY"]; (got != "") != (u.Name == "containerd") {
+			t.Errorf("%s has HTTPS_PROXY=%q", u.Name, got)
+		}
+		if u.Name == "containerd" {
+			for _, want := range []string{"intranet.example", "10.42.0.0/16", "10.43.0.0/16", ".cluster.local", "198.51.100.7"} {
+				if !strings.Contains(u.Env["NO_PROXY"], want) {
+					t.Errorf("NO_PROXY=%s lacks %s", u.Env["NO_PROXY"], want)
+				}
+			}
+		}
 	}
 }
 

@@ -61,6 +61,7 @@ type Daemon struct {
 	readyAt *time.Time
 	stopped *control.StopRequest // set once the node has been asked to end
 	api     *kubeapi.Client
+	renewAt time.Time // when certificates are to be renewed
 }
 
 // errStop ends Run in good order.
@@ -122,7 +123,7 @@ func lock(ctx context.Context, p paths.Paths) (func(), error) {
 		return nil, errs.Hint(errs.New(errs.Exists, "cannot start: k1s is already running on %s (pid %s)", p.Data, strings.TrimSpace(string(pid))),
 			"look at it with: k1s status")
 	}
-	return nil, fmt.Errorf("locking the data directory: %w", err)
+	return nil, errs.Hint(fmt.Errorf("locking the data directory: %w", err), "is its file system mounted read-only? see: k1s check")
 }
 
 func (d *Daemon) step(doing string) {
@@ -171,7 +172,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.log.Debug("certificates", "issued", len(report.Issued), "renew", report.RenewAt)
+	d.reportCertificates(report)
 
 	d.step("rendering components")
 	reg, err := readRegistries(o.Paths.RegistriesFile())
@@ -259,6 +260,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
+	wg.Go(func() { d.renewCertificates(ctx) })
 
 	stopPods := func() error { return nil }
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -284,6 +286,9 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	return err
 }
 
+// serverLabel marks a node that is a server, as kubectl shows it; a kubelet may not set it itself.
+const serverLabel = "node-role.kubernetes.io/control-plane"
+
 // announceReady says once when the node is ready for work.
 func (d *Daemon) announceReady(ctx context.Context) {
 	d.mu.Lock()
@@ -306,6 +311,9 @@ func (d *Daemon) announceReady(ctx context.Context) {
 			if err := n.Ready(); err != nil {
 				d.step("waiting for the node to be Ready: " + err.Error())
 				return err
+			}
+			if _, ok := n.Metadata.Labels[serverLabel]; !ok {
+				return api.LabelNode(ctx, in.Facts.NodeName, serverLabel, "")
 			}
 			return nil
 		})

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,29 +19,14 @@ import (
 	"k1s.io/k1s/internal/image/registries"
 )
 
-// hasUpstreamDNS tells that the machine's resolver file names a server a pod could ask.
-func hasUpstreamDNS(resolvConf []byte) bool {
-	for line := range bytes.Lines(resolvConf) {
-		f := strings.Fields(string(line))
-		if len(f) >= 2 && f[0] == "nameserver" && !strings.HasPrefix(f[1], "127.") && f[1] != "::1" {
-			return true
-		}
-	}
-	return false
-}
-
 // writePackaged renders the add-ons k1s brings into the directory the add-on manager watches.
 func writePackaged(in component.Input) error {
 	dns, err := components.ClusterDNS(in)
 	if err != nil {
 		return err
 	}
-	resolv, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("reading the resolver configuration: %w", err)
-	}
 	files, err := addons.Render(addons.Node{
-		ClusterDNS: dns, ClusterDomain: in.Config.Spec.Cluster.Domain, HasUpstreamDNS: hasUpstreamDNS(resolv),
+		ClusterDNS: dns, ClusterDomain: in.Config.Spec.Cluster.Domain, HasUpstreamDNS: in.Facts.Resolver.HasServers,
 		PodsProgram: path.Join(in.Paths.CurrentPayload(), "k1s-pods"), PayloadID: in.PayloadID,
 		BaseImage: components.BaseImage, StorageDir: in.Paths.Storage(),
 	}, in.Config.Spec.Disable)

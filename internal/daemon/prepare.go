@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
@@ -39,6 +41,7 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("looking at this machine: %w", err)
 	}
+	f.Proxy = proxy(os.Getenv)
 	if o.CgroupRoot != "" {
 		// Somebody gave us a place in the tree, below which systemd is not in charge.
 		f.Systemd = false
@@ -48,6 +51,20 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 			"set spec.node.ip (--node-ip) to an address of one of its interfaces")
 	}
 	return f, nil
+}
+
+// proxy reads the proxy configuration of the environment, in either spelling.
+func proxy(getenv func(string) string) map[string]string {
+	out := map[string]string{}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
+		if v := cmp.Or(getenv(name), getenv(strings.ToLower(name))); v != "" {
+			out[name] = v
+		}
+	}
+	if out["HTTP_PROXY"] == "" && out["HTTPS_PROXY"] == "" {
+		return nil
+	}
+	return out
 }
 
 // Plan renders what would run, without touching anything: the payload's directory is named but not made.

@@ -23,8 +23,8 @@ import (
 // podLogs are the kubelet's fixed directories outside its root.
 var podLogs = []string{"/var/log/pods", "/var/log/containers"}
 
-// tables are the nftables tables a node's parts make, as family and name.
-var tables = []string{"ip kube-proxy", "ip6 kube-proxy", "ip flannel-ipv4", "ip6 flannel-ipv6", "inet cni_hostport"}
+// tables are the nftables tables kube-proxy makes, as family and name; flannel removes its own.
+var tables = []string{"ip kube-proxy", "ip6 kube-proxy"}
 
 // ResetSteps is the plan that removes a node: everything k1s has made on this machine, in the order in
 // which it can be removed. Each step may be repeated. What the user wrote stays.
@@ -67,7 +67,29 @@ func ResetSteps(o Options) []step.Step {
 	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig()}, podLogs...) {
 		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
 	}
-	return steps
+	// The plugins' library keeps its notes outside of any directory of ours, and others may use it too.
+	return append(steps, step.Step{Name: "remove " + cniCache + " if nobody else uses it", Do: func(context.Context) error {
+		return removeIfEmpty(path.Join(cniCache, "results"), cniCache)
+	}})
+}
+
+// cniCache is where libcni remembers what plugins answered; containerd cannot be told another place.
+const cniCache = "/var/lib/cni"
+
+// removeIfEmpty removes directories that are there and have nothing in them.
+func removeIfEmpty(dirs ...string) error {
+	var failed []error
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			failed = append(failed, err)
+		case len(entries) == 0:
+			failed = append(failed, os.Remove(dir))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 func stopForReset(ctx context.Context, o Options) error {

@@ -25,18 +25,3 @@ func TestDNSReasonsDoNotChangeFromTryToTry(t *testing.T) {
 		}
 	}
 }
-
-func TestUpstreamDNSIsOnlyWhatPodsCouldReach(t *testing.T) {
-	for text, want := range map[string]bool{
-		"":                                   false,
-		"nameserver 127.0.0.53\n":            false,
-		"nameserver ::1\nsearch x\n":         false,
-		"# nameserver 192.0.2.1\n":           false,
-		"nameserver 192.0.2.1\n":             true,
-		"search a\nnameserver 2001:db8::1\n": true,
-	} {
-		if got := hasUpstreamDNS([]byte(text)); got != want {
-			t.Errorf("%q: %t, want %t", text, got, want)
-		}
-	}
-}

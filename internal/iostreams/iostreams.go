@@ -5,6 +5,8 @@ package iostreams
 import (
 	"io"
 	"os"
+
+	"golang.org/x/term"
 )
 
 // Streams are where a command reads and writes.
@@ -20,9 +22,6 @@ func System() Streams { return Streams{In: os.Stdin, Out: os.Stdout, ErrOut: os.
 // IsTerminal reports whether w is a terminal: only there do colours and moving progress belong.
 func IsTerminal(w any) bool {
 	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	// Not every character device is one: /dev/null is what services and scripts have.
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }

@@ -4,6 +4,7 @@
 package kubeapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -51,6 +52,9 @@ func New(server, caFile, certFile, keyFile string) (*Client, error) {
 
 // Node is the little we read of a node.
 type Node struct {
+	Metadata struct {
+		Labels map[string]string `json:"labels"`
+	} `json:"metadata"`
 	Spec struct {
 		PodCIDR       string `json:"podCIDR"`
 		Unschedulable bool   `json:"unschedulable"`
@@ -128,23 +132,43 @@ func (c *Client) Pods(ctx context.Context, node string) ([]Pod, error) {
 	return list.Items, err
 }
 
+// LabelNode sets a label of a node, with the daemon's authority: some labels a kubelet may not give itself.
+func (c *Client) LabelNode(ctx context.Context, name, key, value string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]string{key: value}}})
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodPatch, "/api/v1/nodes/"+url.PathEscape(name), patch, &struct{}{})
+}
+
 func (c *Client) get(ctx context.Context, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	return c.do(ctx, http.MethodGet, path, nil, out)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Accept", "application/json")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer func() {
+		// Read to the end, or the API server takes it for a client that went away.
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+		resp.Body.Close()
+	}()
 	if resp.StatusCode != http.StatusOK {
 		var st struct {
 			Message string `json:"message"`
 		}
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
-		if json.Unmarshal(body, &st) == nil && st.Message != "" {
+		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		if json.Unmarshal(answer, &st) == nil && st.Message != "" {
 			return fmt.Errorf("the API server answers %d: %s", resp.StatusCode, st.Message)
 		}
 		return fmt.Errorf("the API server answers %d", resp.StatusCode)

@@ -8,20 +8,35 @@ import "encoding/binary"
 // that only know calls; jumps (E9) are left alone because most stay inside their function.
 const FilterX86 = "x86"
 
-func knownFilter(name string) bool { return name == "" || name == FilterX86 }
-
-// DoFilter applies the filter in place; the packer calls it on each chunk.
-func DoFilter(name string, b []byte) {
-	if name == FilterX86 {
-		x86(b, true)
-	}
+func knownFilter(name string) bool {
+	return name == "" || name == FilterX86 || name == FilterGoFuncs || name == FilterGoLines
 }
 
-// undoFilter restores in place what DoFilter did.
-func undoFilter(name string, b []byte) {
-	if name == FilterX86 {
-		x86(b, false)
+// DoFilter applies a filter to b, which it may use for the result; the packer calls it for each chunk. The error
+// says that b is not what the filter is for.
+func DoFilter(name string, b []byte) ([]byte, error) {
+	switch name {
+	case FilterX86:
+		x86(b, true)
+	case FilterGoFuncs:
+		return doFuncs(b)
+	case FilterGoLines:
+		return doLines(b), nil
 	}
+	return b, nil
+}
+
+// UndoFilter restores what DoFilter was given, of which it needs the size. It may use b for that.
+func UndoFilter(name string, b []byte, size int64) ([]byte, error) {
+	switch name {
+	case FilterX86:
+		x86(b, false)
+	case FilterGoFuncs:
+		return undoFuncs(b, int(size))
+	case FilterGoLines:
+		return undoLines(b)
+	}
+	return b, nil
 }
 
 // opcodes are the first bytes that x86 looks at; most bytes are passed over by this table.

@@ -347,10 +347,12 @@ func (p *Payload) chunk(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 	if err != nil {
 		return nil, damagedError("it cannot be decompressed: %v", err)
 	}
+	if out, err = UndoFilter(c.Filter, out, c.Size); err != nil {
+		return nil, damagedError("the filter %s cannot be undone: %v", c.Filter, err)
+	}
 	if int64(len(out)) != c.Size {
 		return nil, damagedError("%d bytes instead of %d", len(out), c.Size)
 	}
-	undoFilter(c.Filter, out)
 	if !sumIs(out, c.SHA256) {
 		return nil, damagedError("wrong checksum")
 	}

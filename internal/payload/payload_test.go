@@ -70,7 +70,9 @@ func makePayload(t *testing.T, edit func(*Index)) string {
 		for at := 0; at < len(body); at += chunkSize {
 			raw := bytes.Clone(body[at:min(at+chunkSize, len(body))])
 			c := Chunk{Size: int64(len(raw)), SHA256: hexSum(raw), Filter: FilterX86}
-			DoFilter(FilterX86, raw)
+			if raw, err = DoFilter(FilterX86, raw); err != nil {
+				t.Fatal(err)
+			}
 			packed := enc.EncodeAll(raw, nil)
 			c.Packed = int64(len(packed))
 			if c.Offset, err = w.Chunk(packed); err != nil {
@@ -515,8 +517,8 @@ func TestTheX86FilterIsLosslessOnAnything(t *testing.T) {
 			}
 		}
 		want := bytes.Clone(b)
-		DoFilter(FilterX86, b)
-		undoFilter(FilterX86, b)
+		x86(b, true)
+		x86(b, false)
 		if !bytes.Equal(b, want) {
 			t.Fatalf("%d bytes: not restored", n)
 		}
@@ -529,7 +531,7 @@ func TestTheX86FilterMakesCallsOfOneFunctionEqual(t *testing.T) {
 		b[at] = 0xe8
 		binary.LittleEndian.PutUint32(b[at+1:], uint32(500-(at+5)))
 	}
-	DoFilter(FilterX86, b)
+	x86(b, true)
 	if !bytes.Equal(b[100:105], b[2000:2005]) || !bytes.Equal(b[100:105], b[3000:3005]) {
 		t.Errorf("% x, % x, % x", b[100:105], b[2000:2005], b[3000:3005])
 	}

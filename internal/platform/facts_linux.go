@@ -65,6 +65,7 @@ func DetectFacts(ctx context.Context, in FactsInput) (component.Facts, error) {
 	f.InitialNetNS = initialNetNS()
 	f.AppArmor = strings.TrimSpace(readString("/sys/module/apparmor/parameters/enabled")) == "Y"
 	f.OverlayFS = overlayWorks(in.DataDir) == nil
+	f.Resolver = chooseResolver(readString)
 	return f, ctx.Err()
 }
 

@@ -191,6 +191,11 @@ func (p *Process) start() (_ platform.Process, rec Record, err error) {
 	if err := prepare(p.unit.Dirs, p.unit.Files); err != nil {
 		return nil, rec, err
 	}
+	for _, f := range p.unit.Stale {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, rec, remedy(err, f)
+		}
+	}
 	if err := checkProgram(p.unit.Argv[0]); err != nil {
 		return nil, rec, err
 	}
@@ -222,6 +227,11 @@ func (p *Process) start() (_ platform.Process, rec Record, err error) {
 		return nil, rec, errors.Join(programRemedy(err, p.unit.Argv[0]), p.o.forget(p.unit.Name))
 	}
 	rec.Process = proc.ID()
+	if p.unit.OOMScore != 0 {
+		if err := platform.SetOOMScore(rec.Process.PID, p.unit.OOMScore); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			p.o.Log.Warn("unit is not protected when memory runs out", "unit", p.unit.Name, "err", err)
+		}
+	}
 	if err := p.o.record(rec); err != nil {
 		// Without a record it would be lost to the next daemon.
 		stopErr := p.o.stop(context.Background(), proc, rec)

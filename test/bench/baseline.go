@@ -106,7 +106,7 @@ func runBaseline(ctx context.Context) error {
 	ready := func(name string) error {
 		for _, c := range comps {
 			if c.Name == name {
-				return until(ctx, func(ctx context.Context) error { return probe.Check(ctx, c.Ready) })
+				return b.await(ctx, c)
 			}
 		}
 		return nil
@@ -131,6 +131,24 @@ func runBaseline(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case err := <-b.failed:
+		return err
+	}
+}
+
+// await waits until a component is ready, or one has failed.
+func (b *baselineNode) await(ctx context.Context, c component.Component) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	passed := make(chan error, 1)
+	go func() {
+		passed <- until(ctx, func(ctx context.Context) error { return probe.Check(ctx, c.Ready) })
+	}()
+	select {
+	case err := <-passed:
+		return err
+	case err := <-b.failed:
+		cancel(err)
+		<-passed
 		return err
 	}
 }
@@ -191,6 +209,14 @@ func (b *baselineNode) prepare(ctx context.Context) ([]component.Component, erro
 		return nil, err
 	}
 	if _, err := cg.Prepare(root); err != nil {
+		return nil, err
+	}
+	if _, err := cg.Ensure(root, path.Base(components.ShimCgroup(b.in))); err != nil {
+		return nil, err
+	}
+	// containerd's configuration imports it; there are no credentials.
+	err = errors.Join(os.MkdirAll(path.Dir(p.RegistryAuth()), 0o711), os.WriteFile(p.RegistryAuth(), nil, 0o600))
+	if err != nil {
 		return nil, err
 	}
 	b.options = runner.Options{Paths: p, Cgroups: cg, CgroupRoot: root, Payload: programs, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}

@@ -22,9 +22,16 @@ func TestAPortInUseIsNamedWithItsOwner(t *testing.T) {
 func TestAnAddressRangeOfTheMachineIsNotTaken(t *testing.T) {
 	t.Parallel()
 	b := newBare(t)
-	b.fails(t, "--network-pod-cidr", "10.88.0.0/16").wants(t, 1, "error: ", "10.88.0.0/16", "hint:  ")
+	b.fails(t, "--network-pod-cidr", "10.88.0.0/16").wants(t, 2, "error: ", "10.88.0.0/16", bareAddress, "hint:  ")
 	b.fails(t, "--network-pod-cidr", "10.43.0.0/16").wants(t, 2, "error: ", "podCIDR", "serviceCIDR")
 	b.fails(t, "--network-service-cidr", "10.43.0.0").wants(t, 2, "error: ", "serviceCIDR")
+	// A network that only the machine knows of is in the way of a worker.
+	b.prepare = "ip address add 10.42.7.1/24 dev eth0"
+	r := b.k1s(within(t, limit), "check")
+	r.wants(t, 4, "error: this machine cannot be a node as it is")
+	if !strings.Contains(r.out, "10.42.7.0/24") || !strings.Contains(r.out, "cidr-overlap") || !strings.Contains(r.out, "spec.network.podCIDR") {
+		t.Errorf("k1s check says:\n%s", r.out)
+	}
 }
 
 func TestAReadOnlyDataDirectoryIsSaidSo(t *testing.T) {
@@ -32,7 +39,7 @@ func TestAReadOnlyDataDirectoryIsSaidSo(t *testing.T) {
 	b := newBare(t)
 	b.ownPayload = true
 	b.prepare = "mount --bind $DIR/data $DIR/data; mount -o remount,ro,bind $DIR/data"
-	b.fails(t).wants(t, 1, "error: ", b.data(), "hint:  ", "read-only")
+	b.fails(t).wants(t, 1, "error: ", b.data(), "hint:  ", "read-only", "k1s check")
 }
 
 func TestAFullDiskIsSaidSoAndNothingIsHalfUnpacked(t *testing.T) {

@@ -59,7 +59,7 @@ func newBare(t *testing.T) *bare {
 func (b *bare) data() string { return b.dir + "/data" }
 
 func (b *bare) environ() []string {
-	return append(os.Environ(), "DIR="+b.dir, "SHARED="+the.dir+"/payload", "HOME="+b.dir,
+	return append(outside(), "DIR="+b.dir, "SHARED="+the.dir+"/payload", "HOME="+b.dir,
 		"K1S_DATA_DIR="+b.data(), "K1S_RUN_DIR="+b.dir+"/run", "K1S_CONFIG_DIR="+b.dir+"/etc", "K1S_KUBELET_DIR="+b.dir+"/kubelet",
 		"K1S_CGROUP_ROOT=/"+filepath.Base(b.dir)+the.suffix, "K1S_NODE_IP="+bareAddress, "K1S_NODE_NAME=bare",
 	)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,10 +70,15 @@ func (b *bench) kubeconfig() string { return filepath.Join(b.dir, "kubeconfig") 
 
 // environ keeps k1s on this machine away from everything that is not the bench's.
 func (b *bench) environ() []string {
-	return append(os.Environ(),
+	return append(outside(),
 		"K1S_CLUSTERS_DIR="+b.clusters(), "KUBECONFIG="+b.kubeconfig(), "HOME="+b.dir,
 		"K1S_DATA_DIR="+b.dir+"/host", "K1S_RUN_DIR="+b.dir+"/host/run", "K1S_CONFIG_DIR="+b.dir+"/host/etc",
 	)
+}
+
+// outside is the environment of this process without what would be settings of k1s.
+func outside() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "K1S_") })
 }
 
 // marks are what shows that something belongs to this run: it is in the name or path of everything.

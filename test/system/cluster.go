@@ -28,6 +28,7 @@ type Cluster struct {
 
 	mu   sync.Mutex   // guards what follows
 	node cluster.Node // known once it is created
+	gone bool         // the test has taken it away on purpose
 }
 
 func newCluster(base string) *Cluster { return &Cluster{name: the.name(base)} }
@@ -93,6 +94,18 @@ func (c *Cluster) where() cluster.Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.node
+}
+
+func (c *Cluster) isGone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
+}
+
+func (c *Cluster) setGone() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
 }
 
 func (c *Cluster) remove(ctx context.Context) error {
@@ -218,6 +231,9 @@ func (c *Cluster) namespace(t *testing.T, name string) space {
 	s := space{c, name}
 	c.kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
+		if c.isGone() {
+			return
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
 		if t.Failed() {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -136,10 +137,14 @@ func (s space) podProcess(t *testing.T, pod string) int {
 	t.Helper()
 	id := s.kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 	_, id, _ = strings.Cut(id, "://")
-	r := s.in(within(t, limit), "k1s", "crictl", "inspect", "-o", "go-template", "--template", "{{.info.pid}}", id)
-	pid, err := strconv.Atoi(strings.TrimSpace(r.out))
+	r := s.in(within(t, limit), "k1s", "crictl", "inspect", "-o", "json", id)
+	found := regexp.MustCompile(`"pid": *(\d+)`).FindStringSubmatch(r.out)
+	if found == nil {
+		t.Fatalf("the process of pod %s: %v", pod, r)
+	}
+	pid, err := strconv.Atoi(found[1])
 	if err != nil || !alive(pid) {
-		t.Fatalf("the process of pod %s: %v %v", pod, err, r)
+		t.Fatalf("the process %d of pod %s does not run: %v", pid, pod, err)
 	}
 	return pid
 }

@@ -52,6 +52,9 @@ func (g *glue) run(ctx context.Context) error {
 	if err := enableForwarding(); err != nil {
 		return err
 	}
+	if err := guardLoopback(ctx); err != nil {
+		return err // before the first pod: better no network than an open one
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	store := newNodes()

@@ -37,6 +37,10 @@ func (p *Provider) Exec(ctx context.Context, name, node string, argv []string, i
 	if term := os.Getenv("TERM"); term != "" {
 		env = append(env, "TERM="+term)
 	}
+	// It is there, unless `k1s reset` in the node has removed all of its cgroups.
+	if err := makeCgroup(filepath.Join(cg, "exec")); err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, programInNode, append([]string{"cluster", "__exec", filepath.Join(cg, "exec")}, argv...)...)
 	cmd.Err = nil // it was looked up on the machine; it is in the node
 	cmd.Path = programInNode

@@ -1,0 +1,16 @@
+package platform
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// SetOOMScore sets how likely the kernel is to choose a process, and what it starts, when memory runs out:
+// from -1000 (never) to 1000. Lowering it needs CAP_SYS_RESOURCE.
+func SetOOMScore(pid, score int) error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0o644); err != nil {
+		return fmt.Errorf("setting oom_score_adj of process %d to %d: %w", pid, score, err)
+	}
+	return nil
+}
