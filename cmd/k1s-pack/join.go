@@ -24,6 +24,13 @@ func runJoin(_ context.Context, args []string) error {
 	if *program == "" || *carried == "" || *out == "" {
 		return errors.New("join needs -program, -payload and -o")
 	}
+	b, err := os.ReadFile(*program)
+	if err != nil {
+		return err
+	}
+	if isDynamic(b) {
+		return fmt.Errorf("%s is not linked statically and would not run on every distribution", *program)
+	}
 	temp := *out + ".new"
 	w, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
 	if err != nil {

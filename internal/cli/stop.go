@@ -79,11 +79,14 @@ func stopLeftovers(ctx context.Context, o stopOptions, notRunning error) error {
 		return err
 	}
 	n, err := daemon.StopLeftovers(ctx, do, o.pods)
-	if err != nil {
-		return err
-	}
-	if n == 0 {
+	switch {
+	case errs.Is(err, errs.NotRunning):
 		return notRunning
+	case err != nil:
+		return err
+	case n == 0:
+		fmt.Fprintln(o.deps.Streams.ErrOut, "k1s was not running; its pods are ended")
+		return nil
 	}
 	fmt.Fprintf(o.deps.Streams.ErrOut, "stopped %d processes a killed daemon had left\n", n)
 	return nil

@@ -111,7 +111,9 @@ func stopForReset(ctx context.Context, o Options) error {
 	if _, err := os.Stat(o.Paths.Payloads()); errors.Is(err, os.ErrNotExist) {
 		return nil // it never ran
 	}
-	_, err = StopLeftovers(ctx, o, true)
+	if _, err = StopLeftovers(ctx, o, true); errs.Is(err, errs.NotRunning) {
+		return nil
+	}
 	return err
 }
 

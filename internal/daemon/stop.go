@@ -94,7 +94,8 @@ func offlineRunner(o Options, in component.Input) runner.Options {
 }
 
 // StopLeftovers stops the units a killed daemon has left, and with pods also what runs in them; it
-// returns how many processes it found.
+// returns how many processes it found: none when only pods were left. The error is of kind NotRunning when
+// there cannot have been anything.
 func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
 	unlock, err := lock(ctx, o.Paths)
 	if err != nil {
@@ -105,8 +106,8 @@ func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(pids) == 0 && !pods {
-		return 0, nil
+	if len(pids) == 0 && (!pods || neverRan(o)) {
+		return 0, errs.New(errs.NotRunning, "nothing of this node runs")
 	}
 	in, err := offline(ctx, o)
 	if err != nil {
@@ -120,6 +121,12 @@ func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
 	err = runner.StopRecorded(ctx, ro, isRuntime)
 	err = errors.Join(err, endPodsOffline(ctx, in, ro))
 	return len(pids), errors.Join(err, runner.StopRecorded(ctx, ro, nil))
+}
+
+// neverRan tells that no container can have been started here.
+func neverRan(o Options) bool {
+	_, err := os.Stat(o.Paths.Containerd())
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // endPodsOffline ends pods through a containerd that still runs, or through one started for it.

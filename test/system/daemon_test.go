@@ -82,7 +82,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		if !alive(pod) {
 			t.Error("the pod has ended with it")
 		}
-		c.in(within(t, limit), "k1s", "stop", "--pods").wants(t, 0)
+		c.in(within(t, limit), "k1s", "stop", "--pods").wants(t, 0, "pods are ended")
 		err := wait.Until(within(t, limit), askAgain, "the pod to end", func(context.Context) error {
 			if alive(pod) {
 				return errors.New("it still runs")

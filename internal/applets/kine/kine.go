@@ -10,15 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/k3s-io/kine/pkg/drivers"
 	_ "github.com/k3s-io/kine/pkg/drivers/mysql"
 	_ "github.com/k3s-io/kine/pkg/drivers/nats"
 	_ "github.com/k3s-io/kine/pkg/drivers/pgsql"
 	_ "github.com/k3s-io/kine/pkg/drivers/sqlite"
-	"github.com/k3s-io/kine/pkg/endpoint"
-	"github.com/k3s-io/kine/pkg/tls"
 	"github.com/k3s-io/kine/pkg/util"
 
 	"k1s.io/k1s/internal/errs"
@@ -43,25 +41,24 @@ func Run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	if s, socket := util.SchemeAndAddress(config.Listener); s == "unix" {
+	if s, socket := util.SchemeAndAddress(config.listen); s == "unix" {
 		if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 			return fmt.Errorf("making the directory of the socket: %w", err)
 		}
 	}
-	if _, err := endpoint.Listen(ctx, config); err != nil {
-		if scheme == "sqlite" {
-			return explain(file(dsn), err)
-		}
-		return err
-	}
-	<-ctx.Done()
-	config.WaitGroup.Wait() // the server has been drained and the database closed
-	return nil
+	return serve(ctx, config)
 }
 
-func parse(args []string) (endpoint.Config, error) {
-	config := endpoint.Config{
-		WaitGroup: &sync.WaitGroup{},
+// settings are what the flags say.
+type settings struct {
+	drivers.Config
+
+	listen, version string
+	notifyInterval  time.Duration
+}
+
+func parse(args []string) (settings, error) {
+	config := settings{Config: drivers.Config{
 		// The API server asks for compaction every five minutes; kine's own compactor stays off. The sizes
 		// are needed all the same, a batch below 100 is refused.
 		CompactInterval:       0,
@@ -70,20 +67,20 @@ func parse(args []string) (endpoint.Config, error) {
 		CompactMinRetain:      1000,
 		CompactBatchSize:      1000,
 		PollBatchSize:         500,
-	}
+	}}
 	set := flag.NewFlagSet("kine", flag.ContinueOnError)
 	set.SetOutput(io.Discard) // errors are returned
-	set.StringVar(&config.Listener, "listen", "", "`URL` to serve at")
+	set.StringVar(&config.listen, "listen", "", "`URL` to serve at")
 	set.StringVar(&config.Endpoint, "endpoint", "", "`DSN` of the database")
-	backend := &tls.Config{}
+	backend := &config.BackendTLSConfig
 	set.StringVar(&backend.CAFile, "ca-file", "", "CA of the database server")
 	set.StringVar(&backend.CertFile, "cert-file", "", "client certificate for the database server")
 	set.StringVar(&backend.KeyFile, "key-file", "", "its key")
 	// With 3.5 or newer the API server serves consistent LISTs from its watch cache and waits for progress
 	// notifications, which kine 0.16.4 delays by up to a second. With 3.4 it reads from kine, in under a
 	// millisecond on small clusters. To be removed when kine notifies in time (its pull request 724).
-	set.StringVar(&config.EmulatedETCDVersion, "emulated-etcd-version", "3.4.0", "etcd `version` to announce")
-	set.DurationVar(&config.NotifyInterval, "notify-interval", time.Minute, "`time` between unasked progress notifications")
+	set.StringVar(&config.version, "emulated-etcd-version", "3.4.0", "etcd `version` to announce")
+	set.DurationVar(&config.notifyInterval, "notify-interval", time.Minute, "`time` between unasked progress notifications")
 	set.IntVar(&config.ConnectionPoolConfig.MaxIdle, "max-idle", 0, "idle database connections, 0 for kine's default")
 	set.IntVar(&config.ConnectionPoolConfig.MaxOpen, "max-open", 0, "database connections, 0 for no limit")
 	if err := set.Parse(args); err != nil {
@@ -92,12 +89,11 @@ func parse(args []string) (endpoint.Config, error) {
 	switch {
 	case set.NArg() > 0:
 		return config, errs.New(errs.Usage, "unexpected argument %q: only flags are allowed", set.Arg(0))
-	case config.Listener == "" || config.Endpoint == "":
+	case config.listen == "" || config.Endpoint == "":
 		return config, errs.New(errs.Usage, "--listen and --endpoint are required")
-	case config.NotifyInterval < time.Second: // kine draws a random share of it and panics on none
-		return config, errs.New(errs.Usage, "--notify-interval %s is too short: at least 1s", config.NotifyInterval)
+	case config.notifyInterval < time.Second: // kine draws a random share of it and panics on none
+		return config, errs.New(errs.Usage, "--notify-interval %s is too short: at least 1s", config.notifyInterval)
 	}
-	config.BackendTLSConfig = *backend
 	return config, nil
 }
 
