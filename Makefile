@@ -186,7 +186,7 @@ script: ## the command line as users type it
 
 system: ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
-	go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
+	K1S_TEST_ROOT=1 go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
 
 golden: ## rewrite the golden files; read the diff before committing it
 	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update

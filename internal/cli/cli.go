@@ -108,6 +108,19 @@ func printError(w io.Writer, err error) {
 // usage marks errors of the command line itself.
 func usage(err error) error { return errs.Hint(errs.As(errs.Usage, err), "see: k1s --help") }
 
+// knownCommand refuses what is no command, with the nearest ones.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := errs.New(errs.Usage, "unknown command %q", args[0])
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return errs.Hint(err, "did you mean: %s %s", cmd.CommandPath(), strings.Join(near, ", "))
+	}
+	return usage(err)
+}
+
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usage(fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0]))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -55,7 +56,7 @@ func runLogs(ctx context.Context, o logsOptions) error {
 // node that does not run is what one wants most.
 func logsOffline(ctx context.Context, o logsOptions, notRunning error) error {
 	if !slices.Contains(components.Names(), o.component) && !slices.Contains(components.Groups(), o.component) {
-		return errs.Hint(errs.New(errs.NotFound, "there is no component %q", o.component), "components: %v", components.Names())
+		return errs.Hint(errs.New(errs.NotFound, "there is no component %q", o.component), "components: %s", strings.Join(components.Names(), ", "))
 	}
 	for _, unit := range components.UnitNames(o.component) {
 		file := o.deps.Paths().Log(unit)

@@ -23,9 +23,7 @@ func New(deps Deps) *cobra.Command {
 			"A node of this machine:   k1s server",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			return cobra.NoArgs(cmd, args)
-		},
+		Args:          knownCommand,
 	}
 	// Not cobra's own --version: to shape what that prints takes text/template, whose use would keep every
 	// exported method of the whole program in it.

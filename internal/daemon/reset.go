@@ -42,9 +42,7 @@ func ResetSteps(o Options) []step.Step {
 	steps := []step.Step{
 		{Name: "stop the node and end its pods", Do: func(ctx context.Context) error { return stopForReset(ctx, o) }},
 		{Name: "end what is left in the node's cgroups, and remove them", Do: func(ctx context.Context) error { return removeCgroups(ctx, o) }},
-		{Name: "unmount what is below " + p.Kubelet + ", " + p.Run + " and " + p.Data, Do: func(context.Context) error {
-			return unmountBelow(p.Kubelet, p.Run, p.Data)
-		}},
+		// With programs of the payload, which may be a mount of its own.
 		{Name: "remove the pod network: links, routes and firewall tables", Do: func(ctx context.Context) error {
 			if _, err := os.Stat(p.Payloads()); errors.Is(err, os.ErrNotExist) {
 				return nil // it never ran
@@ -53,6 +51,9 @@ func ResetSteps(o Options) []step.Step {
 				return err
 			}
 			return removeNetwork(ctx, in)
+		}},
+		{Name: "unmount what is below " + p.Kubelet + ", " + p.Run + " and " + p.Data, Do: func(context.Context) error {
+			return unmountBelow(p.Kubelet, p.Run, p.Data)
 		}},
 	}
 	steps = append(steps, step.Step{Name: "set kernel settings back to what they were", Do: func(ctx context.Context) error {

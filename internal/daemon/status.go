@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -199,7 +200,7 @@ func (d *Daemon) Logs(ctx context.Context, name string, o control.LogOptions, w 
 		}
 	}
 	if unit == "" {
-		return errs.Hint(errs.New(errs.NotFound, "there is no component %q on this node", name), "components: %v", known)
+		return errs.Hint(errs.New(errs.NotFound, "there is no component %q on this node", name), "components: %s", strings.Join(known, ", "))
 	}
 	file := d.o.Paths.Log(unit)
 	if o.Follow {

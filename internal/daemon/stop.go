@@ -97,6 +97,9 @@ func offlineRunner(o Options, in component.Input) runner.Options {
 // returns how many processes it found: none when only pods were left. The error is of kind NotRunning when
 // there cannot have been anything.
 func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
+	if _, err := os.Stat(o.Paths.Data); errors.Is(err, os.ErrNotExist) {
+		return 0, errs.New(errs.NotRunning, "there is no node on this machine") // and looking makes none
+	}
 	unlock, err := lock(ctx, o.Paths)
 	if err != nil {
 		return 0, err

@@ -5,11 +5,12 @@
 // The archive is appended to the executable instead of embedded in it, so that relinking the light
 // program never touches the payload:
 //
-//	[executable][chunk][chunk]…[index][trailer]
+//	[executable][frame][frame]…[index][trailer]
 //
 // The trailer has a fixed size and tells where the rest is, counted from the start of the payload.
-// Large files are cut into chunks that are compressed (and filtered, see filter.go) independently,
-// so that unpacking uses all cores. The index is JSON; its SHA-256 names the payload.
+// Files are cut into chunks, which are filtered (see filter.go and gotables.go). Chunks that have much in
+// common, such as the same table of several programs, are compressed together as one frame; frames are
+// independent, so that unpacking uses all cores. The index is JSON; its SHA-256 names the payload.
 package payload
 
 import (
@@ -35,7 +36,7 @@ import (
 )
 
 // Format is the version of the archive's layout; a reader refuses any other.
-const Format = 1
+const Format = 2
 
 // EnvSource names the environment variable by which a development build finds its payload: a
 // directory of an unpacked payload, or a file that carries one.
@@ -51,7 +52,7 @@ var ErrDamaged = errors.New("payload is damaged")
 // Limits on what an index may ask for. They are far above any real payload and keep a hostile one
 // from exhausting memory or disk.
 const (
-	MaxChunk = 64 << 20
+	MaxFrame = 128 << 20 // when decompressed
 	maxIndex = 16 << 20
 	maxFiles = 10_000
 	maxTotal = 4 << 30
@@ -78,12 +79,14 @@ type File struct {
 	Chunks []Chunk     `json:"chunks,omitempty"` // in order; together they are the file
 }
 
-// Chunk is one independently compressed piece of a file.
+// Chunk is one piece of a file. Several chunks, of any files, may be in one frame.
 type Chunk struct {
-	Offset int64  `json:"offset"` // from the start of the payload
-	Packed int64  `json:"packed"` // compressed bytes
-	Size   int64  `json:"size"`   // bytes when unpacked
-	SHA256 string `json:"sha256"` // when unpacked, after the filter was undone
+	Offset int64  `json:"offset"` // of the frame, from the start of the payload
+	Packed int64  `json:"packed"` // compressed bytes of the frame
+	At     int64  `json:"at"`     // where the chunk is in the decompressed frame
+	Length int64  `json:"length"` // bytes it has there, that is before the filter is undone
+	Size   int64  `json:"size"`   // bytes in the file
+	SHA256 string `json:"sha256"` // of the bytes in the file
 	Filter string `json:"filter,omitempty"`
 }
 
@@ -252,8 +255,8 @@ func (x *Index) check(limit int64) error {
 		}
 		var size int64
 		for _, c := range f.Chunks {
-			if c.Offset < 0 || c.Packed <= 0 || c.Packed > 2*MaxChunk || c.Offset > limit-c.Packed || c.Size <= 0 || c.Size > MaxChunk ||
-				len(c.SHA256) != 2*sha256.Size || !knownFilter(c.Filter) {
+			if c.Offset < 0 || c.Packed <= 0 || c.Packed > 2*MaxFrame || c.Offset > limit-c.Packed || c.Size <= 0 || c.Size > MaxFrame ||
+				c.At < 0 || c.At > MaxFrame || c.Length <= 0 || c.Length > MaxFrame || len(c.SHA256) != 2*sha256.Size || !knownFilter(c.Filter) {
 				return damagedError("the index has a chunk of %q that cannot be", f.Name)
 			}
 			size += c.Size
@@ -312,23 +315,27 @@ func ReadFile(p *Payload, name string) ([]byte, error) {
 	defer src.Close()
 	out := make([]byte, 0, f.Size)
 	for i, c := range f.Chunks {
-		b, err := p.chunk(src, c, nil)
+		frame, err := p.frame(src, c, nil)
+		if err == nil {
+			var b []byte
+			b, err = c.restore(frame)
+			out = append(out, b...)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading %s from payload, piece %d: %w", name, i, err)
 		}
-		out = append(out, b...)
 	}
 	return out, nil
 }
 
 // decoders are shared because one costs megabytes of tables; DecodeAll is safe for concurrent use.
 var decoders = sync.OnceValues(func() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(MaxChunk),
-		zstd.WithDecoderMaxWindow(MaxChunk))
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(MaxFrame),
+		zstd.WithDecoderMaxWindow(MaxFrame))
 })
 
-// chunk reads, decompresses and verifies one chunk. buf is used for the result when large enough.
-func (p *Payload) chunk(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
+// frame reads and decompresses the frame that the chunk is in. buf is used for the result when large enough.
+func (p *Payload) frame(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 	packed := make([]byte, c.Packed)
 	if _, err := src.ReadAt(packed, p.start+c.Offset); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -340,14 +347,21 @@ func (p *Payload) chunk(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting decompression: %w", err)
 	}
-	if int64(cap(buf)) < c.Size {
-		buf = make([]byte, 0, c.Size)
-	}
 	out, err := dec.DecodeAll(packed, buf[:0])
 	if err != nil {
 		return nil, damagedError("it cannot be decompressed: %v", err)
 	}
-	if out, err = UndoFilter(c.Filter, out, c.Size); err != nil {
+	return out, nil
+}
+
+// restore takes the chunk out of its frame, undoes its filter and verifies it. It may use the chunk's part of
+// the frame for the result.
+func (c Chunk) restore(frame []byte) ([]byte, error) {
+	if c.At > int64(len(frame))-c.Length {
+		return nil, damagedError("%d bytes where there should be %d", len(frame), c.At+c.Length)
+	}
+	out, err := UndoFilter(c.Filter, frame[c.At:c.At+c.Length:c.At+c.Length], c.Size)
+	if err != nil {
 		return nil, damagedError("the filter %s cannot be undone: %v", c.Filter, err)
 	}
 	if int64(len(out)) != c.Size {

@@ -73,9 +73,10 @@ func makePayload(t *testing.T, edit func(*Index)) string {
 			if raw, err = DoFilter(FilterX86, raw); err != nil {
 				t.Fatal(err)
 			}
+			c.Length = int64(len(raw))
 			packed := enc.EncodeAll(raw, nil)
 			c.Packed = int64(len(packed))
-			if c.Offset, err = w.Chunk(packed); err != nil {
+			if c.Offset, err = w.Frame(packed); err != nil {
 				t.Fatal(err)
 			}
 			f.Chunks = append(f.Chunks, c)
@@ -330,6 +331,9 @@ func TestAHostileIndexIsRefused(t *testing.T) {
 		"negative chunk":          func(x *Index) { x.Files[0].Chunks[0].Size = -1 },
 		"negative offset":         func(x *Index) { x.Files[0].Chunks[0].Offset = -1 },
 		"offset behind the end":   func(x *Index) { x.Files[0].Chunks[0].Offset = 1 << 40 },
+		"chunk before its frame":  func(x *Index) { x.Files[0].Chunks[0].At = -1 },
+		"chunk far behind":        func(x *Index) { x.Files[0].Chunks[0].At = 1<<63 - 1 },
+		"chunk without bytes":     func(x *Index) { x.Files[0].Chunks[0].Length = 0 },
 		"offset that wraps":       func(x *Index) { x.Files[0].Chunks[0].Offset = 1<<63 - 1 },
 		"unknown filter":          func(x *Index) { x.Files[0].Chunks[0].Filter = "riscv" },
 		"no checksum":             func(x *Index) { x.Files[0].Chunks[0].SHA256 = "" },
@@ -349,7 +353,7 @@ func TestAChunkThatExpandsToMoreThanItSaysIsRefused(t *testing.T) {
 	p := open(t, makePayload(t, func(x *Index) {
 		f := &x.Files[0]
 		f.Chunks, f.Size = f.Chunks[:1], 10
-		f.Chunks[0].Size = 10
+		f.Chunks[0].Size, f.Chunks[0].Length = 10, chunkSize
 	}))
 	if _, err := Unpack(t.Context(), p, t.TempDir()); !errors.Is(err, ErrDamaged) {
 		t.Errorf("got %v", err)

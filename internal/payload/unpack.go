@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,10 +10,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -149,8 +153,8 @@ func (p *Payload) unpackNew(ctx context.Context, root, dir string) (err error) {
 	return syncDir(root)
 }
 
-// write creates the given files of the payload under dir, which must not have them yet. Chunks are
-// decompressed in parallel and written in place; all bytes are verified before they are written.
+// write creates the given files of the payload under dir, which must not have them yet. Frames are
+// decompressed in parallel and their chunks written in place; all bytes are verified before they are written.
 func (p *Payload) write(ctx context.Context, dir string, files []File) error {
 	src, err := os.Open(p.source)
 	if err != nil {
@@ -163,13 +167,13 @@ func (p *Payload) write(ctx context.Context, dir string, files []File) error {
 	}
 	defer root.Close()
 
-	// Large files first: their chunks keep all cores busy while the small ones fill the gaps at the end.
-	type job struct {
+	// A job is a frame and what it has of the files.
+	type part struct {
 		file  *output
 		chunk Chunk
 		at    int64
 	}
-	var jobs []job
+	jobs := map[int64][]part{} // by the frame's offset
 	var outs []*output
 	defer func() {
 		for _, o := range outs {
@@ -203,34 +207,49 @@ func (p *Payload) write(ctx context.Context, dir string, files []File) error {
 		}
 		var at int64
 		for _, c := range f.Chunks {
-			jobs = append(jobs, job{o, c, at})
+			jobs[c.Offset] = append(jobs[c.Offset], part{o, c, at})
 			at += c.Size
 		}
 	}
 
+	// The buffers are as large as the largest frames; a daemon that lives for months has no more use for them.
+	defer debug.FreeOSMemory()
+	// The largest frames first: the small ones fill the gaps at the end.
+	frames := slices.SortedFunc(maps.Keys(jobs), func(a, b int64) int {
+		return cmp.Or(-cmp.Compare(jobs[a][0].chunk.Packed, jobs[b][0].chunk.Packed), cmp.Compare(a, b))
+	})
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	queue := make(chan job)
+	queue := make(chan []part)
 	var wg sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), max(1, len(jobs))) {
 		wg.Go(func() {
 			var buf []byte
-			for j := range queue {
-				b, err := p.chunk(src, j.chunk, buf)
+			for parts := range queue {
+				frame, err := p.frame(src, parts[0].chunk, buf)
 				if err == nil {
-					buf = b
-					err = j.file.writeAt(b, j.at)
+					buf = frame
 				}
-				if err != nil {
-					cancel(fmt.Errorf("%s: %w", j.file.f.Name(), err))
+				for _, part := range parts {
+					var b []byte
+					if err == nil {
+						b, err = part.chunk.restore(frame)
+					}
+					if err == nil {
+						err = part.file.writeAt(b, part.at)
+					}
+					if err != nil {
+						cancel(fmt.Errorf("%s: %w", part.file.f.Name(), err))
+						break
+					}
 				}
 			}
 		})
 	}
 feed:
-	for _, j := range jobs {
+	for _, at := range frames {
 		select {
-		case queue <- j:
+		case queue <- jobs[at]:
 		case <-ctx.Done():
 			break feed
 		}

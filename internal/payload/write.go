@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// Writer makes a payload: Chunk for every piece, then Close with the finished index. The result
+// Writer makes a payload: Frame for every frame, then Close with the finished index. The result
 // depends on nothing but what it was given, so equal inputs give equal bytes.
 type Writer struct {
 	w   io.Writer
@@ -17,8 +17,8 @@ type Writer struct {
 // NewWriter writes to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
-// Chunk appends a compressed chunk and returns its offset.
-func (w *Writer) Chunk(packed []byte) (offset int64, err error) {
+// Frame appends a compressed frame and returns its offset.
+func (w *Writer) Frame(packed []byte) (offset int64, err error) {
 	offset = w.pos
 	if err := w.write(packed); err != nil {
 		return 0, err

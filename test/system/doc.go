@@ -8,6 +8,7 @@
 //	main_test.go      the bench: where everything lives; the snapshot of the machine before and after
 //	k1s.go            running the k1s program
 //	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
+//	faults.go         what has to outlive a fault, and how to make one
 //	bare.go           a machine with nothing on it, for servers that must not start
 //	leftovers.go      what is on this machine, and what a run has added to it
 //	manifests/        the workloads, as a user would write them

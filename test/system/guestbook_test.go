@@ -5,20 +5,10 @@ package system
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
 )
-
-func answerOf(resp *http.Response, err error) (int, string, error) {
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, strings.TrimSpace(string(b)), err
-}
 
 // The whole way: 127.0.0.1, forwarder, node port, front, DNS, headless service, store, volume.
 func TestAnApplicationOfTwoTiersKeepsItsDataWhenItsPodsAreDeleted(t *testing.T) {

@@ -5,11 +5,9 @@ package system
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestServicesLeadToEveryReplica(t *testing.T) {
@@ -75,16 +73,4 @@ func TestDNSKnowsServicesOfEveryNamespace(t *testing.T) {
 	if r.failure == nil || !strings.Contains(r.out+r.err, "NXDOMAIN") {
 		t.Errorf("a name that does not exist: %v", r)
 	}
-}
-
-// get asks once over a connection of its own.
-func get(ctx context.Context, url string) (int, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	return answerOf(client.Do(req))
 }

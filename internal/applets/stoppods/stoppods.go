@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -44,7 +45,7 @@ func Run(ctx context.Context, args []string) error {
 	}
 	// All containers first: a pod may need another one to end well.
 	errC := each(containers, func(c *runtimeapi.Container) error {
-		return wrap("stopping container", c.Id, rt.StopContainer(ctx, c.Id, int64(grace.Seconds())))
+		return wrap("stopping container", c.Id, rt.StopContainer(ctx, c.Id, int64(graceOf(c.Annotations, *grace).Seconds())))
 	})
 	errS := each(sandboxes, func(s *runtimeapi.PodSandbox) error {
 		if err := rt.StopPodSandbox(ctx, s.Id); err != nil {
@@ -53,6 +54,19 @@ func Run(ctx context.Context, args []string) error {
 		return wrap("removing pod", s.Metadata.GetNamespace()+"/"+s.Metadata.GetName(), rt.RemovePodSandbox(ctx, s.Id))
 	})
 	return errors.Join(errC, errS)
+}
+
+// graceAnnotation is where the kubelet notes what a pod's manifest grants, see
+// k8s.io/kubernetes/pkg/kubelet/kuberuntime/labels.go.
+const graceAnnotation = "io.kubernetes.pod.terminationGracePeriod"
+
+// graceOf is how long a container may take: what its pod grants, and never more than most.
+func graceOf(annotations map[string]string, most time.Duration) time.Duration {
+	seconds, err := strconv.ParseInt(annotations[graceAnnotation], 10, 64)
+	if err != nil || seconds < 0 {
+		return most
+	}
+	return min(time.Duration(seconds)*time.Second, most)
 }
 
 func wrap(what, name string, err error) error {
