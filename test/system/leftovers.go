@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"k1s.io/k1s/internal/platform"
 )
 
 // snapshot is what is on this machine that k1s could have made. Things others may make at the same time
@@ -24,7 +26,7 @@ type snapshot map[string]bool
 func (s snapshot) added(after snapshot) []string {
 	var out []string
 	for thing := range after {
-		if !s[thing] {
+		if !s[thing] && !(strings.HasPrefix(thing, raised) && othersHere()) {
 			out = append(out, thing)
 		}
 	}
@@ -42,6 +44,23 @@ var watched = []string{
 var settings = []string{
 	"net/ipv4/ip_forward", "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
 	"kernel/keys/root_maxkeys", "net/netfilter/nf_conntrack_max", "fs/inotify/max_user_instances",
+}
+
+// raised is a limit that stays raised as long as anybody has a cluster on this machine.
+const raised = "setting fs/inotify/max_user_instances"
+
+// othersHere tells that somebody else has a cluster or a node on this machine.
+func othersHere() bool {
+	all, err := platform.DetectCgroups()
+	if err != nil {
+		return false
+	}
+	for _, mount := range all.Hierarchies {
+		if _, err := os.Stat(filepath.Join(mount, "k1s")); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // look makes a snapshot. marks are strings that only things of this run have in their paths or names.
