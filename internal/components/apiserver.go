@@ -23,7 +23,9 @@ var _ = register(component.Def{
 		return probe.Probe{Kind: probe.TCP, Addr: apiAddr(in)}
 	},
 	Ready: func(in component.Input) probe.Probe {
-		return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz"}
+		// Aggregated APIs are left out: when the pod behind one is gone, as after every restart of the node, that
+		// check waits 5 s for it, and everything else would wait too.
+		return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz?exclude=poststarthook/apiservice-discovery-controller"}
 	},
 	// Without NodeRestriction a kubelet may change other nodes; who wants that says so with
 	// disable-admission-plugins.

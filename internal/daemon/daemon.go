@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -308,7 +309,7 @@ func (d *Daemon) announceReady(ctx context.Context) {
 			if err != nil {
 				return err
 			}
-			if err := n.Ready(); err != nil {
+			if err := n.Ready(d.kubeletStart()); err != nil {
 				d.step("waiting for the node to be Ready: " + err.Error())
 				return err
 			}
@@ -329,6 +330,20 @@ func (d *Daemon) announceReady(ctx context.Context) {
 	if err := notifyReady(); err != nil {
 		d.log.Warn("the init system was not told that we are ready", "err", err)
 	}
+}
+
+// kubeletStart is when the kubelet that runs now was started; what was reported before is not about now.
+func (d *Daemon) kubeletStart() time.Time {
+	for _, c := range d.sup.Snapshot() {
+		switch {
+		case c.Component != "kubelet":
+		case c.Adopted:
+			return time.Time{} // it ran on while we were away
+		case c.StartedAt != nil:
+			return *c.StartedAt
+		}
+	}
+	return time.Now() // it does not run
 }
 
 func (d *Daemon) stopRequest() *control.StopRequest {
@@ -360,6 +375,9 @@ func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error)
 		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", what))
 	}
 	d.board.Report("payload", repaired)
+	if r.Unpacked || len(repaired) > 0 {
+		debug.FreeOSMemory() // the decoders' windows: 150 MB the daemon never needs again
+	}
 	return r.Dir, nil
 }
 

@@ -53,7 +53,7 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		}
 	}
 	if api != nil && apiOpen && !d.o.Config.Spec.NoWorker {
-		s.Node = askNode(ctx, api, in)
+		s.Node = askNode(ctx, api, in, d.kubeletStart())
 		allReady = allReady && s.Node.Ready
 		if s.Node.Ready && !slices.Contains(d.o.Config.Spec.Disable, dnsAddon) {
 			s.DNS = askDNS(ctx, in)
@@ -88,7 +88,7 @@ func wireComponent(o Options, c supervise.Status) control.Component {
 	return w
 }
 
-func askNode(ctx context.Context, api *kubeapi.Client, in component.Input) *control.Node {
+func askNode(ctx context.Context, api *kubeapi.Client, in component.Input, since time.Time) *control.Node {
 	ctx, cancel := context.WithTimeoutCause(ctx, askAPI, errors.New("the API server took more than 2s"))
 	defer cancel()
 	out := &control.Node{Name: in.Facts.NodeName, IP: in.Facts.NodeIP.String()}
@@ -98,7 +98,7 @@ func askNode(ctx context.Context, api *kubeapi.Client, in component.Input) *cont
 		return out
 	}
 	out.Kubelet, out.Runtime, out.PodCIDR = n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.ContainerRuntimeVersion, n.Spec.PodCIDR
-	if err := n.Ready(); err != nil {
+	if err := n.Ready(since); err != nil {
 		out.Reason = err.Error()
 	} else {
 		out.Ready = true

@@ -74,15 +74,23 @@ type Condition struct {
 	Status  string `json:"status"`
 	Reason  string `json:"reason"`
 	Message string `json:"message"`
+	// LastHeartbeatTime is when the kubelet reported it last; only nodes' conditions have it.
+	LastHeartbeatTime time.Time `json:"lastHeartbeatTime"`
 }
 
-// Ready is nil when the node is, else the reason it is not.
-func (n Node) Ready() error {
+// Ready is nil when the node has said so since a time, else the reason it is not. What a node said before
+// its kubelet was started is still in the database, and no longer true.
+func (n Node) Ready(since time.Time) error {
 	for _, c := range n.Status.Conditions {
-		if c.Type == "Ready" {
-			if c.Status == "True" {
-				return nil
-			}
+		if c.Type != "Ready" {
+			continue
+		}
+		switch {
+		case c.LastHeartbeatTime.Before(since.Truncate(time.Second)): // the report has whole seconds
+			return fmt.Errorf("the kubelet has not reported since it was started")
+		case c.Status == "True":
+			return nil
+		default:
 			return fmt.Errorf("%s", c.Message)
 		}
 	}

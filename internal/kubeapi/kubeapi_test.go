@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // server answers like an API server with one node; what it was asked is told to seen.
@@ -17,7 +18,7 @@ func server(t *testing.T, seen func(*http.Request)) *Client {
 		seen(r)
 		switch {
 		case r.URL.Path == "/api/v1/nodes/n1":
-			_, _ = w.Write([]byte(`{"metadata":{"labels":{"a":"b"}},"spec":{"podCIDR":"10.42.0.0/24"},"status":{"conditions":[{"type":"Ready","status":"False","message":"no CNI"}]}}`))
+			_, _ = w.Write([]byte(`{"metadata":{"labels":{"a":"b"}},"spec":{"podCIDR":"10.42.0.0/24"},"status":{"conditions":[{"type":"Ready","status":"False","message":"no CNI","lastHeartbeatTime":"2026-11-21T03:00:00Z"}]}}`))
 		case r.URL.Path == "/api/v1/pods":
 			_, _ = w.Write([]byte(`{"items":[{"metadata":{"name":"p"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}},
 				{"metadata":{"name":"job"},"status":{"phase":"Succeeded"}},{"metadata":{"name":"new"},"status":{"phase":"Pending"}}]}`))
@@ -45,10 +46,18 @@ func TestANodeTellsWhyItIsNotReady(t *testing.T) {
 	if err != nil || n.Spec.PodCIDR != "10.42.0.0/24" || n.Metadata.Labels["a"] != "b" {
 		t.Fatalf("%+v, %v", n, err)
 	}
-	if err := n.Ready(); err == nil || err.Error() != "no CNI" {
+	reported := time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)
+	if err := n.Ready(reported.Add(900 * time.Millisecond)); err == nil || err.Error() != "no CNI" {
 		t.Errorf("Ready: %v", err)
 	}
-	if err := (Node{}).Ready(); err == nil {
+	n.Status.Conditions[0].Status = "True"
+	if err := n.Ready(reported); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+	if err := n.Ready(reported.Add(time.Second)); err == nil || !strings.Contains(err.Error(), "since it was started") {
+		t.Errorf("what an earlier kubelet said counts: %v", err)
+	}
+	if err := (Node{}).Ready(reported); err == nil {
 		t.Error("a node without conditions is ready")
 	}
 }

@@ -2,6 +2,7 @@ package payload
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -23,36 +24,54 @@ const (
 	FilterGoLines = "go-lines"
 )
 
-// Region is a part of a program's file, and the filter made for it.
+// Region is a part of a program's file.
 type Region struct {
 	From, To int64
-	Filter   string
+	Filter   string // made for it, or ""
+	Kind     string // regions of one kind have much in common, in whatever program they are
 }
 
-// Regions finds what filters are good for in a program, in the order of the file. It finds nothing in what is no
-// program, and less in one that is built in ways it does not know.
+// Kinds of regions beside those that are called like their filters.
+const (
+	KindNames = "names" // of functions and source files
+	KindRest  = "rest"
+)
+
+// Regions divides a program, in the order of its file and without gaps. What is no program has no regions, and one
+// that is built in ways unknown here has fewer.
 func Regions(program []byte) []Region {
 	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
 		return nil
 	}
-	var all []Region
-	if text := contents(f, ".text", program); text != nil && f.Machine == elf.EM_X86_64 {
+	var found []Region
+	if text := contents(f, ".text", program); len(text) > 0 && f.Machine == elf.EM_X86_64 {
 		at := int64(f.Section(".text").Offset)
-		all = append(all, Region{at, at + int64(len(text)), FilterX86})
+		found = append(found, Region{at, at + int64(len(text)), FilterX86, FilterX86})
 	}
-	if tables := contents(f, ".gopclntab", program); tables != nil && f.ByteOrder == binary.LittleEndian {
-		at := int64(f.Section(".gopclntab").Offset)
+	if tables := contents(f, ".gopclntab", program); f.ByteOrder == binary.LittleEndian {
 		for _, r := range goTables(tables) {
-			all = append(all, Region{at + r.From, at + r.To, r.Filter})
+			at := int64(f.Section(".gopclntab").Offset)
+			found = append(found, Region{at + r.From, at + r.To, r.Filter, r.Kind})
 		}
 	}
-	slices.SortFunc(all, func(a, b Region) int { return int(a.From - b.From) })
-	for i := range all {
-		if i > 0 && all[i].From < all[i-1].To { // no linker does that
+	slices.SortFunc(found, func(a, b Region) int { return cmp.Compare(a.From, b.From) })
+	var all []Region
+	at := int64(0)
+	rest := func(to int64) {
+		if at < to {
+			all = append(all, Region{at, to, "", KindRest})
+		}
+	}
+	for _, r := range found {
+		if r.From < at { // sections one over the other: no linker makes that
 			return nil
 		}
+		rest(r.From)
+		all = append(all, r)
+		at = r.To
 	}
+	rest(int64(len(program)))
 	return all
 }
 
@@ -65,7 +84,7 @@ func contents(f *elf.File, name string, program []byte) []byte {
 	return program[s.Offset : s.Offset+s.FileSize]
 }
 
-// goTables finds the two tables in the section, whose header says where they begin.
+// goTables finds the tables in the section, whose header says where they begin.
 func goTables(b []byte) []Region {
 	const magic, words = 0xfffffff1, 8
 	if len(b) < 8+words*8 || le.Uint32(b) != magic || b[7] != 4 && b[7] != 8 {
@@ -78,12 +97,12 @@ func goTables(b []byte) []Region {
 		return le.Uint64(b[8+8*i:])
 	}
 	lines, funcs := word(6), word(7)
-	if lines >= funcs || funcs >= uint64(len(b)) {
+	if lines == 0 || lines >= funcs || funcs >= uint64(len(b)) {
 		return nil
 	}
-	all := []Region{{int64(lines), int64(funcs), FilterGoLines}}
+	all := []Region{{0, int64(lines), "", KindNames}, {int64(lines), int64(funcs), FilterGoLines, FilterGoLines}}
 	if n, err := funcsLength(b[funcs:]); err == nil {
-		all = append(all, Region{int64(funcs), int64(funcs) + int64(n), FilterGoFuncs})
+		all = append(all, Region{int64(funcs), int64(funcs) + int64(n), FilterGoFuncs, FilterGoFuncs})
 	}
 	return all
 }
@@ -458,20 +477,31 @@ func undoLines(b []byte) ([]byte, error) {
 	out[0] = b[0]
 	changes, distances := b[1:1+n], b[1+n:]
 	first := true
-	for len(changes) > 0 {
-		n := number(changes)
-		out = append(out, changes[:n]...)
-		ends := !first && changes[0] == 0
+	c, d := 0, 0
+	for c < len(changes) {
+		ends := !first && changes[c] == 0
 		first = ends
-		changes = changes[n:]
+		for { // to the end of the number; as in number, written out because there are millions
+			v := changes[c]
+			out = append(out, v)
+			c++
+			if v < 0x80 || c == len(changes) {
+				break
+			}
+		}
 		if ends {
 			continue
 		}
-		n = number(distances)
-		out = append(out, distances[:n]...)
-		distances = distances[n:]
+		for d < len(distances) {
+			v := distances[d]
+			out = append(out, v)
+			d++
+			if v < 0x80 {
+				break
+			}
+		}
 	}
-	if len(distances) > 0 {
+	if d < len(distances) {
 		return nil, errForm
 	}
 	return out, nil

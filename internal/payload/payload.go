@@ -52,7 +52,7 @@ var ErrDamaged = errors.New("payload is damaged")
 // Limits on what an index may ask for. They are far above any real payload and keep a hostile one
 // from exhausting memory or disk.
 const (
-	MaxFrame = 128 << 20 // when decompressed
+	MaxFrame = 160 << 20 // when decompressed
 	maxIndex = 16 << 20
 	maxFiles = 10_000
 	maxTotal = 4 << 30

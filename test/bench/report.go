@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"sort"
@@ -28,7 +29,7 @@ func (n numbers) quantile(q float64) float64 {
 	if q == 0.5 && len(s)%2 == 0 {
 		return (s[len(s)/2-1] + s[len(s)/2]) / 2
 	}
-	return s[min(len(s)-1, int(q*float64(len(s))))]
+	return s[max(0, int(math.Ceil(q*float64(len(s))))-1)]
 }
 
 // show writes the median, and how far the others are from it.
