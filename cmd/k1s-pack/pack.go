@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -28,7 +29,7 @@ import (
 type packOptions struct {
 	dir, cache, out string
 	level           int // of the zstd program; above 19 means --ultra
-	chunk           int // bytes
+	frame           int // bytes a frame may have before compression, and a chunk in it
 	filter          bool
 }
 
@@ -40,18 +41,18 @@ func runPack(ctx context.Context, args []string) error {
 	fs.StringVar(&o.out, "o", "", "payload file to write")
 	fs.IntVar(&o.level, "level", 19, "zstd level, 1 to 22")
 	fs.BoolVar(&o.filter, "filter", true, "filter programs before compression")
-	chunk := fs.Int("chunk", 32, "chunk size, MiB")
+	frame := fs.Int("frame", 144, "size of frames before compression, MiB; a whole one of these is in memory on each core that unpacks")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	o.chunk = *chunk << 20
-	if o.dir == "" || o.cache == "" || o.out == "" || fs.NArg() > 0 || o.level < 1 || o.level > 22 || o.chunk < 1 || o.chunk > payload.MaxChunk {
-		return errors.New("pack needs -dir, -cache and -o, a level from 1 to 22, and chunks of at most 64 MiB")
+	o.frame = *frame << 20
+	if o.dir == "" || o.cache == "" || o.out == "" || fs.NArg() > 0 || o.level < 1 || o.level > 22 || o.frame < 1 || o.frame > payload.MaxFrame {
+		return errors.New("pack needs -dir, -cache and -o, a level from 1 to 22, and frames of at most 160 MiB")
 	}
 	return pack(ctx, o)
 }
 
-// pack compresses every file of o.dir. Compressed chunks are kept in the cache under the hash of
+// pack compresses every file of o.dir. Compressed frames are kept in the cache under the hash of
 // their content and settings, so packing again costs only what changed.
 func pack(ctx context.Context, o packOptions) error {
 	if err := os.MkdirAll(o.cache, 0o755); err != nil {
@@ -61,7 +62,8 @@ func pack(ctx context.Context, o packOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := compressAll(ctx, o, pieces); err != nil {
+	frames := group(pieces, int64(o.frame))
+	if err := compressAll(ctx, o, frames); err != nil {
 		return err
 	}
 
@@ -73,16 +75,21 @@ func pack(ctx context.Context, o packOptions) error {
 	defer out.Close()
 	w := payload.NewWriter(out)
 	used := map[string]bool{}
-	for _, p := range pieces {
-		used[p.key] = true
-		b, err := os.ReadFile(filepath.Join(o.cache, p.key))
+	for _, f := range frames {
+		used[f.key] = true
+		b, err := os.ReadFile(filepath.Join(o.cache, f.key))
 		if err != nil {
 			return err
 		}
-		c := &index.Files[p.file].Chunks[p.chunk]
-		c.Packed = int64(len(b))
-		if c.Offset, err = w.Chunk(b); err != nil {
+		offset, err := w.Frame(b)
+		if err != nil {
 			return err
+		}
+		var at int64
+		for _, p := range f.pieces {
+			c := &index.Files[p.file].Chunks[p.chunk]
+			c.Offset, c.Packed, c.At, c.Length = offset, int64(len(b)), at, p.length
+			at += p.length
 		}
 	}
 	id, err := w.Close(index)
@@ -106,7 +113,13 @@ type piece struct {
 	file, chunk int // where in the index
 	path        string
 	payload.Region
-	key string // cache entry
+	length int64 // filtered
+}
+
+// frame is what is compressed together.
+type frame struct {
+	pieces []*piece
+	key    string // cache entry
 }
 
 // survey lists o.dir, hashes everything and plans the chunks.
@@ -163,7 +176,7 @@ func survey(o packOptions) (payload.Index, []piece, error) {
 		if o.filter {
 			regions = payload.Regions(b)
 		}
-		for _, c := range cut(regions, f.Size, int64(o.chunk)) {
+		for _, c := range cut(regions, f.Size, int64(o.frame)) {
 			raw := b[c.From:c.To]
 			chunk := payload.Chunk{Size: int64(len(raw)), SHA256: sum(raw), Filter: c.Filter}
 			pieces = append(pieces, piece{file: i, chunk: len(f.Chunks), path: name, Region: c})
@@ -173,29 +186,55 @@ func survey(o packOptions) (payload.Index, []piece, error) {
 	return index, pieces, nil
 }
 
-// compressAll fills the cache and notes each piece's entry in it, one zstd process per CPU.
-func compressAll(ctx context.Context, o packOptions, pieces []piece) error {
+// group makes frames: pieces of a kind stand together as long as they fit, in the order of the files. Files
+// that are no programs have no kind, and a frame each: they can be read without unpacking the rest.
+func group(pieces []piece, limit int64) []*frame {
+	var all []*frame
+	open := map[string]*frame{} // by kind, the one that is being filled
+	sizes := map[*frame]int64{}
+	for i := range pieces {
+		p := &pieces[i]
+		f := open[p.Kind]
+		if p.Kind == "" || f == nil || sizes[f]+p.To-p.From > limit {
+			f = &frame{}
+			all = append(all, f)
+			open[p.Kind] = f
+		}
+		f.pieces = append(f.pieces, p)
+		sizes[f] += p.To - p.From
+	}
+	return all
+}
+
+// compressAll fills the cache, one zstd process per CPU, the largest frames first.
+func compressAll(ctx context.Context, o packOptions, frames []*frame) error {
 	version, err := exec.CommandContext(ctx, "zstd", "-q", "--version").Output()
 	if err != nil {
 		return fmt.Errorf("running zstd: %w", err)
 	}
+	size := func(f *frame) (n int64) {
+		for _, p := range f.pieces {
+			n += p.To - p.From
+		}
+		return n
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	queue := make(chan *piece)
+	queue := make(chan *frame)
 	var wg sync.WaitGroup
 	for range runtime.NumCPU() {
 		wg.Go(func() {
-			for p := range queue {
-				if err := compress(ctx, o, p, version); err != nil {
-					cancel(fmt.Errorf("compressing %s: %w", p.path, err))
+			for f := range queue {
+				if err := compress(ctx, o, f, version); err != nil {
+					cancel(err)
 				}
 			}
 		})
 	}
 feed:
-	for i := range pieces {
+	for _, f := range slices.SortedStableFunc(slices.Values(frames), func(a, b *frame) int { return -cmp.Compare(size(a), size(b)) }) {
 		select {
-		case queue <- &pieces[i]:
+		case queue <- f:
 		case <-ctx.Done():
 			break feed
 		}
@@ -205,38 +244,51 @@ feed:
 	return context.Cause(ctx)
 }
 
-// compress makes the cache have the piece. The entry's name is the hash of what is compressed and how.
-func compress(ctx context.Context, o packOptions, p *piece, version []byte) error {
-	f, err := os.Open(p.path)
-	if err != nil {
-		return err
+// compress makes the cache have the frame. The entry's name is the hash of what is compressed and how.
+func compress(ctx context.Context, o packOptions, f *frame, version []byte) error {
+	var content []byte
+	for _, p := range f.pieces {
+		b, err := p.read()
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", p.path, err)
+		}
+		p.length = int64(len(b))
+		content = append(content, b...)
 	}
-	defer f.Close()
-	raw := make([]byte, p.To-p.From)
-	if _, err := f.ReadAt(raw, p.From); err != nil {
-		return err
+	if len(content) > payload.MaxFrame {
+		return fmt.Errorf("packing %s and what is like it: %d bytes are too many for a frame", f.pieces[0].path, len(content))
 	}
-	b, err := filtered(p.Filter, raw)
-	if err != nil {
-		return err
-	}
-	args := zstdArgs(o.level, len(b))
-	p.key = sum(fmt.Appendf(nil, "%s %q %s", sum(b), args, version))
-	entry := filepath.Join(o.cache, p.key)
+	args := zstdArgs(o.level, len(content))
+	f.key = sum(fmt.Appendf(nil, "%s %q %s", sum(content), args, version))
+	entry := filepath.Join(o.cache, f.key)
 	if _, err := os.Stat(entry); err == nil {
 		return nil
 	}
 	cmd := exec.CommandContext(ctx, "zstd", args...)
 	var out, msg bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(b), &out, &msg
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(content), &out, &msg
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("running zstd: %w: %s", err, msg.Bytes())
+		return fmt.Errorf("compressing %s with zstd: %w: %s", f.pieces[0].path, err, msg.Bytes())
 	}
-	temp := fmt.Sprintf("%s.%d.%d", entry, p.file, p.chunk) // equal pieces have one entry
+	temp := fmt.Sprintf("%s.%d.%d", entry, f.pieces[0].file, f.pieces[0].chunk) // equal frames have one entry
 	if err := os.WriteFile(temp, out.Bytes(), 0o644); err != nil {
 		return err
 	}
 	return os.Rename(temp, entry)
+}
+
+// read returns the piece, filtered.
+func (p *piece) read() ([]byte, error) {
+	f, err := os.Open(p.path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw := make([]byte, p.To-p.From)
+	if _, err := f.ReadAt(raw, p.From); err != nil {
+		return nil, err
+	}
+	return filtered(p.Filter, raw)
 }
 
 func zstdArgs(level, size int) []string {
@@ -244,8 +296,8 @@ func zstdArgs(level, size int) []string {
 	if level > 19 {
 		args = append(args, "--ultra")
 	}
-	if level > 9 { // a window as large as the chunk; slower levels profit, fast ones do not look that far
-		args = append(args, "--long=26")
+	if level > 9 { // a window as large as the frame; slower levels profit, fast ones do not look that far
+		args = append(args, "--long=28")
 	}
 	return append(args, "-"+strconv.Itoa(level))
 }
@@ -276,36 +328,31 @@ func filtered(filter string, raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("undoing filter %s: %w", filter, err)
 	}
-	if !bytes.Equal(back, raw) || len(b) > payload.MaxChunk {
+	if !bytes.Equal(back, raw) {
 		return nil, fmt.Errorf("filter %s does not restore what it was given", filter)
 	}
 	return b, nil
 }
 
-// cut divides a file of the given size into chunks: the regions, and what is between them. A large
-// stretch becomes several chunks of about the same size, so that the cores that unpack have equal shares;
-// but a table of Go's stays in one.
-func cut(regions []payload.Region, size, chunk int64) []payload.Region {
+// cut divides a file of the given size into chunks: its regions, or all of it if it has none. A large one becomes
+// several of about the same size, so that the cores that unpack have equal shares; but a table stays whole.
+func cut(regions []payload.Region, size, limit int64) []payload.Region {
+	if len(regions) == 0 {
+		regions = []payload.Region{{To: size}}
+	}
 	var all []payload.Region
-	add := func(from, to int64, filter string) {
-		n := (to - from + chunk - 1) / chunk
-		if filter == payload.FilterGoFuncs || filter == payload.FilterGoLines {
+	for _, r := range regions {
+		length := r.To - r.From
+		n := (length + limit - 1) / limit
+		if r.Filter == payload.FilterGoFuncs || r.Filter == payload.FilterGoLines {
 			n = 1
 		}
 		for i := range n {
-			all = append(all, payload.Region{From: from + (to-from)*i/n, To: from + (to-from)*(i+1)/n, Filter: filter})
+			part := r
+			part.From, part.To = r.From+length*i/n, r.From+length*(i+1)/n
+			all = append(all, part)
 		}
 	}
-	at := int64(0)
-	for _, r := range regions {
-		if r.Filter != payload.FilterX86 && r.To-r.From > payload.MaxChunk/2 {
-			continue // nobody's tables are that large
-		}
-		add(at, r.From, "")
-		add(r.From, r.To, r.Filter)
-		at = r.To
-	}
-	add(at, size, "")
 	return all
 }
 
@@ -320,22 +367,30 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
+// report prints each file's size and what it is packed: of a frame that files share, each has its share.
 func report(w io.Writer, x payload.Index, id string) error {
-	var raw, packed int64
+	frames := map[int64]int64{} // by offset: bytes before compression
+	for _, f := range x.Files {
+		for _, c := range f.Chunks {
+			frames[c.Offset] += c.Length
+		}
+	}
+	var raw int64
+	var packed float64
 	for _, f := range x.Files {
 		if f.Link != "" {
 			continue
 		}
-		var n int64
+		n := 0.0
 		for _, c := range f.Chunks {
-			n += c.Packed
+			n += float64(c.Packed) * float64(c.Length) / float64(frames[c.Offset])
 		}
 		raw, packed = raw+f.Size, packed+n
-		if _, err := fmt.Fprintf(w, "%-34s %10d %10d\n", f.Name, f.Size, n); err != nil {
+		if _, err := fmt.Fprintf(w, "%-34s %10d %10.0f\n", f.Name, f.Size, n); err != nil {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "%-34s %10d %10d  payload %s\n", "total", raw, packed, id)
+	_, err := fmt.Fprintf(w, "%-34s %10d %10.0f  payload %s\n", "total", raw, packed, id)
 	return err
 }
 

@@ -54,7 +54,7 @@ func (b build) write(name string, content []byte) {
 }
 
 func (b build) pack() error {
-	return pack(b.t.Context(), packOptions{dir: b.stage, cache: b.cache, out: b.payload, level: 3, chunk: 64 << 10, filter: true})
+	return pack(b.t.Context(), packOptions{dir: b.stage, cache: b.cache, out: b.payload, level: 3, frame: 64 << 10, filter: true})
 }
 
 func (b build) join() error {
@@ -257,15 +257,36 @@ func TestAFailedJoinKeepsWhatWasThere(t *testing.T) {
 }
 
 func TestCutCoversTheFileAndKeepsTablesWhole(t *testing.T) {
-	regions := []payload.Region{{From: 100, To: 400, Filter: payload.FilterX86}, {From: 400, To: 900, Filter: payload.FilterGoLines}}
-	got := cut(regions, 1000, 150)
-	want := []payload.Region{{From: 0, To: 100}, {From: 100, To: 250, Filter: payload.FilterX86}, {From: 250, To: 400, Filter: payload.FilterX86},
-		{From: 400, To: 900, Filter: payload.FilterGoLines}, {From: 900, To: 1000}}
+	const code, lines = payload.FilterX86, payload.FilterGoLines
+	got := cut([]payload.Region{{From: 0, To: 100, Filter: "", Kind: "rest"}, {From: 100, To: 400, Filter: code, Kind: code}, {From: 400, To: 900, Filter: lines, Kind: lines}}, 900, 150)
+	want := []payload.Region{{From: 0, To: 100, Filter: "", Kind: "rest"}, {From: 100, To: 250, Filter: code, Kind: code}, {From: 250, To: 400, Filter: code, Kind: code}, {From: 400, To: 900, Filter: lines, Kind: lines}}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
+	if got, want := cut(nil, 200, 150), []payload.Region{{From: 0, To: 100}, {From: 100, To: 200}}; !slices.Equal(got, want) {
+		t.Errorf("what is no program: got %v, want %v", got, want)
+	}
 	if got := cut(nil, 0, 150); len(got) != 0 {
 		t.Errorf("an empty file has the chunks %v", got)
+	}
+}
+
+func TestWhatIsAlikeIsCompressedTogether(t *testing.T) {
+	pieces := []piece{
+		{file: 0, Region: payload.Region{To: 60, Kind: "a"}}, {file: 0, Region: payload.Region{To: 10, Kind: "b"}},
+		{file: 1, Region: payload.Region{To: 5}}, {file: 2, Region: payload.Region{To: 30, Kind: "a"}},
+		{file: 3, Region: payload.Region{To: 20, Kind: "a"}}, {file: 4, Region: payload.Region{To: 5}},
+	}
+	var got [][]int
+	for _, f := range group(pieces, 100) {
+		var files []int
+		for _, p := range f.pieces {
+			files = append(files, p.file)
+		}
+		got = append(got, files)
+	}
+	if want := [][]int{{0, 2}, {0}, {1}, {3}, {4}}; !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 
