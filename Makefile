@@ -19,7 +19,8 @@ OUT     ?= out/$(ARCH)
 # ---- how everything is compiled -------------------------------------------------------------------
 
 # One set of flags for building, testing and vetting, so that Kubernetes is compiled once.
-TAGS := netgo,osusergo,sqlite_omit_load_extension,no_btrfs,no_aufs,no_zfs,no_devmapper,providerless,selinux
+# kustomize_disable_go_plugin_support: loading Go plugins would keep everything that is exported in the program.
+TAGS := netgo,osusergo,sqlite_omit_load_extension,no_btrfs,no_aufs,no_zfs,no_devmapper,providerless,selinux,kustomize_disable_go_plugin_support
 export CGO_ENABLED := 1
 export GOFLAGS := -trimpath -buildvcs=false -tags=$(TAGS)
 
@@ -88,7 +89,7 @@ CNI := bandwidth bridge host-local loopback portmap ptp
 # Modules that are programs of their own in the list of components.
 MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/opencontainers/runc,github.com/k3s-io/kine,go.etcd.io/etcd/server/v3,$\
 	github.com/flannel-io/flannel,github.com/coredns/coredns,sigs.k8s.io/metrics-server,github.com/rancher/local-path-provisioner,$\
-	github.com/containernetworking/plugins,sigs.k8s.io/cri-tools,go
+	github.com/containernetworking/plugins,go
 
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
@@ -134,7 +135,8 @@ programs: deps upstream
 notice: programs $(PACK) ## write NOTICE, components.json and sbom.spdx.json of everything carried
 	@build/debian.sh $(if $(SYSROOT),$(SYSROOT),native $$(cat $(OUT)/nft-files)) > $(OUT)/debian-packages
 	$(TARGET) go build -ldflags "$(LD_K1S)" -o $(LIGHT) ./cmd/k1s
-	@$(PACK) notice -o $(STAGE) -version $(VERSION) -debian $(OUT)/debian-packages -main $(MAINS) $(LIGHT) \
+	@$(PACK) notice -o $(STAGE) -version $(VERSION) -debian $(OUT)/debian-packages -main $(MAINS) \
+		-copied k1s-pods=github.com/rancher/local-path-provisioner -copied k1s-cni=github.com/containernetworking/plugins $(LIGHT) \
 		$(STAGE)/k1s-kube $(STAGE)/k1s-pods $(STAGE)/k1s-cni $(STAGE)/containerd-shim-runc-v2 $(STAGE)/runc
 
 dist: ## build dist/k1s-linux-ARCH: make dist ARCH=arm64
@@ -175,11 +177,18 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 lint: ## gofmt, go vet and staticcheck of the light packages
 	@bad=$$(gofmt -l cmd internal $(wildcard test examples)); [ -z "$$bad" ] || { echo "error: not formatted: $$bad" >&2; exit 1; }
 	go vet $(LIGHT_PACKAGES)
+	go vet -tags $(TAGS),system ./test/...
 	go run $(STATICCHECK) $(LIGHT_PACKAGES)
 
+# In two halves: the local-path provisioner imports logrus by its former name, Sirupsen, which Go refuses
+# beside the present one.
 lint-heavy: upstream ## go vet and unit tests of the packages that import Kubernetes
-	go vet -tags $(TAGS),k1s_upstream ./internal/applets/... ./cmd/k1s-kube ./cmd/k1s-pods ./cmd/k1s-cni
-	go test -tags $(TAGS),k1s_upstream ./internal/applets/... ./cmd/k1s-kube ./cmd/k1s-pods ./cmd/k1s-cni
+	@set -e; pods="./internal/applets/localpath ./internal/applets/coredns ./internal/applets/metricsserver ./cmd/k1s-pods"; \
+	kube=$$(go list ./internal/applets/... ./cmd/k1s-kube ./cmd/k1s-cni | grep -vE '/applets/(localpath|coredns|metricsserver)$$'); \
+	for half in "$$pods" "$$kube"; do \
+		go vet -tags $(TAGS),k1s_upstream $$half; \
+		go test -tags $(TAGS),k1s_upstream $$half; \
+	done
 
 cross: ## the light packages for Windows, arm64 and arm
 	CGO_ENABLED=0 GOOS=windows go vet $(LIGHT_PACKAGES)

@@ -44,13 +44,22 @@ func runNotice(ctx context.Context, args []string) error {
 	debian := flags.String("debian", "", "list of Debian packages: name version copyright-file")
 	version := flags.String("version", "", "version of k1s")
 	upstream := flags.String("main", "", "comma-separated modules that are programs of their own")
+	copied := map[string][]string{} // by program
+	flags.Func("copied", "PROGRAM=MODULE whose code `upstream` copied into the program; may be repeated", func(s string) error {
+		program, module, ok := strings.Cut(s, "=")
+		if !ok {
+			return fmt.Errorf("%q is not PROGRAM=MODULE", s)
+		}
+		copied[program] = append(copied[program], module)
+		return nil
+	})
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *out == "" || flags.NArg() == 0 {
 		return errors.New("notice needs -o and programs")
 	}
-	all, err := modules(ctx, flags.Args(), strings.Split(*upstream, ","))
+	all, err := modules(ctx, flags.Args(), strings.Split(*upstream, ","), copied)
 	if err != nil {
 		return err
 	}
@@ -87,14 +96,23 @@ func runNotice(ctx context.Context, args []string) error {
 		writeIfChanged(filepath.Join(*out, "sbom.spdx.json"), append(sbom, '\n')))
 }
 
-// modules collects what is linked into the programs.
-func modules(ctx context.Context, programs, mains []string) ([]component, error) {
+// modules collects what is linked into the programs. Of copied packages a program itself knows no module.
+func modules(ctx context.Context, programs, mains []string, copied map[string][]string) ([]component, error) {
 	infos := make([]*buildinfo.BuildInfo, len(programs))
 	paths := map[string]bool{}
 	for i, file := range programs {
 		info, err := buildinfo.ReadFile(file)
 		if err != nil {
 			return nil, err
+		}
+		for _, path := range copied[filepath.Base(file)] {
+			m, err := module(ctx, path)
+			if err != nil {
+				return nil, err
+			}
+			if !slices.ContainsFunc(info.Deps, func(d *debug.Module) bool { return d.Path == path }) {
+				info.Deps = append(info.Deps, m)
+			}
 		}
 		for _, d := range linked(info) {
 			paths[d.Path] = true
@@ -160,6 +178,19 @@ func goroot(ctx context.Context) string {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// module is what go.mod says of a module.
+func module(ctx context.Context, path string) (*debug.Module, error) {
+	b, err := exec.CommandContext(ctx, "go", "list", "-m", "-json", path).Output()
+	if err != nil {
+		return nil, fmt.Errorf("looking up module %s: %w", path, err)
+	}
+	var m debug.Module
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("looking up module %s: %w", path, err)
+	}
+	return &m, nil
 }
 
 // moduleDirs maps the paths of modules to their directories in the module cache.

@@ -301,6 +301,31 @@ func TestUpstreamProgramsBecomePackages(t *testing.T) {
 	}
 }
 
+func TestTheNoticeNamesWhatIsLinkedAndWhatWasCopied(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const linked, copied, foreign = "github.com/klauspost/compress", "github.com/spf13/cobra", "github.com/spf13/pflag"
+	got, err := modules(t.Context(), []string{self}, []string{copied}, map[string][]string{filepath.Base(self): {copied}, "other": {foreign}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]component{}
+	for _, c := range got {
+		found[c.Name] = c
+	}
+	for _, name := range []string{"go", linked, copied} {
+		c := found[name]
+		if c.Version == "" || len(c.texts) == 0 || c.License == "NOASSERTION" || c.Main != (name == copied) {
+			t.Errorf("%s: got %+v", name, c)
+		}
+	}
+	if c, ok := found[foreign]; ok {
+		t.Errorf("what another program has is in this one's list: %+v", c)
+	}
+}
+
 func TestLicencesAreRecognised(t *testing.T) {
 	for body, want := range map[string]string{
 		"Apache License\n Version 2.0, January 2004":                                      "Apache-2.0",
