@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 ARCH    ?= $(shell go env GOHOSTARCH)
 VERSION ?= v0.1.0-dev
 COMMIT  ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || true)
-# zstd level of the payload, 1 to 22. 22 is what is released, and packs in two minutes on two cores with 2 GB of
+# zstd level of the payload, 1 to 22. 22 is what is released, and packs in two minutes on two cores with 3 GB of
 # memory; 3 packs in three seconds and makes ./k1s half as large again.
 LEVEL   ?= 22
 K1S     ?= k1s
