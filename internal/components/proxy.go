@@ -32,6 +32,9 @@ func proxySpec(in component.Input) (component.Spec, error) {
 		"hostnameOverride":   in.Facts.NodeName,
 		"metricsBindAddress": local(proxyMetricsPort),
 		"mode":               "nftables",
+		// Upstream collects changes for a second, which was made for iptables, where each costs all the rules. With
+		// nftables a change costs itself, and a pod that has become ready is reached that much sooner.
+		"nftables": map[string]any{"minSyncPeriod": "100ms"},
 	}
 	if !in.Facts.InitialNetNS {
 		// The conntrack limits belong to the machine; from a namespace they cannot be set and kube-proxy dies trying.
