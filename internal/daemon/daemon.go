@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -326,6 +327,10 @@ func (d *Daemon) announceReady(ctx context.Context) {
 	d.mu.Lock()
 	d.readyAt, d.doing = &now, ""
 	d.mu.Unlock()
+	// Unpacking and checking the payload read whole programs: 150 MB that are never needed again. What pools
+	// keep goes with the second collection.
+	runtime.GC()
+	debug.FreeOSMemory()
 	d.log.Info("ready", "after", now.Sub(d.started).Round(time.Millisecond), "kubeconfig", in.Paths.AdminKubeconfig())
 	if err := notifyReady(); err != nil {
 		d.log.Warn("the init system was not told that we are ready", "err", err)
@@ -375,9 +380,6 @@ func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error)
 		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", what))
 	}
 	d.board.Report("payload", repaired)
-	if r.Unpacked || len(repaired) > 0 {
-		debug.FreeOSMemory() // the decoders' windows: 150 MB the daemon never needs again
-	}
 	return r.Dir, nil
 }
 

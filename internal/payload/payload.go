@@ -26,9 +26,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -328,12 +326,6 @@ func ReadFile(p *Payload, name string) ([]byte, error) {
 	return out, nil
 }
 
-// decoders are shared because one costs megabytes of tables; DecodeAll is safe for concurrent use.
-var decoders = sync.OnceValues(func() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(MaxFrame),
-		zstd.WithDecoderMaxWindow(MaxFrame))
-})
-
 // frame reads and decompresses the frame that the chunk is in. buf is used for the result when large enough.
 func (p *Payload) frame(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 	packed := make([]byte, c.Packed)
@@ -343,10 +335,12 @@ func (p *Payload) frame(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 		}
 		return nil, err
 	}
-	dec, err := decoders()
+	// One for each of the few frames: a decoder that is kept keeps what it has decoded, over a hundred megabytes.
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxFrame), zstd.WithDecoderMaxWindow(MaxFrame))
 	if err != nil {
 		return nil, fmt.Errorf("starting decompression: %w", err)
 	}
+	defer dec.Close()
 	out, err := dec.DecodeAll(packed, buf[:0])
 	if err != nil {
 		return nil, damagedError("it cannot be decompressed: %v", err)
