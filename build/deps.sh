@@ -18,6 +18,7 @@ if [ "$arch" = "$host" ]; then
 	file_from "/usr/lib/*-linux-gnu*/libc.a" libc6-dev
 	file_from "/usr/lib/*-linux-gnu*/libseccomp.a" libseccomp-dev
 	file_from /usr/sbin/nft nftables
+	file_from /bin/busybox busybox-static # not built in, but the images of tests and examples are made from it
 else
 	command_from dpkg-deb dpkg
 	case $arch in
