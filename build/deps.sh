@@ -18,7 +18,9 @@ if [ "$arch" = "$host" ]; then
 	file_from "/usr/lib/*-linux-gnu*/libc.a" libc6-dev
 	file_from "/usr/lib/*-linux-gnu*/libseccomp.a" libseccomp-dev
 	file_from /usr/sbin/nft nftables
-	file_from /bin/busybox busybox-static # not built in, but the images of tests and examples are made from it
+	# Not built in: the images of tests and examples are made from the one, tests lay links with the other.
+	file_from /bin/busybox busybox-static
+	command_from ip iproute2
 else
 	command_from dpkg-deb dpkg
 	case $arch in
