@@ -158,7 +158,9 @@ clean: ## remove everything that was built; Go's cache stays
 
 # ---- testing --------------------------------------------------------------------------------------
 
+# What the build needs comes first: tests that need it would be left out otherwise.
 test: ## everything: quick, lint, cross, script, system; light first
+	$(MAKE) deps
 	$(MAKE) quick
 	$(MAKE) lint
 	$(MAKE) cross
