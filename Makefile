@@ -94,7 +94,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
 
-.PHONY: build cli payload programs deps upstream notice test quick race lint lint-heavy cross script system golden bench up down clean dist reproducible sizes help
+.PHONY: build cli payload programs deps upstream notice test quick race lint lint-heavy cross script real system golden bench up down clean dist reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -167,6 +167,7 @@ test: ## everything: quick, lint, cross, script, system; light first
 	$(MAKE) script
 	$(MAKE) build
 	$(MAKE) lint-heavy
+	$(MAKE) real
 	$(MAKE) system
 
 quick: ## unit and golden tests, without the heavy packages
@@ -203,6 +204,15 @@ script: ## the command line as users type it
 system: ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
+
+STAGED := $(abspath $(OUT))/stage
+real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
+	@test -x $(STAGED)/k1s-kube || $(MAKE) build
+	@ln -sfn $(STAGED)/k1s-kube $(OUT)/bin/containerd
+	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns
+	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 ./internal/applets/addonmanager'
+	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
+	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
 
 golden: ## rewrite the golden files; read the diff before committing it
 	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
