@@ -104,7 +104,11 @@ func run() error {
 		}
 		single.Begin()
 		// Nobody tells a single applet when it is ready; starts have been over by then in all measurements.
-		late := time.AfterFunc(lateReady, func() { single.Ready(ctx) })
+		late := time.AfterFunc(lateReady, func() {
+			if err := single.Ready(ctx); err != nil {
+				slog.Warn("keeping memory of the start", "err", err)
+			}
+		})
 		defer late.Stop()
 	}
 	err = a.Run(ctx, args)

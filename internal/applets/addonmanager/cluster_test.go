@@ -7,13 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,82 +20,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"k1s.io/k1s/internal/addons"
-	"k1s.io/k1s/internal/paths"
-	"k1s.io/k1s/internal/pki"
-	"k1s.io/k1s/internal/probe"
-	"k1s.io/k1s/internal/wait"
+	"k1s.io/k1s/internal/applets/apiservertest"
 )
-
-// kubeVar names the k1s-kube program these tests take a real API server from. They belong into a network
-// namespace without routes, because an API server asks for aggregated APIs at service addresses:
-//
-//	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=… go test ./internal/applets/addonmanager'
-const kubeVar = "K1S_TEST_KUBE"
-
-// server starts an API server of its own on an empty database and returns a client configuration.
-func server(t *testing.T) *rest.Config {
-	t.Helper()
-	kube := os.Getenv(kubeVar)
-	if kube == "" {
-		t.Skipf("needs a k1s-kube program; name it in %s", kubeVar)
-	}
-	if routes, err := os.ReadFile("/proc/net/route"); err != nil || strings.Count(string(routes), "\n") > 1 {
-		t.Fatalf("%s is set, but this network namespace has routes (%v): service addresses would leave the machine", kubeVar, err)
-	}
-	p := paths.Paths{Data: t.TempDir(), Run: t.TempDir()}
-	_, err := pki.Ensure(t.Context(), pki.Request{
-		Paths: p, NodeName: "test", NodeIP: netip.MustParseAddr("127.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), NoWorker: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	start(t, kube, "kine", "--listen=unix://"+p.KineSocket(), "--endpoint=sqlite://"+filepath.Join(p.Data, "state.db")+"?_journal_mode=WAL&_busy_timeout=5000")
-	until(t, "kine", func(ctx context.Context) error {
-		return probe.Check(ctx, probe.Probe{Kind: probe.Unix, Addr: p.KineSocket()})
-	})
-	start(t, kube, "kube-apiserver", "--etcd-servers=unix://"+p.KineSocket(), "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=16443",
-		"--service-cluster-ip-range=10.43.0.0/16", "--authorization-mode=Node,RBAC", "--client-ca-file="+p.PKI("ca.crt"),
-		"--tls-cert-file="+p.PKI("apiserver.crt"), "--tls-private-key-file="+p.PKI("apiserver.key"),
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+p.PKI("sa.pub"), "--service-account-signing-key-file="+p.PKI("sa.key"),
-		"--requestheader-client-ca-file="+p.PKI("front-proxy-ca.crt"), "--proxy-client-cert-file="+p.PKI("front-proxy-client.crt"), "--proxy-client-key-file="+p.PKI("front-proxy-client.key"))
-	until(t, "kube-apiserver", func(ctx context.Context) error {
-		return probe.Check(ctx, probe.Probe{Kind: probe.HTTPS, Addr: "127.0.0.1:16443", Path: "/readyz"})
-	})
-	return &rest.Config{Host: "https://127.0.0.1:16443", QPS: -1, TLSClientConfig: rest.TLSClientConfig{
-		CAFile: p.PKI("ca.crt"), CertFile: p.PKI("admin-client.crt"), KeyFile: p.PKI("admin-client.key"),
-	}}
-}
-
-func start(t *testing.T, name string, args ...string) {
-	t.Helper()
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if b, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
-			t.Logf("%s said\n%s", args[0], b[max(0, len(b)-3000):])
-		}
-		_ = log.Close()
-	})
-}
-
-func until(t *testing.T, what string, f func(context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := wait.Until(ctx, 20*time.Millisecond, what, f); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // fixture is a manager that runs over two directories.
 type fixture struct {
@@ -110,7 +33,7 @@ type fixture struct {
 }
 
 func newFixture(t *testing.T) *fixture {
-	config := server(t)
+	config := apiservertest.Start(t)
 	dir := t.TempDir()
 	f := &fixture{T: t, config: config, o: options{
 		packaged: filepath.Join(dir, "packaged"), manifests: filepath.Join(dir, "manifests"), statusFile: filepath.Join(dir, "status.json"),
@@ -183,7 +106,7 @@ func (f *fixture) remove(dir, name string) {
 // status waits until a stack is as it should be.
 func (f *fixture) status(name, what string, ok func(stackReport) bool) {
 	f.Helper()
-	until(f.T, name+" to be "+what, func(context.Context) error {
+	apiservertest.Until(f.T, name+" to be "+what, func(context.Context) error {
 		b, err := os.ReadFile(f.o.statusFile)
 		if err != nil {
 			return err
@@ -223,7 +146,7 @@ func (f *fixture) get(kind, namespace, name string) *unstructured.Unstructured {
 
 func (f *fixture) gone(kind, namespace, name string) {
 	f.Helper()
-	until(f.T, kind+" "+name+" to be gone", func(context.Context) error {
+	apiservertest.Until(f.T, kind+" "+name+" to be gone", func(context.Context) error {
 		if f.get(kind, namespace, name) != nil {
 			return errors.New("it is there")
 		}
@@ -321,7 +244,7 @@ func TestPackagedStacks(t *testing.T) {
 	}
 	node.PayloadID = "2"
 	render()
-	until(t, "the new payload in the deployment", func(context.Context) error {
+	apiservertest.Until(t, "the new payload in the deployment", func(context.Context) error {
 		if id := text(f.get("Deployment", "kube-system", "coredns"), "spec", "template", "metadata", "annotations", "k1s.io/payload"); id != "2" {
 			return fmt.Errorf("it is %q", id)
 		}
@@ -365,7 +288,7 @@ func TestUsersStacks(t *testing.T) {
 	// Files win when they change, over whom ever.
 	f.edit("ConfigMap", "default", "four", `{"data":{"value":"mine"}}`)
 	f.write(f.o.manifests, "a.yaml", configMap("four", "b"))
-	until(t, "the file's value", func(context.Context) error {
+	apiservertest.Until(t, "the file's value", func(context.Context) error {
 		if v := text(f.get("ConfigMap", "default", "four"), "data", "value"); v != "b" {
 			return fmt.Errorf("it is %s", v)
 		}
@@ -443,7 +366,7 @@ func TestUsersStacks(t *testing.T) {
 	if f.get("ConfigMap", "default", "two") == nil {
 		t.Error("an object that asks to be kept was pruned")
 	}
-	until(t, "no inventory to be left", func(ctx context.Context) error {
+	apiservertest.Until(t, "no inventory to be left", func(ctx context.Context) error {
 		left, err := f.cluster.inventories().List(ctx, metav1.ListOptions{LabelSelector: inventoryLabel})
 		if err == nil && len(left.Items) != 0 {
 			err = fmt.Errorf("there are %d", len(left.Items))
@@ -488,7 +411,7 @@ func TestOneOfSeveralActs(t *testing.T) {
 			ended <- elect(ctx, slog.New(slog.DiscardHandler), f.config, newManager(o, c, slog.New(slog.DiscardHandler)))
 		}()
 	}
-	until(t, "one to act and one to stand by", func(context.Context) error {
+	apiservertest.Until(t, "one to act and one to stand by", func(context.Context) error {
 		var standby, acting int
 		for _, name := range files {
 			b, err := os.ReadFile(name)

@@ -1,5 +1,5 @@
-// Package apiserver is upstream's kube-apiserver as an applet. The only difference from upstream's
-// program is when the bootstrap objects are written, see bootstrap.go.
+// Package apiserver is upstream's kube-apiserver as an applet. It differs from upstream's program in when the
+// bootstrap objects are written, see bootstrap.go, and when OpenAPI documents are built, see openapi.go.
 package apiserver
 
 import (
@@ -8,6 +8,7 @@ import (
 	"os"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/flagz"
 	basecompatibility "k8s.io/component-base/compatibility"
 	utilversion "k8s.io/component-base/version"
@@ -20,8 +21,9 @@ import (
 	"k1s.io/k1s/internal/errs"
 )
 
-// EnvUpstreamHooks, when set to anything, leaves the bootstrap objects to upstream's own hooks. It is there
-// for the baseline of the benchmarks only: k1s' own roles are not written then.
+// EnvUpstreamHooks, when set to anything, leaves the bootstrap objects to upstream's own hooks and OpenAPI
+// to upstream's own installation. It is there for the baseline of the benchmarks only: k1s' own roles are
+// not written then.
 const EnvUpstreamHooks = "K1S_UPSTREAM_HOOKS"
 
 // Run takes upstream's flags. It returns when the server has been drained after ctx ended.
@@ -53,7 +55,7 @@ func Run(ctx context.Context, args []string) error {
 		return errs.As(errs.Usage, utilerrors.NewAggregate(problems))
 	}
 	klog.InfoS("Starting kube-apiserver", "version", utilversion.Get().GitVersion)
-	server, err := chain(completed)
+	server, documents, err := chain(completed, documentInputs(registry))
 	if err != nil {
 		return err
 	}
@@ -61,21 +63,32 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("preparing to serve: %w", err)
 	}
+	documents.prepared()
 	return prepared.Run(ctx)
 }
 
-// chain builds the three chained servers with our bootstrap hooks in place of upstream's.
-func chain(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, error) {
+// chain builds the three chained servers with our bootstrap hooks and OpenAPI handlers in place of upstream's. The
+// documents are nil when upstream's own are installed.
+func chain(opts options.CompletedOptions, inputs string) (*aggregatorapiserver.APIAggregator, *documents, error) {
 	config, err := app.NewConfig(opts)
 	if err != nil {
-		return nil, fmt.Errorf("building the configuration: %w", err)
+		return nil, nil, fmt.Errorf("building the configuration: %w", err)
 	}
 	// The set is shared by all three servers. Hooks in it are dropped while upstream registers its own;
 	// what is in it already was switched off for a reason (roles without the RBAC authorizer).
 	disabled := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks
 	replaced := hooks()
-	if os.Getenv(EnvUpstreamHooks) != "" {
+	upstream := os.Getenv(EnvUpstreamHooks) != ""
+	if upstream {
 		replaced = nil
+	}
+	// The other two servers have copies of this configuration and few routes; custom resources' documents
+	// are added to what upstream installs in one of them.
+	generic := config.KubeAPIs.ControlPlane.Generic
+	generic.SkipOpenAPIInstallation = !upstream
+	var documents *documents
+	if !upstream {
+		documents = newDocuments(generic.OpenAPIConfig, generic.OpenAPIV3Config, inputs)
 	}
 	for name := range replaced {
 		if disabled.Has(name) {
@@ -86,18 +99,25 @@ func chain(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, e
 	}
 	complete, err := config.Complete()
 	if err != nil {
-		return nil, fmt.Errorf("completing the configuration: %w", err)
+		return nil, nil, fmt.Errorf("completing the configuration: %w", err)
 	}
 	server, err := app.CreateServerChain(complete)
 	if err != nil {
-		return nil, fmt.Errorf("building the servers: %w", err)
+		return nil, nil, fmt.Errorf("building the servers: %w", err)
+	}
+	if documents != nil {
+		apis, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+		if !ok {
+			return nil, nil, fmt.Errorf("installing OpenAPI handlers: behind the aggregator is a %T", server.GenericAPIServer.NextDelegate())
+		}
+		documents.install(apis.Handler.GoRestfulContainer.RegisteredWebServices, apis.Handler.NonGoRestfulMux)
 	}
 	for name, hook := range replaced {
 		disabled.Delete(name)
 		// Under upstream's name, so that /readyz waits for it and shows it as usual.
 		if err := server.GenericAPIServer.AddPostStartHook(name, hook); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return server, nil
+	return server, documents, nil
 }

@@ -25,7 +25,9 @@ type Memory struct {
 	// Then is GOGC from ready on, in percent; 0 leaves it alone. With it the garbage of the start is
 	// handed back to the system, which the runtime would do only over many minutes.
 	Then int
-	// Settle is how long after ready the garbage is handed back: work goes on for a moment.
+	// Settle is how long after ready memory that only the start needed is handed back, garbage and
+	// code: work goes on for a moment. After Settle times settledAgain it is done once more, for what starts
+	// on a server that has just become ready. 0 keeps all of it.
 	Settle time.Duration
 }
 
@@ -62,6 +64,8 @@ func (m Memory) String() string {
 	return fmt.Sprintf("GOGC %d, %d once ready", m.Start, m.Then)
 }
 
+const settledAgain = 6
+
 // Begin puts the first part into force; call it as early as possible.
 func (m Memory) Begin() {
 	if m.Start > 0 {
@@ -69,17 +73,29 @@ func (m Memory) Begin() {
 	}
 }
 
-// Ready puts the second part into force. It blocks for the settling time, or until ctx ends.
-func (m Memory) Ready(ctx context.Context) {
-	if m.Then <= 0 {
-		return
+// Ready puts the second part into force. It blocks until everything is settled, or until ctx ends. The error says
+// what could not be handed back; nothing is broken by it.
+func (m Memory) Ready(ctx context.Context) error {
+	if m.Then > 0 {
+		debug.SetGCPercent(m.Then)
 	}
-	debug.SetGCPercent(m.Then)
-	t := time.NewTimer(m.Settle)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-		debug.FreeOSMemory()
+	if m.Settle <= 0 {
+		return nil
 	}
+	for _, after := range []time.Duration{m.Settle, m.Settle * (settledAgain - 1)} {
+		t := time.NewTimer(after)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+		if m.Then > 0 {
+			debug.FreeOSMemory()
+		}
+		if err := dropText(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -85,7 +85,9 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 			}
 		}
 		r.Log.Info("group is ready", "group", g.Name, "after", time.Since(begin).Round(time.Millisecond), "memory", r.Memory.String())
-		r.Memory.Ready(starting)
+		if err := r.Memory.Ready(starting); err != nil {
+			r.Log.Warn("keeping memory of the start", "err", err)
+		}
 	})
 
 	var cause error

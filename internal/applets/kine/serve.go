@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math"
 	"net"
 	"os"
@@ -14,8 +15,11 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/server"
 	"github.com/k3s-io/kine/pkg/util"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -57,7 +61,15 @@ func serve(ctx context.Context, s settings) error {
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+512<<10), // etcd's allowance for what is around a request
 		grpc.MaxSendMsgSize(math.MaxInt32))
-	server.New(backend, scheme, s.notifyInterval, s.version).Register(g)
+	register(g, server.New(backend, scheme, s.notifyInterval, s.version))
+	watches := newWatchServer(backend, slog.Default())
+	etcdserverpb.RegisterWatchServer(g, watches)
+
+	var notifying sync.WaitGroup
+	defer notifying.Wait()
+	notified, stopNotifying := context.WithCancel(ctx)
+	defer stopNotifying()
+	notifying.Go(func() { watches.notify(notified, s.notifyInterval) })
 
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(listener) }()
@@ -70,6 +82,17 @@ func serve(ctx context.Context, s settings) error {
 	defer late.Stop()
 	g.GracefulStop()
 	return <-done
+}
+
+// register is kine's own, without the Watch service and without reflection, which nobody asks a socket of ours for.
+func register(g *grpc.Server, b *server.KVServerBridge) {
+	etcdserverpb.RegisterKVServer(g, b)
+	etcdserverpb.RegisterLeaseServer(g, b)
+	etcdserverpb.RegisterClusterServer(g, b)
+	etcdserverpb.RegisterMaintenanceServer(g, b)
+	healthy := health.NewServer()
+	healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(g, healthy)
 }
 
 // explain says what an error means for an SQLite file.
