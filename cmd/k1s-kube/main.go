@@ -72,15 +72,14 @@ func main() {
 
 func run() error {
 	table := applets()
-	// A group begins with the default schedule, a single applet leaves memory alone unless told otherwise.
-	grouped, err := applet.DefaultMemory.FromEnv(os.Getenv)
+	memory, err := applet.DefaultMemory.FromEnv(os.Getenv)
 	if err != nil {
 		return err
 	}
 	table["group"] = applet.Applet{Run: group.Runner{
 		Table:  applets(),
 		Check:  probe.Check,
-		Memory: grouped,
+		Memory: memory,
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}.Main}
 
@@ -98,16 +97,13 @@ func run() error {
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	if name != "group" {
-		single, err := applet.Memory{Settle: applet.DefaultMemory.Settle}.FromEnv(os.Getenv)
-		if err != nil {
-			return err
-		}
-		single.Begin()
+		memory.Begin()
 		// Nobody tells a single applet when it is ready; starts have been over by then in all measurements.
 		late := time.AfterFunc(lateReady, func() {
-			if err := single.Ready(ctx); err != nil {
+			if err := memory.Ready(ctx); err != nil {
 				slog.Warn("keeping memory of the start", "err", err)
 			}
+			memory.Follow(ctx)
 		})
 		defer late.Stop()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -355,5 +356,24 @@ func (s sandbox) copyPayload(to sandbox) error {
 	if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
 		return fmt.Errorf("copying the payload: %w", err)
 	}
-	return nil
+	return forget(dir)
+}
+
+// forget makes the files below dir be read from the disk when they are next used, as after a boot. A file that was
+// just written lies in memory in pieces of 2 MB on newer kernels, and each piece that is touched counts as used.
+func forget(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := errors.Join(f.Sync(), forgetFile(f)); err != nil {
+			return fmt.Errorf("taking %s out of memory: %w", path, err)
+		}
+		return nil
+	})
 }

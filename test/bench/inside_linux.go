@@ -76,3 +76,6 @@ func roomForNode() bool {
 	}
 	return true
 }
+
+// forgetFile gives up what the page cache has of f.
+func forgetFile(f *os.File) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }

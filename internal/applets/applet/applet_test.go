@@ -37,15 +37,15 @@ func TestFindsTheAppletByProgramNameOrFirstArgument(t *testing.T) {
 }
 
 func TestEnvironmentOverridesOrSwitchesOffTheMemorySchedule(t *testing.T) {
-	base := Memory{Start: 400, Then: 50, Settle: time.Second}
+	base := Memory{Start: 400, Then: 50, Busy: 100, Settle: time.Second}
 	for _, c := range []struct {
 		start, then string
 		want        Memory
 		ok          bool
 	}{
 		{"", "", base, true},
-		{"200", "", Memory{200, 50, time.Second}, true},
-		{"200", "100", Memory{200, 100, time.Second}, true},
+		{"200", "", Memory{200, 50, 100, time.Second}, true},
+		{"200", "100", Memory{200, 100, 0, time.Second}, true},
 		{"off", "100", Memory{}, true},
 		{"", "off", Memory{}, true},
 		{"0", "", Memory{}, false},
@@ -56,6 +56,29 @@ func TestEnvironmentOverridesOrSwitchesOffTheMemorySchedule(t *testing.T) {
 		})
 		if (err == nil) != c.ok || got != c.want {
 			t.Errorf("%q, %q: %+v, %v; want %+v", c.start, c.then, got, err, c.want)
+		}
+	}
+}
+
+func TestLoadIsNoticedAtOnceAndItsEndAfterAMinute(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cycles []uint64 // in each look
+		busy   string   // afterwards, one letter a look
+	}{
+		{"idle", []uint64{0, 1, 5, 0}, "...."},
+		{"a burst", []uint64{6, 0, 1, 0, 0, 1, 0, 0}, "bbbbbb.."},
+		{"work that goes on", []uint64{60, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0}, "bbbbbbbbbbb."},
+		{"twice", []uint64{9, 0, 0, 0, 0, 0, 0, 9}, "bbbbbb.b"},
+	} {
+		var l load
+		got := ""
+		for _, n := range c.cycles {
+			l = l.after(n)
+			got += map[bool]string{true: "b", false: "."}[l.busy]
+		}
+		if got != c.busy {
+			t.Errorf("%s: %s, want %s", c.name, got, c.busy)
 		}
 	}
 }

@@ -2,8 +2,10 @@ package applet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"time"
 
@@ -17,22 +19,33 @@ const (
 )
 
 // Memory is the garbage collector's schedule of a process: generous while it starts, when nearly
-// everything allocated is kept and collecting is wasted work, and tight afterwards, when the heap is
-// small and hardly grows. The zero value leaves the collector as it is.
+// everything allocated is kept and collecting is wasted work; tight while it idles, when the heap is small
+// and hardly grows; and the runtime's own way under load, when a tight one would collect several times a second.
+// The zero value leaves the collector as it is.
 type Memory struct {
 	// Start is GOGC until the process is ready, in percent; 0 leaves it alone.
 	Start int
 	// Then is GOGC from ready on, in percent; 0 leaves it alone. With it the garbage of the start is
 	// handed back to the system, which the runtime would do only over many minutes.
 	Then int
+	// Busy is GOGC in place of Then while the process works hard, in percent; 0 stays with Then.
+	Busy int
 	// Settle is how long after ready memory that only the start needed is handed back, garbage and
 	// code: work goes on for a moment. After Settle times settledAgain it is done once more, for what starts
 	// on a server that has just become ready. 0 keeps all of it.
 	Settle time.Duration
 }
 
+const (
+	settledAgain = 6
+	// look is how often the load is looked at.
+	look = 10 * time.Second
+	// busyCycles collections in one look are load; at most one in each of quietLooks looks is none.
+	busyCycles, quietLooks = 6, 6
+)
+
 // DefaultMemory is the measured best for Kubernetes' servers.
-var DefaultMemory = Memory{Start: 400, Then: 50, Settle: 5 * time.Second}
+var DefaultMemory = Memory{Start: 400, Then: 25, Busy: 100, Settle: 5 * time.Second}
 
 // FromEnv returns m with what the environment overrides.
 func (m Memory) FromEnv(getenv func(string) string) (Memory, error) {
@@ -53,6 +66,9 @@ func (m Memory) FromEnv(getenv func(string) string) (Memory, error) {
 		}
 		*v.to = n
 	}
+	if then != "" {
+		m.Busy = 0
+	}
 	return m, nil
 }
 
@@ -61,10 +77,8 @@ func (m Memory) String() string {
 	if m == (Memory{}) {
 		return "as the runtime does"
 	}
-	return fmt.Sprintf("GOGC %d, %d once ready", m.Start, m.Then)
+	return fmt.Sprintf("GOGC %d, %d once ready, %d under load", m.Start, m.Then, max(m.Then, m.Busy))
 }
-
-const settledAgain = 6
 
 // Begin puts the first part into force; call it as early as possible.
 func (m Memory) Begin() {
@@ -82,20 +96,76 @@ func (m Memory) Ready(ctx context.Context) error {
 	if m.Settle <= 0 {
 		return nil
 	}
+	var problem error
 	for _, after := range []time.Duration{m.Settle, m.Settle * (settledAgain - 1)} {
-		t := time.NewTimer(after)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
+		if !sleep(ctx, after) {
+			return problem
 		}
 		if m.Then > 0 {
 			debug.FreeOSMemory()
 		}
-		if err := dropText(); err != nil {
-			return err
-		}
+		problem = errors.Join(problem, dropText())
 	}
-	return nil
+	return problem
+}
+
+// Follow switches between Then and Busy as the load demands, until ctx ends.
+func (m Memory) Follow(ctx context.Context) {
+	if m.Then <= 0 || m.Busy <= m.Then {
+		return
+	}
+	var l load
+	cycles := collections()
+	for sleep(ctx, look) {
+		now := collections()
+		was := l.busy
+		l = l.after(now - cycles)
+		switch {
+		case l.busy && !was:
+			debug.SetGCPercent(m.Busy)
+		case was && !l.busy:
+			debug.SetGCPercent(m.Then)
+			debug.FreeOSMemory()
+			now = collections() // that was one
+		}
+		cycles = now
+	}
+}
+
+// load is what is known of a process' work: whether it works hard, and for how many looks it has not.
+type load struct {
+	busy  bool
+	quiet int
+}
+
+// after returns the load after a look in which the collector ran so many times.
+func (l load) after(cycles uint64) load {
+	switch {
+	case cycles >= busyCycles:
+		return load{busy: true}
+	case !l.busy || cycles > 1: // busy and working yet, but no longer hard
+		return load{busy: l.busy}
+	case l.quiet+1 >= quietLooks:
+		return load{}
+	}
+	return load{busy: true, quiet: l.quiet + 1}
+}
+
+// collections is how often the garbage collector has run in this process.
+func collections() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// sleep returns false when ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }

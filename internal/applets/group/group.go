@@ -88,6 +88,7 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 		if err := r.Memory.Ready(starting); err != nil {
 			r.Log.Warn("keeping memory of the start", "err", err)
 		}
+		r.Memory.Follow(starting)
 	})
 
 	var cause error
