@@ -416,7 +416,7 @@ func runUnpack(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	r, err := payload.Unpack(ctx, p, args[1])
+	r, err := payload.Unpack(ctx, p, args[1], 0)
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func TestWhatIsPackedAndJoinedUnpacksToTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := payload.Unpack(t.Context(), p, t.TempDir())
+	got, err := payload.Unpack(t.Context(), p, t.TempDir(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -313,7 +313,7 @@ func ReadFile(p *Payload, name string) ([]byte, error) {
 	defer src.Close()
 	out := make([]byte, 0, f.Size)
 	for i, c := range f.Chunks {
-		frame, err := p.frame(src, c, nil)
+		frame, err := p.frame(src, c, inMemory)
 		if err == nil {
 			var b []byte
 			b, err = c.restore(frame)
@@ -326,14 +326,22 @@ func ReadFile(p *Payload, name string) ([]byte, error) {
 	return out, nil
 }
 
-// frame reads and decompresses the frame that the chunk is in. buf is used for the result when large enough.
-func (p *Payload) frame(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
+// frame reads and decompresses the frame that the chunk is in, into what room gives for its size.
+func (p *Payload) frame(src io.ReaderAt, c Chunk, room func(size int64) ([]byte, error)) ([]byte, error) {
 	packed := make([]byte, c.Packed)
 	if _, err := src.ReadAt(packed, p.start+c.Offset); err != nil {
 		if errors.Is(err, io.EOF) {
 			return nil, damagedError("it ends too early")
 		}
 		return nil, err
+	}
+	// What is wrong with the head is told by the decoder. A frame that does not say how large it is, is small.
+	var head zstd.Header
+	var buf []byte
+	if err := head.Decode(packed); err == nil && head.HasFCS && head.FrameContentSize <= MaxFrame {
+		if buf, err = room(int64(head.FrameContentSize) + overrun); err != nil {
+			return nil, err
+		}
 	}
 	// One for each of the few frames: a decoder that is kept keeps what it has decoded, over a hundred megabytes.
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxFrame), zstd.WithDecoderMaxWindow(MaxFrame))
@@ -347,6 +355,12 @@ func (p *Payload) frame(src io.ReaderAt, c Chunk, buf []byte) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// overrun is how much room behind its result the decoder wants, and more: without it, it makes a new buffer.
+const overrun = 64 << 10
+
+// inMemory is room for a frame that the garbage collector gives back.
+func inMemory(size int64) ([]byte, error) { return make([]byte, size), nil }
 
 // restore takes the chunk out of its frame, undoes its filter and verifies it. It may use the chunk's part of
 // the frame for the result.

@@ -112,7 +112,7 @@ func open(t *testing.T, name string) *Payload {
 
 func unpack(t *testing.T, p *Payload, root string) Result {
 	t.Helper()
-	r, err := Unpack(t.Context(), p, root)
+	r, err := Unpack(t.Context(), p, root, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestAFlippedByteNeverGivesWrongFiles(t *testing.T) {
 		root := t.TempDir()
 		p, err := Open(name)
 		if err == nil {
-			_, err = Unpack(t.Context(), p, root)
+			_, err = Unpack(t.Context(), p, root, 0)
 		}
 		if err == nil { // a few bits of a compressed chunk mean nothing; then the files are right
 			checkDir(t, root, filepath.Join(root, p.ID))
@@ -355,7 +355,7 @@ func TestAChunkThatExpandsToMoreThanItSaysIsRefused(t *testing.T) {
 		f.Chunks, f.Size = f.Chunks[:1], 10
 		f.Chunks[0].Size, f.Chunks[0].Length = 10, chunkSize
 	}))
-	if _, err := Unpack(t.Context(), p, t.TempDir()); !errors.Is(err, ErrDamaged) {
+	if _, err := Unpack(t.Context(), p, t.TempDir(), 0); !errors.Is(err, ErrDamaged) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -456,7 +456,7 @@ func TestCancellingLeavesNothing(t *testing.T) {
 	p, root := open(t, makePayload(t, nil)), t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Unpack(ctx, p, root); !errors.Is(err, context.Canceled) {
+	if _, err := Unpack(ctx, p, root, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if left := leftIn(t, root); len(left) > 0 {
@@ -473,7 +473,7 @@ func TestMain(m *testing.M) {
 	if carrier := os.Getenv("UNPACK_CARRIER"); carrier != "" {
 		p, err := Open(carrier)
 		if err == nil {
-			_, err = Unpack(context.Background(), p, os.Getenv("UNPACK_ROOT"))
+			_, err = Unpack(context.Background(), p, os.Getenv("UNPACK_ROOT"), 0)
 		}
 		if err != nil {
 			os.Stderr.WriteString(err.Error())

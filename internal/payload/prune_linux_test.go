@@ -86,7 +86,7 @@ func TestAFullAndAReadOnlyFileSystem(t *testing.T) {
 		}
 	}()
 	p := open(t, makePayload(t, nil))
-	_, err := Unpack(t.Context(), p, root)
+	_, err := Unpack(t.Context(), p, root, 0)
 	if hint, _ := errs.HintOf(err); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(hint, "1 MB") {
 		t.Errorf("full: %v, hint %q", err, hint)
 	}
@@ -96,7 +96,7 @@ func TestAFullAndAReadOnlyFileSystem(t *testing.T) {
 	if err := syscall.Mount("", root, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Unpack(t.Context(), p, root)
+	_, err = Unpack(t.Context(), p, root, 0)
 	if hint, _ := errs.HintOf(err); !errors.Is(err, syscall.EROFS) || hint == "" {
 		t.Errorf("read-only: %v, hint %q", err, hint)
 	}

@@ -25,6 +25,30 @@ func startWriteback(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
+// scratch returns memory that a file without a name in dir stands behind: when memory is needed, the kernel
+// writes it there instead of ending somebody. Where the file system cannot do that it is plain memory.
+func scratch(dir string, size int64) (b []byte, unmap func(), err error) {
+	f, err := os.CreateTemp(dir, tempMark)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, nil, err
+	}
+	// All of it now: a disk that is full when a page is written to would end us.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); errors.Is(err, unix.EOPNOTSUPP) {
+		return make([]byte, size), func() {}, nil
+	} else if err != nil {
+		return nil, nil, fmt.Errorf("making room to unpack in: %w", err)
+	}
+	b, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mapping room to unpack in: %w", err)
+	}
+	return b, func() { _ = unix.Munmap(b) }, nil
+}
+
 type fileID struct{ dev, ino uint64 }
 
 // inUse finds out from which of the payloads (IDs under root) any process of this machine runs a

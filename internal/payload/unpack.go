@@ -62,7 +62,8 @@ func Dir(p *Payload, root string) (string, error) {
 // altered or missing file is restored by an atomic replacement, so that running programs keep what
 // they have. Any number of processes may call it at once. A cancelled ctx leaves nothing half done.
 // For a payload that is an unpacked directory (see EnvSource) it returns that directory as it is.
-func Unpack(ctx context.Context, p *Payload, root string) (Result, error) {
+// memory is how many bytes may be used, 0 where that is not known; with little it takes longer.
+func Unpack(ctx context.Context, p *Payload, root string, memory uint64) (Result, error) {
 	if p.dir {
 		return Result{Dir: p.source}, nil
 	}
@@ -83,10 +84,10 @@ func Unpack(ctx context.Context, p *Payload, root string) (Result, error) {
 	_, err = os.Lstat(res.Dir)
 	switch {
 	case err == nil:
-		res.Repaired, err = p.verify(ctx, res.Dir)
+		res.Repaired, err = p.verify(ctx, res.Dir, memory)
 	case errors.Is(err, fs.ErrNotExist):
 		res.Unpacked = true
-		err = p.unpackNew(ctx, root, res.Dir)
+		err = p.unpackNew(ctx, root, res.Dir, memory)
 	}
 	if err != nil {
 		return Result{}, p.explain(root, err)
@@ -114,7 +115,7 @@ func (p *Payload) explain(root string, err error) error {
 // unpackNew fills a temporary directory on the same file system and renames it: the directory under
 // its final name is always complete. The caller holds the lock, so temporary directories found here
 // are left from a crash.
-func (p *Payload) unpackNew(ctx context.Context, root, dir string) (err error) {
+func (p *Payload) unpackNew(ctx context.Context, root, dir string, memory uint64) (err error) {
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return err
@@ -138,7 +139,7 @@ func (p *Payload) unpackNew(ctx context.Context, root, dir string) (err error) {
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return err
 	}
-	if err := p.write(ctx, temp, p.Index.Files); err != nil {
+	if err := p.write(ctx, temp, p.Index.Files, memory); err != nil {
 		return err
 	}
 	if err := writeSynced(filepath.Join(temp, indexName), p.raw, 0o444); err != nil {
@@ -154,8 +155,9 @@ func (p *Payload) unpackNew(ctx context.Context, root, dir string) (err error) {
 }
 
 // write creates the given files of the payload under dir, which must not have them yet. Frames are
-// decompressed in parallel and their chunks written in place; all bytes are verified before they are written.
-func (p *Payload) write(ctx context.Context, dir string, files []File) error {
+// decompressed in parallel, or where memory is scarce one after the other, and their chunks written in place; all
+// bytes are verified before they are written.
+func (p *Payload) write(ctx context.Context, dir string, files []File, memory uint64) error {
 	src, err := os.Open(p.source)
 	if err != nil {
 		return err
@@ -218,18 +220,25 @@ func (p *Payload) write(ctx context.Context, dir string, files []File) error {
 	frames := slices.SortedFunc(maps.Keys(jobs), func(a, b int64) int {
 		return cmp.Or(-cmp.Compare(jobs[a][0].chunk.Packed, jobs[b][0].chunk.Packed), cmp.Compare(a, b))
 	})
+	sizes := make([]int64, 0, len(jobs))
+	for _, parts := range jobs {
+		size := int64(0)
+		for _, part := range parts {
+			size = max(size, part.chunk.At+part.chunk.Length)
+		}
+		sizes = append(sizes, size)
+	}
+	way := choose(runtime.GOMAXPROCS(0), memory, sizes)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	queue := make(chan []part)
 	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), max(1, len(jobs))) {
+	for range way.workers {
 		wg.Go(func() {
-			var buf []byte
+			r := room{onDisk: way.onDisk, dir: dir}
+			defer r.leave()
 			for parts := range queue {
-				frame, err := p.frame(src, parts[0].chunk, buf)
-				if err == nil {
-					buf = frame
-				}
+				frame, err := p.frame(src, parts[0].chunk, r.enter)
 				for _, part := range parts {
 					var b []byte
 					if err == nil {
@@ -242,6 +251,10 @@ func (p *Payload) write(ctx context.Context, dir string, files []File) error {
 						cancel(fmt.Errorf("%s: %w", part.file.f.Name(), err))
 						break
 					}
+				}
+				if way.onDisk { // what decoder and filters have used would add up
+					r.leave()
+					debug.FreeOSMemory()
 				}
 			}
 		})
@@ -349,7 +362,7 @@ func (p *Payload) stamp(dir string) error {
 
 // verify compares dir with its record, reads what differs, and restores what is really wrong. The
 // caller holds the lock. It returns a line for every file it had to restore.
-func (p *Payload) verify(ctx context.Context, dir string) ([]string, error) {
+func (p *Payload) verify(ctx context.Context, dir string, memory uint64) ([]string, error) {
 	known := map[string]stampEntry{}
 	if b, err := os.ReadFile(filepath.Join(dir, stampName)); err == nil {
 		var entries []stampEntry
@@ -409,7 +422,7 @@ func (p *Payload) verify(ctx context.Context, dir string) ([]string, error) {
 		}
 	}
 	if len(bad) > 0 {
-		if err := p.restore(ctx, dir, bad); err != nil {
+		if err := p.restore(ctx, dir, bad, memory); err != nil {
 			return nil, fmt.Errorf("restoring %s: %w", strings.Join(report, ", "), err)
 		}
 	}
@@ -423,13 +436,13 @@ func (p *Payload) verify(ctx context.Context, dir string) ([]string, error) {
 
 // restore unpacks the given files beside dir and moves each over the damaged one: a running
 // program keeps the file it was started from, and no moment sees half a file.
-func (p *Payload) restore(ctx context.Context, dir string, files []File) (err error) {
+func (p *Payload) restore(ctx context.Context, dir string, files []File, memory uint64) (err error) {
 	temp, err := os.MkdirTemp(filepath.Dir(dir), tempMark)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
-	if err := p.write(ctx, temp, files); err != nil {
+	if err := p.write(ctx, temp, files, memory); err != nil {
 		return err
 	}
 	for _, f := range files {

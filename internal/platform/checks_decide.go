@@ -71,16 +71,21 @@ func decideCgroups(version int, controllers []string) []health.Problem {
 	return out
 }
 
-func decideMemory(bytes uint64) []health.Problem {
+// decideMemory is told how much there is, and the file that limits it, "" where that is the machine itself.
+func decideMemory(bytes uint64, limit string) []health.Problem {
 	const enough, least = 768 * mb, 400 * mb
-	switch {
-	case bytes == 0 || bytes >= enough:
+	if bytes == 0 || bytes >= enough {
 		return nil
-	case bytes >= least:
-		return one(health.New(health.MemoryLow, "%d MB of memory may be used, %d MB are recommended", bytes/mb, enough/mb))
-	default:
-		return one(health.New(health.MemoryLow, "%d MB of memory may be used, %d MB are needed", bytes/mb, least/mb).As(health.Error))
 	}
+	p := health.New(health.MemoryLow, "%d MB of memory may be used, %d MB are recommended", bytes/mb, enough/mb)
+	if bytes < least {
+		p = health.New(health.MemoryLow, "%d MB of memory may be used, %d MB are needed", bytes/mb, least/mb).As(health.Error)
+	}
+	if limit != "" {
+		p.Text += fmt.Sprintf(" (limited by the cgroup %s)", path.Dir(limit))
+		p = p.Fix("raise the limit in %s (with systemd: MemoryMax), or run k1s in another cgroup", limit)
+	}
+	return one(p)
 }
 
 // diskFacts are about the file system of the data directory. Sizes are what root may use.

@@ -37,7 +37,9 @@ func Checks() []Check {
 		{Name: "open-files", Summary: "the limit of open files", Run: checkOpenFiles},
 		{Name: "security", Summary: "SELinux", Worker: true, Run: checkSecurity},
 		{Name: "swap", Summary: "swap", Worker: true, Run: func(context.Context, CheckInput) []health.Problem { return decideSwap(readString("/proc/swaps")) }},
-		{Name: "memory", Summary: "memory", Run: func(_ context.Context, in CheckInput) []health.Problem { return decideMemory(in.Facts.MemoryBytes) }},
+		{Name: "memory", Summary: "memory", Run: func(_ context.Context, in CheckInput) []health.Problem {
+			return decideMemory(in.Facts.MemoryBytes, in.Facts.MemoryLimit)
+		}},
 		{Name: "disk", Summary: "space in the data directory and its file system", Run: checkDisk},
 		{Name: "data-dir", Summary: "writing safely to the data directory, and how long it takes", Run: checkDataDir},
 		{Name: "clock", Summary: "the clock", Run: func(_ context.Context, in CheckInput) []health.Problem { return decideClock(in.now()) }},

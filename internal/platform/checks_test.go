@@ -49,10 +49,12 @@ func TestDecisions(t *testing.T) {
 		"no pids controller": {decideCgroups(2, []string{"cpu", "cpuset", "memory"}),
 			[]string{"warning: cgroup-controllers: cgroup controllers are missing: pids; the number of processes of a pod cannot be limited"}},
 
-		"memory enough":  {decideMemory(768 * mb), nil},
-		"memory unknown": {decideMemory(0), nil},
-		"memory low":     {decideMemory(768*mb - 1), []string{"warning: memory-low: 767 MB of memory may be used, 768 MB are recommended"}},
-		"memory tiny":    {decideMemory(399 * mb), []string{"error: memory-low: 399 MB of memory may be used, 400 MB are needed"}},
+		"memory enough":  {decideMemory(768*mb, ""), nil},
+		"memory unknown": {decideMemory(0, ""), nil},
+		"memory low":     {decideMemory(768*mb-1, ""), []string{"warning: memory-low: 767 MB of memory may be used, 768 MB are recommended"}},
+		"memory limited": {decideMemory(300*mb, "/sys/fs/cgroup/small/memory.max"), []string{
+			"error: memory-low: 300 MB of memory may be used, 400 MB are needed (limited by the cgroup /sys/fs/cgroup/small)"}},
+		"memory tiny": {decideMemory(399*mb, ""), []string{"error: memory-low: 399 MB of memory may be used, 400 MB are needed"}},
 
 		"disk fine":           {decideDisk(disk), nil},
 		"disk low":            {decideDisk(diskWith(func(d *diskFacts) { d.FreeBytes = gb })), []string{"warning: disk-low: 1024 MB are free at /d, 2048 MB are recommended"}},

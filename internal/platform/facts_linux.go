@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"net"
 	"net/netip"
 	"os"
@@ -57,7 +58,7 @@ func DetectFacts(ctx context.Context, in FactsInput) (component.Facts, error) {
 	if err == nil {
 		f.CgroupVersion = cg.Version
 	}
-	if f.MemoryBytes, err = readMemory(cg); err != nil {
+	if f.MemoryBytes, f.MemoryLimit, err = readMemory(cg, f.CgroupRoot); err != nil {
 		return f, fmt.Errorf("detecting the size of memory: %w", err)
 	}
 	f.Systemd = bootedBySystemd()
@@ -146,41 +147,116 @@ func hexAddr(s string) (netip.Addr, error) {
 	return netip.AddrFrom4(a), nil
 }
 
-// readMemory is the machine's memory, or the lowest limit of the cgroups we are in. cg may be nil.
-func readMemory(cg *Cgroups) (uint64, error) {
+// readMemory is the machine's memory, or the lowest limit of the cgroups that we and what runs below root are in,
+// with the file that sets it. root need not exist yet. cg may be nil.
+func readMemory(cg *Cgroups, root string) (bytes uint64, file string, err error) {
 	info, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	total := parseMemTotal(string(info))
+	total := parseMeminfo(string(info), "MemTotal")
 	if total == 0 {
-		return 0, errors.New("/proc/meminfo does not say it")
+		return 0, "", errors.New("/proc/meminfo does not say it")
 	}
-	if cg == nil {
-		return total, nil
-	}
-	controller, limitFile := "memory", "memory.limit_in_bytes"
-	if cg.Version == 2 {
-		controller, limitFile = "", "memory.max"
-	}
-	mount, ok := cg.Hierarchies[controller]
-	if !ok {
-		return total, nil
-	}
-	for own := path.Clean("/" + cg.Own[controller]); ; own = path.Dir(own) {
-		// "max" and the huge number of version 1 are no limits.
-		if n, err := strconv.ParseUint(strings.TrimSpace(readString(path.Join(mount, own, limitFile))), 10, 64); err == nil {
-			total = min(total, n)
+	bytes, file = lowestLimit(total, memoryCgroups(cg, root))
+	return bytes, file, nil
+}
+
+// lowestLimit is total, or the lowest limit below it and the file that sets it.
+func lowestLimit(total uint64, cgroups iter.Seq2[string, int]) (lowest uint64, file string) {
+	lowest = total
+	for dir, version := range cgroups {
+		if limit, ok := memoryLimit(dir, version); ok && limit < lowest {
+			lowest, file = limit, path.Join(dir, memoryMax[version])
 		}
-		if own == "/" {
-			return total, nil
+	}
+	return lowest, file
+}
+
+// AvailableMemory is how much memory can be had now without taking any from others: of the machine, and below
+// the limits of the cgroups we are in. 0 means that it is not known.
+func AvailableMemory() uint64 {
+	memory := parseMeminfo(readString("/proc/meminfo"), "MemAvailable")
+	if memory == 0 {
+		return 0
+	}
+	cg, err := DetectCgroups()
+	if err != nil {
+		return memory
+	}
+	for dir, version := range memoryCgroups(cg) {
+		if limit, ok := memoryLimit(dir, version); ok {
+			memory = min(memory, memoryLeft(limit, readString(path.Join(dir, memoryUsage[version])), readString(path.Join(dir, "memory.stat"))))
+		}
+	}
+	return memory
+}
+
+// memoryCgroups yields the directories of the cgroups that may limit the memory of ours and of others, with the
+// version of their files. cg may be nil.
+func memoryCgroups(cg *Cgroups, others ...string) iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		if cg == nil {
+			return
+		}
+		controller := "memory"
+		if cg.Version == 2 {
+			controller = ""
+		}
+		mount, ok := cg.Hierarchies[controller]
+		if !ok {
+			return
+		}
+		for _, at := range append([]string{cg.Own[controller]}, others...) {
+			for at = path.Clean("/" + at); ; at = path.Dir(at) {
+				if !yield(path.Join(mount, at), cg.Version) {
+					return
+				}
+				if at == "/" {
+					break
+				}
+			}
 		}
 	}
 }
 
-func parseMemTotal(meminfo string) uint64 {
+// Files of a memory cgroup, by version.
+var (
+	memoryMax   = map[int]string{1: "memory.limit_in_bytes", 2: "memory.max"}
+	memoryUsage = map[int]string{1: "memory.usage_in_bytes", 2: "memory.current"}
+)
+
+// memoryLimit reads the limit of a cgroup; "max", and the huge number of version 1, are none or do no harm.
+func memoryLimit(dir string, version int) (uint64, bool) {
+	n, err := strconv.ParseUint(strings.TrimSpace(readString(path.Join(dir, memoryMax[version]))), 10, 64)
+	return n, err == nil
+}
+
+// memoryLeft is what a cgroup may still use: usage and stat are its files. Pages of files count as free: they
+// are dropped when memory is needed.
+func memoryLeft(limit uint64, usage, stat string) uint64 {
+	used, err := strconv.ParseUint(strings.TrimSpace(usage), 10, 64)
+	if err != nil {
+		return limit
+	}
+	files := map[string]uint64{}
+	for line := range strings.Lines(stat) {
+		if f := strings.Fields(line); len(f) == 2 {
+			files[f[0]], _ = strconv.ParseUint(f[1], 10, 64)
+		}
+	}
+	pages := files["inactive_file"] + files["active_file"] // version 2
+	if total, ok := files["total_inactive_file"]; ok {     // version 1, where usage is that of all below
+		pages = total + files["total_active_file"]
+	}
+	used -= min(used, pages)
+	return limit - min(limit, used)
+}
+
+// parseMeminfo finds an entry of /proc/meminfo, in bytes.
+func parseMeminfo(meminfo, name string) uint64 {
 	for line := range strings.Lines(meminfo) {
-		if f := strings.Fields(line); len(f) >= 2 && f[0] == "MemTotal:" {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == name+":" {
 			kb, err := strconv.ParseUint(f[1], 10, 64)
 			if err == nil {
 				return kb * 1024

@@ -71,3 +71,41 @@ func TestTheDirectoryThatExistsIsFound(t *testing.T) {
 		}
 	}
 }
+
+func TestTheLowestLimitOfMemoryCounts(t *testing.T) {
+	mount := t.TempDir()
+	for name, limit := range map[string]string{
+		"": "max", "a": "9223372036854771712", "a/b": "3000", "a/b/c": "4000", "node": "2000",
+	} {
+		if err := os.MkdirAll(filepath.Join(mount, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(mount, name, "memory.max"), []byte(limit+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		own, root string
+		bytes     uint64
+		file      string
+	}{
+		{"/", "/k1s", 10000, ""},
+		{"/a", "/k1s", 10000, ""},
+		{"/a/b/c", "/k1s", 3000, "a/b/memory.max"},
+		{"/", "/node/not/yet", 2000, "node/memory.max"},
+		{"/a/b", "/node", 2000, "node/memory.max"},
+		{"", "", 10000, ""},
+	} {
+		file := c.file
+		if file != "" {
+			file = filepath.Join(mount, file)
+		}
+		cg := &Cgroups{Version: 2, Hierarchies: map[string]string{"": mount}, Own: map[string]string{"": c.own}}
+		if bytes, got := lowestLimit(10000, memoryCgroups(cg, c.root)); bytes != c.bytes || got != file {
+			t.Errorf("%s and %s: %d by %q, want %d by %q", c.own, c.root, bytes, got, c.bytes, file)
+		}
+	}
+	if bytes, file := lowestLimit(10000, memoryCgroups(nil, "/k1s")); bytes != 10000 || file != "" {
+		t.Errorf("without cgroups: %d by %q", bytes, file)
+	}
+}

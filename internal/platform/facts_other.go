@@ -15,3 +15,6 @@ import (
 func DetectFacts(context.Context, FactsInput) (component.Facts, error) {
 	return component.Facts{}, fmt.Errorf("detecting facts about the machine on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }
+
+// AvailableMemory is not known here.
+func AvailableMemory() uint64 { return 0 }
