@@ -4,23 +4,23 @@ import (
 	"context"
 	"time"
 
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/pki"
 )
 
-// renewEvery is how often the daemon looks whether certificates are due. It looks at the clock instead of
-// sleeping until then, because a machine may be suspended, or its clock set.
+// renewEvery is how often the daemon looks whether certificates are due. It looks at the files and the clock
+// instead of sleeping until then, because a machine may be suspended, its clock set, or its files restored
+// from a backup. Looking takes a few milliseconds.
 const renewEvery = time.Hour
 
 // caWarning is how long before its end a CA is reported: it is not renewed by itself, because every client
 // has to learn the new one.
 const caWarning = 180 * 24 * time.Hour
 
-// reportCertificates remembers when to renew and shows what is about to expire.
+// reportCertificates shows what is about to expire.
 func (d *Daemon) reportCertificates(r pki.Report) {
-	d.mu.Lock()
-	d.renewAt = r.RenewAt
-	d.mu.Unlock()
 	var problems []health.Problem
 	if left := time.Until(r.CAExpires); !r.CAExpires.IsZero() && left < caWarning {
 		problems = append(problems, health.New(health.CertExpiring, "the cluster's CA expires on %s", r.CAExpires.Format(time.DateOnly)))
@@ -40,19 +40,48 @@ func (d *Daemon) renewCertificates(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		d.mu.Lock()
-		due, in := time.Now().After(d.renewAt), d.in
-		d.mu.Unlock()
-		if !due {
-			continue
-		}
-		report, err := certificates(ctx, d.log, in)
-		if err != nil {
+		if _, err := d.renew(ctx, false); err != nil && ctx.Err() == nil {
 			d.log.Error("certificates not renewed, trying again in an hour", "err", err)
 			d.board.Report("certificates", []health.Problem{health.FromError(err, health.CertExpiring, "")})
-			continue
 		}
-		d.log.Info("certificates renewed", "count", len(report.Issued), "again", report.RenewAt)
-		d.reportCertificates(report)
 	}
+}
+
+// renew issues certificates that are due, or all of them.
+func (d *Daemon) renew(ctx context.Context, all bool) (pki.Report, error) {
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	report, err := certificates(ctx, d.log, in, all)
+	if err != nil {
+		return report, err
+	}
+	for _, c := range report.Issued {
+		d.log.Info("certificate renewed", "name", c.Name, "reason", c.Reason)
+	}
+	d.reportCertificates(report)
+	return report, nil
+}
+
+// Renew implements control.Backend.
+func (d *Daemon) Renew(ctx context.Context, r control.RenewRequest) (control.Renewed, error) {
+	d.mu.Lock()
+	prepared := d.api != nil
+	d.mu.Unlock()
+	if !prepared {
+		return control.Renewed{}, errs.Hint(errs.New(errs.NotRunning, "the node is starting; it looks after its certificates by itself then"),
+			"try again when it runs: k1s status")
+	}
+	report, err := d.renew(ctx, r.All)
+	if err != nil {
+		return control.Renewed{}, err
+	}
+	out := control.Renewed{Certificates: []control.Certificate{}, Next: report.RenewAt}
+	for _, c := range report.Issued {
+		out.Certificates = append(out.Certificates, control.Certificate{Name: c.Name, Reason: c.Reason})
+	}
+	for _, c := range report.Postponed {
+		out.Postponed = append(out.Postponed, control.Certificate{Name: c.Name, Reason: c.Reason})
+	}
+	return out, nil
 }

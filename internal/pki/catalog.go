@@ -94,6 +94,8 @@ type Request struct {
 	NoWorker bool
 	// Etcd adds etcd's own authority and certificates.
 	Etcd bool
+	// All issues every leaf anew, whatever is left of its lifetime.
+	All bool
 	// Extra are further certificates, for example of an aggregated API server.
 	Extra []Leaf
 	// Now is the clock; time.Now if nil.

@@ -512,3 +512,59 @@ func TestAServerWithoutWorkerHasNoKubeletCertificates(t *testing.T) {
 		}
 	}
 }
+
+func TestEverythingIsRenewedWhenAskedFor(t *testing.T) {
+	n := newNode(t)
+	n.ensure()
+	before := n.snapshot()
+	n.req.All = true
+	want := map[string]string{}
+	for _, l := range n.req.leaves() {
+		want[l.Name] = "asked for"
+	}
+	if got := issued(n.ensure()); !maps.Equal(got, want) {
+		t.Errorf("issued %v, want %v", got, want)
+	}
+	n.verifyAll()
+	after := n.snapshot()
+	for file, content := range before {
+		name, isCert := strings.CutSuffix(strings.TrimPrefix(file, "/"), ".crt")
+		if _, leaf := want[name]; isCert && leaf != (after[file] != content) {
+			t.Errorf("%s: changed %t", file, !leaf)
+		}
+	}
+	// Without the key of the authority everything stays as it is.
+	n.remove(KeyFile(n.req.Paths, CA))
+	n.remove(KeyFile(n.req.Paths, FrontProxyCA))
+	n.remove(KeyFile(n.req.Paths, EtcdCA))
+	if rep := n.ensure(); len(rep.Issued) != 0 || len(rep.Postponed) != len(want) {
+		t.Errorf("without keys of authorities: %+v", rep)
+	}
+}
+
+func TestCertificatesAreListedWithWhatIsWrongWithThem(t *testing.T) {
+	n := newNode(t)
+	if all, err := List(n.req.Paths); err != nil || len(all) != 0 {
+		t.Errorf("before anything was made: %v %v", all, err)
+	}
+	n.ensure()
+	n.write(CertFile(n.req.Paths, SchedulerClient), "junk")
+	all, err := List(n.req.Paths)
+	if err != nil || len(all) != len(n.req.leaves())+len(n.req.authorities()) {
+		t.Fatalf("%d certificates, %v", len(all), err)
+	}
+	for _, c := range all {
+		want := n.req.Now().Add(leafLifetime)
+		if c.Authority {
+			want = n.req.Now().Add(caLifetime)
+		}
+		switch {
+		case c.Name == SchedulerClient:
+			if c.Problem == "" || !c.NotAfter.IsZero() {
+				t.Errorf("junk is listed as %+v", c)
+			}
+		case !c.NotAfter.Equal(want) || c.Problem != "" || c.Subject == "" || c.Authority != slices.Contains(n.req.authorities(), c.Name):
+			t.Errorf("listed is %+v, want it to end %s", c, want)
+		}
+	}
+}

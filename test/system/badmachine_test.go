@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/wait"
 )
 
 // Each of these ends the server before anything is started, with an exit code, a sentence and a remedy.
@@ -95,4 +98,90 @@ func TestAClusterWithAWrongSettingIsToldAtOnce(t *testing.T) {
 	if r.code != 2 && r.code != 1 || !strings.Contains(r.err, "unknown field") || !strings.Contains(r.err, "prot") {
 		t.Errorf("%v", r)
 	}
+}
+
+func TestADirectoryForClustersWithTooLongAPathIsToldAtOnce(t *testing.T) {
+	root(t)
+	t.Parallel()
+	dir := filepath.Join(the.dir, strings.Repeat("long", 20))
+	env := append(the.environ(), "K1S_CLUSTERS_DIR="+dir)
+	r := command(within(t, limit), env, "", the.program, "cluster", "create", the.name("long"))
+	r.wants(t, 2, "error: ", "control socket would be too long", dir, "hint:  ", "K1S_CLUSTERS_DIR")
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("directories were made")
+	}
+}
+
+// smallCgroup is a cgroup with so much memory, which goes with the test: its directory, its name and the file of
+// its limit.
+func smallCgroup(t *testing.T, base, memory string) (dir, cgroup, limitFile string) {
+	t.Helper()
+	all, err := platform.DetectCgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controller, name := "memory", "memory.limit_in_bytes"
+	if all.Version == 2 {
+		controller, name = "", "memory.max"
+	}
+	mount, ok := all.Hierarchies[controller]
+	if !ok {
+		t.Skip("there is no memory controller here")
+	}
+	cgroup = "/" + the.name(base)
+	dir = mount + cgroup
+	limitFile = dir + "/" + name
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// What was in it may be on its way out.
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		err := wait.Until(ctx, askAgain, "the cgroup to be empty", func(context.Context) error { return os.Remove(dir) })
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := os.Stat(limitFile); err != nil {
+		t.Skipf("the memory controller is not switched on for %s", dir)
+	}
+	if err := os.WriteFile(limitFile, []byte(memory), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir, cgroup, limitFile
+}
+
+func TestTooLittleMemoryIsToldWithWhatLimitsIt(t *testing.T) {
+	t.Parallel()
+	b := newBare(t)
+	small, cgroup, limitFile := smallCgroup(t, "small", "300M")
+	join := "echo 0 > " + small + "/cgroup.procs"
+	for what, prepare := range map[string]string{
+		"of k1s itself":          join,
+		"of what the node is in": "export K1S_CGROUP_ROOT=" + cgroup + "/node",
+	} {
+		t.Run(what, func(t *testing.T) {
+			b.prepare = prepare
+			r := b.k1s(within(t, limit), "check")
+			r.wants(t, 4, "error: this machine cannot be a node as it is")
+			text := "300 MB of memory may be used, 400 MB are needed (limited by the cgroup " + small + ")"
+			if !strings.Contains(r.out, "error:   "+text+" (memory-low)") || !strings.Contains(r.out, "raise the limit in "+limitFile) {
+				t.Errorf("k1s check says:\n%s", r.out)
+			}
+			b.fails(t).wants(t, 1, "error: "+text, "hint:  raise the limit in "+limitFile)
+			if _, err := os.Stat(b.data() + "/pki"); err == nil {
+				t.Error("certificates were made")
+			}
+		})
+	}
+	t.Run("little is told, and enough", func(t *testing.T) {
+		if err := os.WriteFile(limitFile, []byte("500M"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		b.prepare = join
+		if r := b.k1s(within(t, limit), "check", "--no-worker"); r.code != 0 || !strings.Contains(r.out, "warning: 500 MB of memory may be used, 768 MB are recommended") {
+			t.Errorf("k1s check: %v", r)
+		}
+	})
 }

@@ -85,30 +85,9 @@ func TestACertificateAuthorityThatIsNotValidNowIsReportedAndKept(t *testing.T) {
 // reissued is a certificate authority's certificate with another time.
 func reissued(t *testing.T, file string, shift time.Duration) []byte {
 	t.Helper()
-	decode := func(file string) []byte {
-		raw, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		block, _ := pem.Decode(raw)
-		if block == nil {
-			t.Fatalf("%s is not PEM", file)
-		}
-		return block.Bytes
-	}
-	cert, err := x509.ParseCertificate(decode(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	der := decode(strings.TrimSuffix(file, ".crt") + ".key")
-	var signer any
-	if signer, err = x509.ParsePKCS8PrivateKey(der); err != nil {
-		if signer, err = x509.ParseECPrivateKey(der); err != nil {
-			t.Fatal(err)
-		}
-	}
+	cert := readCertificate(t, file)
 	cert.NotBefore, cert.NotAfter = cert.NotBefore.Add(shift), cert.NotAfter.Add(shift)
-	der, err = x509.CreateCertificate(rand.Reader, cert, cert, cert.PublicKey, signer)
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, cert.PublicKey, readKey(t, strings.TrimSuffix(file, ".crt")+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,9 +121,13 @@ func TestAComponentThatEndsAtStartIsShownWithItsLastWords(t *testing.T) {
 				return fmt.Errorf("problems: %+v", st.Problems)
 			})
 			if isolation == "component" {
-				if r := b.k1s(within(t, limit), "status"); !strings.Contains(r.out, "unknown flag: --nonsense") || !strings.Contains(r.out, "backoff") {
-					t.Errorf("k1s status: %v", r)
-				}
+				// Between its pauses it is starting.
+				eventually(t, limit, "k1s status to show the pause and the last words", func(ctx context.Context) error {
+					if r := b.k1s(ctx, "status"); !strings.Contains(r.out, "unknown flag: --nonsense") || !strings.Contains(r.out, "backoff") {
+						return fmt.Errorf("it says: %v", r)
+					}
+					return nil
+				})
 				st, err := b.status(t.Context())
 				if err != nil {
 					t.Fatal(err)

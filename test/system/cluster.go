@@ -25,6 +25,7 @@ import (
 type Cluster struct {
 	name  string
 	ports map[int]int // published: port of the node to port of 127.0.0.1
+	host  *host       // what it is on; nil is this machine
 
 	mu   sync.Mutex   // guards what follows
 	node cluster.Node // known once it is created
@@ -36,8 +37,15 @@ func newCluster(base string) *Cluster { return &Cluster{name: the.name(base)} }
 // created makes a cluster for one test; args are those of `k1s cluster create`.
 func created(t *testing.T, base string, args ...string) *Cluster {
 	t.Helper()
+	return createdOn(t, nil, base, args...)
+}
+
+// createdOn is created on another host than this machine.
+func createdOn(t *testing.T, on *host, base string, args ...string) *Cluster {
+	t.Helper()
 	root(t)
 	c := newCluster(base)
+	c.host = on
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
@@ -52,6 +60,25 @@ func created(t *testing.T, base string, args ...string) *Cluster {
 	return c
 }
 
+// k1s runs the program under test where the cluster is.
+func (c *Cluster) k1s(ctx context.Context, args ...string) result { return c.k1sWith(ctx, "", args...) }
+
+func (c *Cluster) k1sWith(ctx context.Context, stdin string, args ...string) result {
+	argv, env := append([]string{the.program}, args...), the.environ()
+	if c.host != nil {
+		argv, env = append(c.host.enter(), argv...), c.host.environ()
+	}
+	return command(ctx, env, stdin, argv...)
+}
+
+// clusters is the directory of its host's clusters.
+func (c *Cluster) clusters() string {
+	if c.host != nil {
+		return c.host.clusters()
+	}
+	return the.clusters()
+}
+
 // withImages are the arguments that offer the images of the tests.
 func withImages(t *testing.T, args ...string) []string {
 	t.Helper()
@@ -63,7 +90,7 @@ func withImages(t *testing.T, args ...string) []string {
 func (c *Cluster) create(ctx context.Context, args ...string) result {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
-	r := k1s(ctx, append([]string{"cluster", "create", c.name, "--wait", "3m"}, args...)...)
+	r := c.k1s(ctx, append([]string{"cluster", "create", c.name, "--wait", "3m"}, args...)...)
 	if err := c.find(ctx); r.failure == nil && err != nil {
 		r.failure = err
 	}
@@ -72,7 +99,7 @@ func (c *Cluster) create(ctx context.Context, args ...string) result {
 
 // find learns where the node is.
 func (c *Cluster) find(ctx context.Context) error {
-	r := k1s(ctx, "cluster", "ls", "-o", "json")
+	r := c.k1s(ctx, "cluster", "ls", "-o", "json")
 	if err := r.error(); err != nil {
 		return err
 	}
@@ -109,12 +136,12 @@ func (c *Cluster) setGone() {
 }
 
 func (c *Cluster) remove(ctx context.Context) error {
-	return k1s(ctx, "cluster", "delete", c.name, "--yes").error()
+	return c.k1s(ctx, "cluster", "delete", c.name, "--yes").error()
 }
 
 // try runs kubectl; its failure may be what the test wants.
 func (c *Cluster) try(ctx context.Context, args ...string) result {
-	return k1s(ctx, append([]string{"cluster", "kubectl", c.name, "--"}, args...)...)
+	return c.k1s(ctx, append([]string{"cluster", "kubectl", c.name, "--"}, args...)...)
 }
 
 // kubectl runs kubectl, which must succeed, and returns its standard output.
@@ -129,17 +156,22 @@ func (c *Cluster) kubectl(t *testing.T, args ...string) string {
 
 // in runs a command in the node.
 func (c *Cluster) in(ctx context.Context, argv ...string) result {
-	return k1s(ctx, append([]string{"cluster", "exec", c.name, "--"}, argv...)...)
+	return c.k1s(ctx, append([]string{"cluster", "exec", c.name, "--"}, argv...)...)
 }
 
 // put writes a file in the node, complete or not at all.
 func (c *Cluster) put(t *testing.T, content []byte, path string) {
 	t.Helper()
 	script := fmt.Sprintf("mkdir -p %[1]s && cat > %[1]s/.incoming && mv %[1]s/.incoming %[2]s", filepath.Dir(path), path)
-	r := command(within(t, limit), the.environ(), string(content), the.program, "cluster", "exec", c.name, "--", "sh", "-c", script)
+	r := c.k1sWith(within(t, limit), string(content), "cluster", "exec", c.name, "--", "sh", "-c", script)
 	if err := r.error(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// disk is where a file of the node is on this machine: below "var", or below "etc" for its /etc/k1s.
+func (c *Cluster) disk(path string) string {
+	return filepath.Join(c.clusters(), "state", c.name, "nodes/server-0", path)
 }
 
 // status asks the node's daemon.
@@ -267,7 +299,11 @@ func (s space) untilOutput(t *testing.T, d time.Duration, what string, accept fu
 // apply applies a file of manifests/.
 func (s space) apply(t *testing.T, manifest string) {
 	t.Helper()
-	s.kubectl(t, "apply", "-f", filepath.Join("manifests", manifest))
+	file, err := filepath.Abs(filepath.Join("manifests", manifest)) // it may be applied from another host
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl(t, "apply", "-f", file)
 }
 
 // rolledOut waits for workloads, e.g. "deployment/web".
@@ -316,7 +352,7 @@ func (c *Cluster) dump(t *testing.T) {
 	defer cancel()
 	t.Logf("k1s status of %s:\n%s", c.name, c.in(ctx, "k1s", "status", "-o", "wide"))
 	t.Logf("events of %s:\n%s", c.name, lastLines(c.try(ctx, "get", "events", "-A", "--sort-by=.lastTimestamp").out, 30))
-	logs, err := filepath.Glob(filepath.Join(the.clusters(), "state", c.name, "nodes/*/var/lib/k1s/log/*.log"))
+	logs, err := filepath.Glob(filepath.Join(c.clusters(), "state", c.name, "nodes/*/var/lib/k1s/log/*.log"))
 	for _, f := range append(logs, c.where().Log) {
 		if f == "" {
 			continue

@@ -7,9 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/wait"
@@ -52,9 +51,8 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		if err := c.in(within(t, limit), "sh", "-c", script).error(); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Kill(was.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
+		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
+		c.starts(t)
 		c.otherDaemon(t, was)
 		s.works(t)
 		c.sameContainers(t, before)
@@ -69,11 +67,13 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	t.Run("stop leaves the pods, stop --pods ends them", func(t *testing.T) {
 		pod := s.podProcess(t, "client")
 		was := c.running(t)
-		// The node's first process would start the daemon again; a killed one does not.
-		kill(t, c.where().PID)
-		r := c.in(within(t, limit), "k1s", "stop")
-		r.wants(t, 0, "stopped")
-		c.in(within(t, limit), "k1s", "status").wants(t, 3, "error: k1s is not running", "hint:")
+		start := "k1s cluster start " + c.name
+		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped", start)
+		c.in(within(t, limit), "k1s", "status").wants(t, 3, "error: k1s is not running", "hint:  ", start)
+		c.try(within(t, limit), "get", "nodes").wants(t, 3, "is stopped", "hint:  run: "+start)
+		if r := c.k1s(within(t, limit), "cluster", "ls"); !strings.Contains(r.out, "stopped") || !strings.Contains(r.out, start) {
+			t.Errorf("k1s cluster ls: %v", r)
+		}
 		for name, pid := range pids(was) {
 			if alive(pid) {
 				t.Errorf("%s still runs", name)
@@ -121,7 +121,7 @@ func (c *Cluster) otherDaemon(t *testing.T, was control.Status) control.Status {
 // starts runs `k1s cluster start`.
 func (c *Cluster) starts(t *testing.T) {
 	t.Helper()
-	if err := k1s(within(t, limit), "cluster", "start", c.name).error(); err != nil {
+	if err := c.k1s(within(t, limit), "cluster", "start", c.name).error(); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.find(t.Context()); err != nil {

@@ -10,6 +10,10 @@
 //	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
 //	faults.go         what has to outlive a fault, and how to make one
 //	bare.go           a machine with nothing on it, for servers that must not start
+//	network.go        network namespaces in which a test has sockets and programs of its own
+//	host.go           another machine for clusters to be made on, with a network of its own
+//	outside.go        what that machine is connected to, and what is seen on the link
+//	registry.go       a real container registry, from the module in test/registry
 //	leftovers.go      what is on this machine, and what a run has added to it
 //	manifests/        the workloads, as a user would write them
 package system

@@ -12,13 +12,22 @@ import (
 
 // get asks once over a connection of its own.
 func get(ctx context.Context, url string) (int, string, error) {
+	return getWith(ctx, &http.Transport{DisableKeepAlives: true}, url)
+}
+
+// get asks from inside of a network.
+func (n network) get(ctx context.Context, url string) (int, string, error) {
+	return getWith(ctx, &http.Transport{DisableKeepAlives: true, DialContext: n.dial}, url)
+}
+
+func getWith(ctx context.Context, transport *http.Transport, url string) (int, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Transport: transport}
 	return answerOf(client.Do(req))
 }
 

@@ -5,35 +5,13 @@ package system
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/image"
-	"k1s.io/k1s/test/images/testimage"
 )
-
-// archive is an image with busybox under another name, as the bytes of an archive.
-func archive(t *testing.T, name string, format image.Format) []byte {
-	t.Helper()
-	spec, err := testimage.BusyboxSpec(t.Context(), testimage.DefaultBusybox, testimage.Arch())
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec.Names = []string{name}
-	file := filepath.Join(t.TempDir(), "image.tar")
-	if err := testimage.WriteFile(file, format, spec); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
 
 // says runs a pod to its end and checks that it could.
 func (s space) says(t *testing.T, pod, image string) {

@@ -4,11 +4,9 @@
 package registries
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/url"
 	"path"
@@ -18,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/strictyaml"
 )
 
 // Registries is what the user wrote.
@@ -83,20 +82,12 @@ const wildcard = "*"
 // key, a wrong type or a wrong value is an error of kind errs.Invalid that names file and line.
 func Parse(name string, content []byte) (Registries, error) {
 	var f Registries
-	dec := yaml.NewDecoder(bytes.NewReader(content))
-	dec.KnownFields(true)
-	if err := dec.Decode(&f); err != nil {
-		if errors.Is(err, io.EOF) {
-			return Registries{}, nil
-		}
-		return Registries{}, invalid(syntax(name, err))
-	}
-	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return Registries{}, invalid(fmt.Errorf("%s: only one YAML document is read, there are more", name))
+	if err := strictyaml.Decode(name, content, &f); err != nil {
+		return Registries{}, invalid(err)
 	}
 	var root yaml.Node
-	if err := yaml.Unmarshal(content, &root); err != nil {
-		return Registries{}, invalid(syntax(name, err))
+	if err := yaml.Unmarshal(content, &root); err != nil { // it was decoded once already
+		return Registries{}, invalid(fmt.Errorf("%s: %w", name, err))
 	}
 	v := validator{name: name, root: &root}
 	v.file(f)
@@ -109,34 +100,6 @@ func Parse(name string, content []byte) (Registries, error) {
 func invalid(err error) error {
 	return errs.Hint(errs.As(errs.Invalid, err), "the keys are: mirrors.NAME.endpoint, mirrors.NAME.rewrite, "+
 		"configs.HOST.auth.{username,password,identity_token}, configs.HOST.tls.{ca_file,cert_file,key_file,insecure_skip_verify}")
-}
-
-// syntax turns "yaml: line 3: …" and "line 3: field x not found in type …" into "file:3: …".
-func syntax(name string, err error) error {
-	var te *yaml.TypeError
-	if !errors.As(err, &te) {
-		msg := strings.TrimPrefix(err.Error(), "yaml: ")
-		return errors.New(place(name, msg))
-	}
-	var all []error
-	for _, msg := range te.Errors {
-		if field, typ, ok := strings.Cut(msg, " not found in type "); ok {
-			_ = typ // a Go type means nothing to the user
-			line, key, _ := strings.Cut(field, ": field ")
-			msg = fmt.Sprintf("%s: unknown key %q", line, key)
-		}
-		all = append(all, errors.New(place(name, msg)))
-	}
-	return errors.Join(all...)
-}
-
-func place(name, msg string) string {
-	if rest, ok := strings.CutPrefix(msg, "line "); ok {
-		if line, rest, ok := strings.Cut(rest, ": "); ok {
-			return name + ":" + line + ": " + rest
-		}
-	}
-	return name + ": " + msg
 }
 
 type validator struct {
@@ -349,7 +312,10 @@ func hostsFile(f Registries, name string, m Mirror, disableDefault bool) (string
 		}
 		seen[base] = true
 		fmt.Fprintf(&b, "\n[host.%s]\n  capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n", quote(base))
-		writeTLS(&b, "  ", f.config(u.Host).TLS)
+		// An endpoint that says http means it: with anything about TLS containerd 2.3 would try https there.
+		if u.Scheme == "https" {
+			writeTLS(&b, "  ", f.config(u.Host).TLS)
+		}
 	}
 	return b.String(), nil
 }

@@ -173,3 +173,21 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		}
 	}
 }
+
+func TestAnEndpointWithoutTLSStaysWithoutIt(t *testing.T) {
+	f, err := Parse("registries.yaml", []byte(`
+mirrors:
+  a.example: {endpoint: ["http://a.example", "https://b.example"]}
+configs:
+  a.example: {tls: {ca_file: /a.crt}}
+  b.example: {tls: {ca_file: /b.crt}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := render(t, f, false)["a.example/hosts.toml"]
+	plain, secure, ok := strings.Cut(got, `[host."https://b.example/v2"]`)
+	if _, plain, _ = strings.Cut(plain, `[host."http://a.example/v2"]`); !ok || strings.Contains(plain, "ca =") || !strings.Contains(secure, `ca = "/b.crt"`) {
+		t.Errorf("got\n%s", got)
+	}
+}
