@@ -181,6 +181,7 @@ lint: ## gofmt, go vet and staticcheck of the light packages
 	@bad=$$(gofmt -l cmd internal $(wildcard test examples)); [ -z "$$bad" ] || { echo "error: not formatted: $$bad" >&2; exit 1; }
 	go vet $(LIGHT_PACKAGES)
 	go vet -tags $(TAGS),system ./test/...
+	cd test/registry && CGO_ENABLED=0 GOFLAGS=-trimpath go vet .
 	go run $(STATICCHECK) $(LIGHT_PACKAGES)
 
 # In two halves: the local-path provisioner imports logrus by its former name, Sirupsen, which Go refuses
@@ -210,7 +211,7 @@ real: ## tests of packages with real parts, as root: a kube-apiserver, a contain
 	@test -x $(STAGED)/k1s-kube || $(MAKE) build
 	@ln -sfn $(STAGED)/k1s-kube $(OUT)/bin/containerd
 	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns
-	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 ./internal/applets/addonmanager'
+	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
 	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,6 +59,8 @@ const (
 	envPayload    = "K1S_PAYLOAD"
 	envClusters   = "K1S_CLUSTERS_DIR"
 	envSandbox    = "K1S_SANDBOX"
+
+	envClusterName = "K1S_CLUSTER_NAME" // a setting, and in a sandbox that of its cluster
 )
 
 func otherEnv() []string {
@@ -82,8 +85,25 @@ func Run(ctx context.Context, deps Deps, argv []string) int {
 	if errors.As(err, &ran) {
 		return max(ran.ExitCode(), 1)
 	}
-	printError(deps.Streams.ErrOut, err)
+	printError(deps.Streams.ErrOut, inSandbox(deps, err))
 	return errs.KindOf(err).ExitCode()
+}
+
+// inSandbox replaces the remedy for a node that does not run where somebody else starts it: in a cluster's
+// node.
+func inSandbox(deps Deps, err error) error {
+	if cluster := sandbox(deps); cluster != "" && errs.Is(err, errs.NotRunning) {
+		return errs.Hint(err, "run, outside of this node: k1s cluster start %s", cluster)
+	}
+	return err
+}
+
+// sandbox is the cluster this program runs in a node of; "" outside of any.
+func sandbox(deps Deps) string {
+	if lookup(deps.Environ(), envSandbox) == "" {
+		return ""
+	}
+	return lookup(deps.Environ(), envClusterName)
 }
 
 // exitCode passes on the exit code of a program we ran, which has told its error itself.
@@ -106,7 +126,17 @@ func printError(w io.Writer, err error) {
 }
 
 // usage marks errors of the command line itself.
-func usage(err error) error { return errs.Hint(errs.As(errs.Usage, err), "see: k1s --help") }
+func usage(cmd *cobra.Command, err error) error {
+	return errs.Hint(errs.As(errs.Usage, err), "see: %s --help", cmd.CommandPath())
+}
+
+// goFunc is how package strconv begins what it says about a flag's value.
+var goFunc = regexp.MustCompile(`strconv\.\w+: parsing ("[^"]*"): `)
+
+// wrongFlag is an error about a flag as the user reads it.
+func wrongFlag(cmd *cobra.Command, err error) error {
+	return usage(cmd, errors.New(goFunc.ReplaceAllString(err.Error(), "")))
+}
 
 // knownCommand refuses what is no command, with the nearest ones.
 func knownCommand(cmd *cobra.Command, args []string) error {
@@ -118,12 +148,12 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return errs.Hint(err, "did you mean: %s %s", cmd.CommandPath(), strings.Join(near, ", "))
 	}
-	return usage(err)
+	return usage(cmd, err)
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usage(fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0]))
+		return usage(cmd, fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0]))
 	}
 	return nil
 }
@@ -131,7 +161,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func exactArgs(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usage(fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args)))
+			return usage(cmd, fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args)))
 		}
 		return nil
 	}

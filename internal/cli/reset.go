@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"strings"
@@ -49,7 +48,7 @@ func runReset(ctx context.Context, o resetOptions) error {
 		return nil
 	}
 	if !o.yes {
-		if err := confirm(o.deps.Streams, "Remove this node and all its data, volumes included?"); err != nil {
+		if err := confirm(ctx, o.deps.Streams, "Remove this node and all its data, volumes included?"); err != nil {
 			return err
 		}
 	}
@@ -61,16 +60,15 @@ func runReset(ctx context.Context, o resetOptions) error {
 }
 
 // confirm asks on a terminal and refuses elsewhere.
-func confirm(s iostreams.Streams, question string) error {
+func confirm(ctx context.Context, s iostreams.Streams, question string) error {
 	if !iostreams.IsTerminal(s.In) {
 		return errs.Hint(errs.New(errs.Usage, "this cannot be undone, and there is no terminal to ask on"), "add --yes, or look first with --dry-run")
 	}
-	fmt.Fprintf(s.ErrOut, "%s [y/N] ", question)
-	line, err := bufio.NewReader(s.In).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("reading the answer: %w", err)
+	line, err := iostreams.Ask(ctx, s, question+" [y/N] ")
+	if err != nil && ctx.Err() == nil {
+		return err
 	}
-	if a := strings.ToLower(strings.TrimSpace(line)); a != "y" && a != "yes" {
+	if a := strings.ToLower(line); a != "y" && a != "yes" {
 		return errs.New(errs.Interrupted, "nothing was done")
 	}
 	return nil

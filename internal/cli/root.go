@@ -38,7 +38,7 @@ func New(deps Deps) *cobra.Command {
 	root.SetIn(deps.Streams.In)
 	root.SetOut(deps.Streams.Out)
 	root.SetErr(deps.Streams.ErrOut)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetFlagErrorFunc(wrongFlag)
 	root.CompletionOptions.HiddenDefaultCmd = false
 
 	group := func(id, title string, cmds ...*cobra.Command) {
@@ -56,20 +56,28 @@ func New(deps Deps) *cobra.Command {
 			DefaultFile: deps.Paths().ConfigFile(), Environ: deps.Environ, OtherEnv: otherEnv(),
 			Disable: disableNames(), Components: components.Names(),
 		}),
-		newKubeconfigCmd(deps), newImageCmd(deps))
+		newKubeconfigCmd(deps), newCertsCmd(deps, runCerts), newImageCmd(deps))
 	group("tools", "Tools that come with it:", newToolCmds(deps)...)
 	root.AddCommand(newVersionCmd(deps, runVersion))
+	root.InitDefaultCompletionCmd()
 	wrongArgs(root)
 	return root
 }
 
-// wrongArgs makes what cobra says about arguments a usage error, for every command.
+// wrongArgs makes what cobra says about arguments a usage error, for every command; one with sub-commands takes
+// nothing but those.
 func wrongArgs(cmd *cobra.Command) {
+	if cmd.HasSubCommands() {
+		cmd.Args = knownCommand
+		if cmd.RunE == nil && cmd.Run == nil { // without it cobra does not look at Args
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			err := check(cmd, args)
 			if err != nil && errs.KindOf(err) == errs.Failure {
-				return usage(err)
+				return usage(cmd, err)
 			}
 			return err
 		}

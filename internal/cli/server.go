@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -125,6 +127,9 @@ func printPlan(w io.Writer, units []component.Unit) error {
 	for _, u := range units {
 		fmt.Fprintf(w, "# %s\n", u.Name)
 		fmt.Fprintf(w, "%s\n", strings.Join(u.Argv, " "))
+		for _, name := range slices.Sorted(maps.Keys(u.Env)) {
+			fmt.Fprintf(w, "environment: %s=%s\n", name, u.Env[name])
+		}
 		for _, c := range u.Components {
 			needs := make([]string, 0, len(c.Needs))
 			for _, n := range c.Needs {

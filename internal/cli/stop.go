@@ -10,6 +10,7 @@ import (
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/daemon"
+	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/wait"
 )
@@ -59,8 +60,26 @@ func runStop(ctx context.Context, o stopOptions) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(o.deps.Streams.ErrOut, "stopped")
+	// It holds its lock a moment longer than its socket; whoever starts the node next must not meet it.
+	unlock, err := durable.Lock(ctx, o.deps.Paths().Lock())
+	if err != nil {
+		return fmt.Errorf("waiting for the daemon to end: %w", err)
+	}
+	unlock()
+	fmt.Fprintln(o.deps.Streams.ErrOut, whatNow(o))
 	return nil
+}
+
+// whatNow says what is left and how to go on.
+func whatNow(o stopOptions) string {
+	out := "stopped"
+	if !o.pods {
+		out += "; pods run on"
+	}
+	if cluster := sandbox(o.deps); cluster != "" {
+		out += "; to start it again, run outside of this node: k1s cluster start " + cluster
+	}
+	return out
 }
 
 func whyNotStopped(s control.Status) string {

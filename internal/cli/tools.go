@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path"
@@ -13,8 +14,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/payload"
+	"k1s.io/k1s/internal/platform"
 )
 
 // tool is a client program of the payload, set up for this node.
@@ -22,6 +25,46 @@ type tool struct {
 	name, short string
 	// env are variables it needs to find this node; those the user has set stay.
 	env func(Deps) map[string]string
+	// offline are commands that need no node, and elsewhere flags that name another one or none.
+	offline, elsewhere []string
+	// node tells whether the node can be asked; the tool's own words about that help nobody.
+	node func(context.Context, Deps) error
+}
+
+// asksNode tells whether a command line is for this node.
+func (t tool) asksNode(d Deps, args []string) bool {
+	for k := range t.env(d) {
+		if lookup(d.Environ(), k) != "" {
+			return false
+		}
+	}
+	command := ""
+	for _, a := range args {
+		name, _, _ := strings.Cut(a, "=")
+		switch {
+		case a == "-h" || a == "--help" || a == "--version" || slices.Contains(t.elsewhere, name):
+			return false
+		case command == "" && !strings.HasPrefix(a, "-"):
+			command = a
+		}
+	}
+	return command != "" && command != "help" && command != "completion" && !slices.Contains(t.offline, command)
+}
+
+// runtimeAnswers tells whether this node's containerd can be asked.
+func runtimeAnswers(ctx context.Context, d Deps) error {
+	socket := d.Paths().ContainerdSocket()
+	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	switch {
+	case err == nil:
+		return c.Close()
+	case errors.Is(err, os.ErrPermission):
+		return errs.Hint(fmt.Errorf("asking containerd at %s: permission denied", socket), "run it as root")
+	}
+	if _, err := control.NewClient(d.Paths().ControlSocket()).Status(ctx); err == nil {
+		return nil // it is starting; or somebody else's runtime is used
+	}
+	return errs.Hint(errs.New(errs.NotRunning, "k1s is not running (no containerd answers at %s)", socket), "run: k1s server")
 }
 
 func tools() []tool { return []tool{kubectl(), ctr(), crictl()} }
@@ -29,7 +72,16 @@ func tools() []tool { return []tool{kubectl(), ctr(), crictl()} }
 func kubectl() tool {
 	return tool{
 		name: "kubectl", short: "Kubernetes' client, for this node's cluster",
-		env: func(d Deps) map[string]string { return map[string]string{"KUBECONFIG": d.Paths().AdminKubeconfig()} },
+		env:       func(d Deps) map[string]string { return map[string]string{"KUBECONFIG": d.Paths().AdminKubeconfig()} },
+		offline:   []string{"config", "kustomize", "options", "plugin", "version"},
+		elsewhere: []string{"--kubeconfig", "--server", "-s"},
+		node: func(_ context.Context, d Deps) error {
+			if _, err := os.Stat(d.Paths().AdminKubeconfig()); !errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+			_, err := readAdmin(d)
+			return errs.Hint(err, "run: k1s server; for a cluster on this machine: k1s cluster kubectl NAME -- …")
+		},
 	}
 }
 
@@ -39,6 +91,7 @@ func ctr() tool {
 		env: func(d Deps) map[string]string {
 			return map[string]string{"CONTAINERD_ADDRESS": d.Paths().ContainerdSocket(), "CONTAINERD_NAMESPACE": "k8s.io"}
 		},
+		offline: []string{"oci", "plugins"}, elsewhere: []string{"--address", "-a"}, node: runtimeAnswers,
 	}
 }
 
@@ -49,6 +102,7 @@ func crictl() tool {
 			endpoint := "unix://" + d.Paths().ContainerdSocket()
 			return map[string]string{"CONTAINER_RUNTIME_ENDPOINT": endpoint, "IMAGE_SERVICE_ENDPOINT": endpoint}
 		},
+		offline: []string{"config"}, elsewhere: []string{"--runtime-endpoint", "-r", "--config", "-c"}, node: runtimeAnswers,
 	}
 }
 
@@ -67,6 +121,11 @@ func newToolCmds(deps Deps) []*cobra.Command {
 }
 
 func runTool(ctx context.Context, deps Deps, t tool, args []string) error {
+	if t.asksNode(deps, args) {
+		if err := t.node(ctx, deps); err != nil {
+			return err
+		}
+	}
 	program, err := payloadProgram(ctx, deps, components.Program)
 	if err != nil {
 		return err
@@ -98,14 +157,14 @@ func payloadProgramIn(ctx context.Context, deps Deps, root, name string) (string
 	if dir, err := payload.Dir(p, root); err == nil {
 		return path.Join(dir, name), nil
 	}
-	r, err := payload.Unpack(ctx, p, root)
+	r, err := payload.Unpack(ctx, p, root, platform.AvailableMemory())
 	if errors.Is(err, os.ErrPermission) {
 		// Not root, and no node has run here: unpack for this user alone.
 		cache, cacheErr := os.UserCacheDir()
 		if cacheErr != nil {
 			return "", errs.Hint(err, "run it once as root")
 		}
-		r, err = payload.Unpack(ctx, p, path.Join(cache, "k1s", "payload"))
+		r, err = payload.Unpack(ctx, p, path.Join(cache, "k1s", "payload"), platform.AvailableMemory())
 	}
 	if err != nil {
 		return "", fmt.Errorf("unpacking %s: %w", name, err)

@@ -27,6 +27,8 @@ type Spec struct {
 	Name string `json:"name"`
 	// APIPort is where the Kubernetes API appears on 127.0.0.1; 0 lets the provider choose a free one.
 	APIPort uint16 `json:"apiPort"`
+	// APIPortChosen: the provider chose it, and may choose again when somebody else has it at the next start.
+	APIPortChosen bool `json:"apiPortChosen,omitempty"`
 	// Publish are further ports of the nodes that appear on 127.0.0.1.
 	Publish []Publish `json:"publish,omitempty"`
 	// Egress lets nodes and pods open connections to the outside.
@@ -65,6 +67,8 @@ type State string
 // The states.
 const (
 	Running State = "running"
+	// Stopped: nothing of it runs, or, where its daemon was stopped from within (k1s stop), only its pods; Start
+	// brings it back.
 	Stopped State = "stopped"
 	// Broken: parts of it run or exist and others that should do not; Start mends it, Delete removes it.
 	Broken State = "broken"

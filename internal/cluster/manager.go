@@ -280,7 +280,7 @@ func (m Manager) Start(ctx context.Context, name string, limit time.Duration, no
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
-		return st, missing(err)
+		return st, Missing(err)
 	}
 	if len(st.Spec.Nodes) == 0 {
 		return st, errs.Hint(fmt.Errorf("cluster %q cannot be started: %s", name, st.Note), "run: k1s cluster delete %s", name)
@@ -303,7 +303,7 @@ func (m Manager) Start(ctx context.Context, name string, limit time.Duration, no
 func (m Manager) Stop(ctx context.Context, name string) error {
 	defer m.progress().Done()
 	if _, err := m.Provider.Describe(ctx, name); err != nil {
-		return missing(err)
+		return Missing(err)
 	}
 	m.progress().Step("stopping cluster " + name)
 	return m.Provider.Stop(ctx, name, "")
@@ -347,7 +347,8 @@ func (m Manager) List(ctx context.Context) ([]Status, error) {
 	return out, nil
 }
 
-func missing(err error) error {
+// Missing adds to what a provider says about a cluster that is not there how to find out which are.
+func Missing(err error) error {
 	if errs.Is(err, errs.NotFound) {
 		return errs.Hint(err, "run: k1s cluster ls")
 	}

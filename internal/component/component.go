@@ -99,7 +99,9 @@ type Facts struct {
 	// NodeInterface carries NodeIP; "" where unknown.
 	NodeInterface string `json:"nodeInterface,omitempty"`
 	CPUs          int    `json:"cpus"`
-	MemoryBytes   uint64 `json:"memoryBytes"`
+	// MemoryBytes may be used; MemoryLimit is the cgroup's file that says so, "" for the machine's own memory.
+	MemoryBytes uint64 `json:"memoryBytes"`
+	MemoryLimit string `json:"memoryLimit,omitempty"`
 	// CgroupVersion is 1 (also for the hybrid layout) or 2.
 	CgroupVersion int `json:"cgroupVersion"`
 	// CgroupRoot is the cgroup below which everything of this node lives, e.g. "/k1s".
@@ -138,6 +140,8 @@ type Input struct {
 	Payload string
 	// Registries identifies the credentials of registries, which are kept out of Specs; "" for none.
 	Registries string
+	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
+	AuditPolicy string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.
 	PayloadID string
 }

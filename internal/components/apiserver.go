@@ -111,16 +111,12 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	}
 	f.gates(in)
 	if c.Audit.Enabled {
-		policy := c.Audit.PolicyFile
-		if policy == "" {
-			file, err := yamlFile(p.Rendered("audit-policy.yaml"), defaultAuditPolicy())
-			if err != nil {
-				return component.Spec{}, err
-			}
-			files = append(files, file)
-			policy = file.Path
+		policy, err := auditPolicy(in)
+		if err != nil {
+			return component.Spec{}, err
 		}
-		f.add("audit-policy-file", policy)
+		files = append(files, policy)
+		f.add("audit-policy-file", policy.Path)
 		f.add("audit-log-path", p.AuditLog())
 		f.add("audit-log-maxage", "30")
 		f.add("audit-log-maxbackup", "10")
@@ -140,6 +136,15 @@ func usesOIDC(in component.Input) bool {
 		}
 	}
 	return false
+}
+
+// auditPolicy is a copy of the user's, so that a change of it is a change of the API server.
+func auditPolicy(in component.Input) (component.File, error) {
+	file := in.Paths.Rendered("audit-policy.yaml")
+	if in.AuditPolicy != "" {
+		return component.File{Path: file, Content: in.AuditPolicy, Mode: 0o600}, nil
+	}
+	return yamlFile(file, defaultAuditPolicy())
 }
 
 // defaultAuditPolicy records who did what, without bodies: those may hold secrets.

@@ -72,13 +72,7 @@ func Plan(in component.Input) ([]component.Unit, error) {
 
 // Render renders the components of a node in start order: whatever one needs stands before it.
 func Render(in component.Input) ([]component.Component, error) {
-	roles := Roles(in)
-	chosen := map[string]component.Def{}
-	for name, d := range defs {
-		if d.Roles&roles != 0 && (d.When == nil || d.When(in)) {
-			chosen[name] = d
-		}
-	}
+	chosen := chosen(in)
 	var problems []error
 	comps := map[string]component.Component{}
 	for name, d := range chosen {
@@ -100,20 +94,58 @@ func Render(in component.Input) ([]component.Component, error) {
 	return sorted(comps)
 }
 
+// chosen are the components that are part of the node.
+func chosen(in component.Input) map[string]component.Def {
+	roles := Roles(in)
+	out := map[string]component.Def{}
+	for name, d := range defs {
+		if d.Roles&roles != 0 && (d.When == nil || d.When(in)) {
+			out[name] = d
+		}
+	}
+	return out
+}
+
+// Outline tells which units a node will have and which components they are made of, in start order, before
+// anything is known about the machine: names and needs, and nothing else. in needs its Config only.
+func Outline(in component.Input) ([]component.Unit, error) {
+	chosen := chosen(in)
+	comps := map[string]component.Component{}
+	for name, d := range chosen {
+		comps[name] = component.Component{Name: name, Group: d.Group, Needs: needs(d, chosen)}
+	}
+	all, err := sorted(comps)
+	if err != nil {
+		return nil, err
+	}
+	order, members := divide(in, all)
+	units := make([]component.Unit, 0, len(order))
+	for _, name := range order {
+		units = append(units, component.Unit{Name: name, Components: members[name]})
+	}
+	return units, nil
+}
+
+// needs are those of a component that are part of the node.
+func needs(d component.Def, chosen map[string]component.Def) []component.Need {
+	var out []component.Need
+	for _, n := range d.Needs {
+		if _, ok := chosen[n.Component]; ok {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 func renderOne(in component.Input, d component.Def, chosen map[string]component.Def) (component.Component, error) {
 	spec, err := d.Spec(in)
 	if err != nil {
 		return component.Component{}, err
 	}
 	spec.Args = override(spec.Args, d.Merge, in.Config.Spec.Components[d.Name].Args)
-	c := component.Component{Name: d.Name, Spec: spec, Group: d.Group, StopTimeout: d.StopTimeout}
+	c := component.Component{Name: d.Name, Spec: spec, Group: d.Group, Needs: needs(d, chosen), StopTimeout: d.StopTimeout}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = component.DefaultStopTimeout
-	}
-	for _, n := range d.Needs {
-		if _, ok := chosen[n.Component]; ok {
-			c.Needs = append(c.Needs, n)
-		}
 	}
 	if d.Ready != nil {
 		c.Ready = d.Ready(in)
@@ -190,6 +222,20 @@ const oomScore = -997
 const Program = "k1s-kube"
 
 func group(in component.Input, comps []component.Component) ([]component.Unit, error) {
+	order, members := divide(in, comps)
+	units := make([]component.Unit, 0, len(order))
+	for _, name := range order {
+		u, err := unit(in, name, members[name], comps)
+		if err != nil {
+			return nil, err
+		}
+		units = append(units, u)
+	}
+	return units, nil
+}
+
+// divide puts components into processes, as the isolation says.
+func divide(in component.Input, comps []component.Component) (order []string, members map[string][]component.Component) {
 	unitOf := func(c component.Component) string {
 		switch {
 		case in.Config.Spec.Isolation == PerProcess:
@@ -202,8 +248,7 @@ func group(in component.Input, comps []component.Component) ([]component.Unit, e
 			return c.Name
 		}
 	}
-	var order []string
-	members := map[string][]component.Component{}
+	members = map[string][]component.Component{}
 	for _, c := range comps {
 		u := unitOf(c)
 		if _, ok := members[u]; !ok {
@@ -211,15 +256,7 @@ func group(in component.Input, comps []component.Component) ([]component.Unit, e
 		}
 		members[u] = append(members[u], c)
 	}
-	units := make([]component.Unit, 0, len(order))
-	for _, name := range order {
-		u, err := unit(in, name, members[name], comps)
-		if err != nil {
-			return nil, err
-		}
-		units = append(units, u)
-	}
-	return units, nil
+	return order, members
 }
 
 func unit(in component.Input, name string, members, all []component.Component) (component.Unit, error) {

@@ -71,6 +71,24 @@ func (c *Client) Restart(ctx context.Context, component string) error {
 	return c.post(ctx, "/v1/restart/"+url.PathEscape(component), struct{}{})
 }
 
+// Renew issues certificates anew.
+func (c *Client) Renew(ctx context.Context, r RenewRequest) (Renewed, error) {
+	var out Renewed
+	b, err := json.Marshal(r)
+	if err != nil {
+		return out, err
+	}
+	body, err := c.do(ctx, http.MethodPost, "/v1/certificates/renew", b)
+	if err != nil {
+		return out, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&out); err != nil {
+		return out, fmt.Errorf("reading the node's answer: %w", err)
+	}
+	return out, nil
+}
+
 func (c *Client) post(ctx context.Context, path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -38,6 +38,13 @@ func (n *node) Restart(_ context.Context, c string) error {
 	return errs.New(errs.Unsupported, "%s cannot be restarted", c)
 }
 
+func (n *node) Renew(_ context.Context, r RenewRequest) (Renewed, error) {
+	if !r.All {
+		return Renewed{}, errs.New(errs.NotRunning, "the node is starting")
+	}
+	return Renewed{Certificates: []Certificate{{Name: "apiserver", Reason: "asked for"}}}, nil
+}
+
 // serve runs a server on a socket that existed before, as after a crash.
 func serve(t *testing.T, n *node) *Client {
 	t.Helper()
@@ -70,6 +77,12 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	s, err := c.Status(t.Context())
 	if err != nil || s.State != Running || len(s.Components) != 1 || s.Components[0].Name != "kubelet" {
 		t.Fatalf("status %+v, %v", s, err)
+	}
+	if r, err := c.Renew(t.Context(), RenewRequest{All: true}); err != nil || len(r.Certificates) != 1 || r.Certificates[0].Name != "apiserver" {
+		t.Errorf("renewed %+v, %v", r, err)
+	}
+	if _, err := c.Renew(t.Context(), RenewRequest{}); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("renewing at the wrong time: %v", err)
 	}
 	if err := c.Stop(t.Context(), StopRequest{Pods: true}); err != nil {
 		t.Fatal(err)

@@ -26,6 +26,8 @@ type Backend interface {
 	Stop(ctx context.Context, r StopRequest) error
 	// Restart ends the unit of a component; the supervisor brings it back.
 	Restart(ctx context.Context, component string) error
+	// Renew issues certificates anew while everything runs.
+	Renew(ctx context.Context, r RenewRequest) (Renewed, error)
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -111,6 +113,19 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 			return
 		}
 		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("POST /v1/certificates/renew", func(w http.ResponseWriter, r *http.Request) {
+		var req RenewRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Usage, "reading the request to renew certificates: %w", err))
+			return
+		}
+		renewed, err := b.Renew(r.Context(), req)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, renewed)
 	})
 	return mux
 }

@@ -104,6 +104,26 @@ type StopRequest struct {
 	Pods bool `json:"pods"`
 }
 
+// RenewRequest is the body of POST /v1/certificates/renew.
+type RenewRequest struct {
+	// All renews every certificate; otherwise only those of whose lifetime less than a third is left.
+	All bool `json:"all"`
+}
+
+// Renewed is the answer: what was issued anew, and when more is due.
+type Renewed struct {
+	Certificates []Certificate `json:"certificates"`
+	// Postponed would have been renewed if their authority's key were on this machine.
+	Postponed []Certificate `json:"postponed,omitempty"`
+	Next      time.Time     `json:"next,omitzero"`
+}
+
+// Certificate is one that was issued, and why.
+type Certificate struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
 // LogOptions select what GET /v1/logs/{component} answers.
 type LogOptions struct {
 	Lines  int

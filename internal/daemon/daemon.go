@@ -53,6 +53,7 @@ type Daemon struct {
 	o       Options
 	log     *slog.Logger
 	started time.Time
+	outline []component.Unit // what the node will consist of, before that is rendered
 	board   *health.Board
 	sup     *supervise.Supervisor
 	stop    context.CancelCauseFunc
@@ -63,7 +64,6 @@ type Daemon struct {
 	readyAt *time.Time
 	stopped *control.StopRequest // set once the node has been asked to end
 	api     *kubeapi.Client
-	renewAt time.Time // when certificates are to be renewed
 }
 
 // errStop ends Run in good order.
@@ -73,6 +73,10 @@ var errStop = errors.New("asked to stop")
 // it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
 // Errors are those that kept the node from starting.
 func Run(ctx context.Context, o Options) error {
+	outline, err := components.Outline(component.Input{Config: o.Config, Paths: o.Paths})
+	if err != nil {
+		return err
+	}
 	unlock, err := lock(ctx, o.Paths)
 	if err != nil {
 		return err
@@ -81,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), board: health.NewBoard(time.Now), stop: stop, doing: "preparing"}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing"}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
@@ -167,10 +171,14 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	problems, err := preflight(ctx, in, running)
 	d.board.Report("preflight", problems)
 	if err != nil {
-		return nil, errs.Hint(err, "all findings: k1s check")
+		hint := "all findings: k1s check"
+		if remedy, _ := errs.HintOf(err); remedy != "" {
+			hint = remedy + "; " + hint
+		}
+		return nil, errs.Hint(err, "%s", hint)
 	}
 	d.step("issuing certificates")
-	report, err := certificates(ctx, d.log, in)
+	report, err := certificates(ctx, d.log, in, false)
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +190,9 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	in.Registries = authID(reg)
+	if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	d.in = in
 	d.mu.Unlock()
@@ -248,15 +259,12 @@ func (d *Daemon) runnerOptions() runner.Options {
 
 // run keeps the units until the end, then stops them.
 func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
-	wanted := map[string]bool{}
-	for _, u := range plan {
-		wanted[u.Name] = true
-	}
-	if err := runner.StopRecorded(ctx, d.runnerOptions(), func(unit string) bool { return wanted[unit] }); err != nil {
-		return fmt.Errorf("stopping what an earlier daemon left: %w", err)
-	}
+	// Nothing starts before the supervisor runs; until then it knows what to tell about.
 	if err := d.sup.Apply(ctx, plan); err != nil {
 		return err
+	}
+	if err := d.stopUnwanted(ctx, plan); err != nil {
+		return fmt.Errorf("stopping what an earlier daemon left: %w", err)
 	}
 	d.step("starting components")
 	var wg sync.WaitGroup
@@ -286,6 +294,28 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Wait()
 	d.log.Info("stopped", "err", err)
 	return err
+}
+
+// stopUnwanted stops units of an earlier daemon that are not part of this node any more.
+func (d *Daemon) stopUnwanted(ctx context.Context, plan []component.Unit) error {
+	records, err := runner.Records(d.o.Paths)
+	if err != nil {
+		return err
+	}
+	wanted, old := map[string]bool{}, []string{}
+	for _, u := range plan {
+		wanted[u.Name] = true
+	}
+	for _, r := range records {
+		if !wanted[r.Unit] {
+			old = append(old, r.Unit)
+		}
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	d.step("stopping old processes: " + strings.Join(old, ", "))
+	return runner.StopRecorded(ctx, d.runnerOptions(), func(unit string) bool { return wanted[unit] })
 }
 
 // serverLabel marks a node that is a server, as kubectl shows it; a kubelet may not set it itself.
@@ -370,7 +400,7 @@ func runningPIDs(p paths.Paths) ([]int, error) {
 }
 
 func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error) {
-	r, err := payload.Unpack(ctx, p, d.o.Paths.Payloads())
+	r, err := payload.Unpack(ctx, p, d.o.Paths.Payloads(), platform.AvailableMemory())
 	if err != nil {
 		return "", err
 	}

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +9,8 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 
+	"k1s.io/k1s/internal/audit"
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/config"
@@ -53,32 +52,35 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 	return f, nil
 }
 
-// proxy reads the proxy configuration of the environment, in either spelling.
-func proxy(getenv func(string) string) map[string]string {
-	out := map[string]string{}
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
-		if v := cmp.Or(getenv(name), getenv(strings.ToLower(name))); v != "" {
-			out[name] = v
-		}
-	}
-	if out["HTTP_PROXY"] == "" && out["HTTPS_PROXY"] == "" {
-		return nil
-	}
-	return out
-}
-
 // Plan renders what would run, without touching anything: the payload's directory is named but not made.
 func Plan(ctx context.Context, o Options) ([]component.Unit, error) {
 	f, err := detectFacts(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	f.Proxy = withoutPasswords(f.Proxy) // plans are printed and passed on
 	in := component.Input{Config: o.Config, Paths: o.Paths, Facts: f, Payload: o.Paths.CurrentPayload()}
+	if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
+		return nil, err
+	}
 	if p, err := payload.Open(o.Executable); err == nil {
 		in.PayloadID = p.ID
 		in.Payload = path.Join(o.Paths.Payloads(), p.ID)
 	}
 	return components.Plan(in)
+}
+
+// readAuditPolicy reads the policy file the configuration names, "" where it names none or auditing is off.
+func readAuditPolicy(c config.Audit) (string, error) {
+	if !c.Enabled || c.PolicyFile == "" {
+		return "", nil
+	}
+	raw, err := os.ReadFile(c.PolicyFile)
+	if err != nil {
+		return "", errs.Hint(errs.New(errs.Invalid, "reading the audit policy (spec.audit.policyFile): %w", err),
+			"put a policy there, or leave the field empty: then metadata of every request is written")
+	}
+	return string(raw), audit.Check(c.PolicyFile, raw)
 }
 
 // preflight runs the checks and returns the problems they found; those of severity error are in the
@@ -94,8 +96,8 @@ func preflight(ctx context.Context, in component.Input, running []int) ([]health
 	return problems, health.BlockingError(problems)
 }
 
-// certificates issues what is missing and writes every kubeconfig.
-func certificates(ctx context.Context, log *slog.Logger, in component.Input) (pki.Report, error) {
+// certificates issues what is missing or due, or every leaf, and writes every kubeconfig.
+func certificates(ctx context.Context, log *slog.Logger, in component.Input, all bool) (pki.Report, error) {
 	services, err := netip.ParsePrefix(in.Config.Spec.Network.ServiceCIDR)
 	if err != nil {
 		return pki.Report{}, err
@@ -103,6 +105,7 @@ func certificates(ctx context.Context, log *slog.Logger, in component.Input) (pk
 	report, err := pki.Ensure(ctx, pki.Request{
 		Paths: in.Paths, NodeName: in.Facts.NodeName, NodeIP: in.Facts.NodeIP, Domain: in.Config.Spec.Cluster.Domain,
 		ServiceCIDR: services, SANs: append(slices.Clone(in.Config.Spec.API.SANs), components.APIHosts(in)...), NoWorker: in.Config.Spec.NoWorker, Etcd: components.UsesEtcd(in),
+		All: all,
 	})
 	if err != nil {
 		return report, err

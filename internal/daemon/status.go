@@ -44,7 +44,7 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	}
 	allReady := true
 	apiOpen := false
-	for _, c := range d.sup.Snapshot() {
+	for _, c := range d.components(doing) {
 		s.Components = append(s.Components, wireComponent(d.o, c))
 		if c.State != supervise.Ready {
 			allReady = false
@@ -75,6 +75,25 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		s.State = control.Degraded
 	}
 	return s
+}
+
+// components are those of this node with what is known about each. Before anything can be started they wait
+// for what the daemon is doing.
+func (d *Daemon) components(doing string) []supervise.Status {
+	all := d.sup.Snapshot()
+	if len(all) == 0 {
+		for _, u := range d.outline {
+			for _, c := range u.Components {
+				all = append(all, supervise.Status{Component: c.Name, Unit: u.Name, State: supervise.Waiting, Since: d.started})
+			}
+		}
+	}
+	for i, c := range all {
+		if c.State == supervise.Waiting && c.Note() == "" && doing != "" {
+			all[i].Reason = "while k1s is " + doing
+		}
+	}
+	return all
 }
 
 func wireComponent(o Options, c supervise.Status) control.Component {
@@ -155,8 +174,10 @@ func dnsReason(err error) string {
 		return sys.Err.Error()
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return "no answer"
+	case errors.As(err, &dns) && strings.HasSuffix(dns.Err, syscall.EPERM.Error()): // it keeps the text only
+		return "no DNS pod is ready"
 	case errors.As(err, &dns):
-		return dns.Err
+		return strings.TrimSpace(dns.Err[strings.LastIndex(dns.Err, ": ")+1:])
 	}
 	return err.Error()
 }
@@ -193,7 +214,7 @@ func readStatusFile(file string, v any) error {
 func (d *Daemon) Logs(ctx context.Context, name string, o control.LogOptions, w io.Writer) error {
 	unit := ""
 	var known []string
-	for _, c := range d.sup.Snapshot() {
+	for _, c := range d.components("") {
 		known = append(known, c.Component)
 		if c.Component == name || c.Unit == name {
 			unit = c.Unit

@@ -76,7 +76,7 @@ func offline(ctx context.Context, o Options) (component.Input, error) {
 	if err != nil {
 		return in, err
 	}
-	r, err := payload.Unpack(ctx, carried, o.Paths.Payloads())
+	r, err := payload.Unpack(ctx, carried, o.Paths.Payloads(), platform.AvailableMemory())
 	if err != nil {
 		return in, err
 	}

@@ -3,6 +3,7 @@
 package printer
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -79,8 +80,9 @@ func blockStyle(n *yaml.Node) {
 
 // Columns writes an aligned table: a header and rows of the same length.
 func Columns(w io.Writer, header []string, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	line := func(cells []string) { fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t ")) }
+	var table bytes.Buffer
+	tw := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
+	line := func(cells []string) { fmt.Fprintln(tw, strings.Join(cells, "\t")) }
 	line(header)
 	for _, r := range rows {
 		clean := make([]string, len(r))
@@ -89,7 +91,15 @@ func Columns(w io.Writer, header []string, rows [][]string) error {
 		}
 		line(clean)
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for l := range strings.Lines(table.String()) {
+		if _, err := fmt.Fprintln(w, strings.TrimRight(l, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func oneLine(r rune) rune {

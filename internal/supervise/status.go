@@ -86,7 +86,7 @@ func (st Status) Note() string {
 			}
 			parts = append(parts, what)
 		}
-		return strings.Join(parts, "; ")
+		return cmp.Or(strings.Join(parts, "; "), st.Reason)
 	case Backoff, Failed:
 		if st.RetryAt == nil {
 			return st.Reason
@@ -98,36 +98,92 @@ func (st Status) Note() string {
 	}
 }
 
-// Snapshot tells about every component, in the order of the plan.
+// Snapshot tells about every component, in the order of the plan. Those that are wanted and wait for others to
+// be out of the way are there too.
 func (s *Supervisor) Snapshot() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Status
-	for _, name := range s.order {
-		u := s.units[name]
-		for _, c := range u.comps {
-			st := Status{
-				Component: c.Name, Unit: name, State: c.state, Since: c.since, PID: u.pid, Adopted: u.adopted,
-				Restarts: u.restarts, Reason: c.reason, OpenAt: moment(c.openAt), ReadyAt: moment(c.rdyAt),
-			}
-			if u.lastExit != nil {
-				e := *u.lastExit
-				st.LastExit = &e
-			}
-			if u.running {
-				st.StartedAt = moment(u.started)
-			}
-			switch c.state {
-			case Waiting:
-				st.WaitsFor = s.unmet(c)
-			case Backoff:
-				st.RetryAt = moment(u.retryAt)
-			case Failed:
-				st.RetryAt = moment(u.retryAt)
-				st.Hint, _ = errs.HintOf(u.failure)
-			}
-			all = append(all, st)
+	known := map[string]bool{}
+	for _, spec := range s.wanted {
+		known[spec.Name] = true
+		all = append(all, s.statusOf(spec)...)
+	}
+	for _, name := range s.order { // those that are not wanted any more
+		if !known[name] {
+			all = append(all, s.statusOf(s.units[name].spec)...)
 		}
+	}
+	return all
+}
+
+// statusOf tells about the components of a unit that runs, or is wanted. The caller holds mu.
+func (s *Supervisor) statusOf(spec component.Unit) []Status {
+	var next *unit
+	if i := slices.IndexFunc(s.coming, func(u *unit) bool { return u.spec.Name == spec.Name }); i >= 0 {
+		next = s.coming[i]
+	}
+	if u := s.units[spec.Name]; u != nil && (next == nil || !u.ended()) {
+		return s.statusOfUnit(u)
+	}
+	return s.statusOfComing(spec, next)
+}
+
+// ended tells that its goroutine has.
+func (u *unit) ended() bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// statusOfComing tells about a unit that is not started yet; u is nil while nothing has been done for it. The
+// caller holds mu.
+func (s *Supervisor) statusOfComing(spec component.Unit, u *unit) []Status {
+	var all []Status
+	for _, c := range spec.Components {
+		st := Status{Component: c.Name, Unit: spec.Name, State: Waiting, Since: s.since}
+		switch {
+		case u == nil:
+		case u.attach:
+			st.Reason = "to be taken over: it runs already"
+		case u.replaces:
+			st.State, st.Reason = Stopping, "its old process, started with other settings, is being stopped"
+		default:
+			st.Reason = "for old processes to be stopped"
+		}
+		all = append(all, st)
+	}
+	return all
+}
+
+// statusOfUnit tells about one that the supervisor keeps. The caller holds mu.
+func (s *Supervisor) statusOfUnit(u *unit) []Status {
+	var all []Status
+	for _, c := range u.comps {
+		st := Status{
+			Component: c.Name, Unit: u.spec.Name, State: c.state, Since: c.since, PID: u.pid, Adopted: u.adopted,
+			Restarts: u.restarts, Reason: c.reason, OpenAt: moment(c.openAt), ReadyAt: moment(c.rdyAt),
+		}
+		if u.lastExit != nil {
+			e := *u.lastExit
+			st.LastExit = &e
+		}
+		if u.running {
+			st.StartedAt = moment(u.started)
+		}
+		switch c.state {
+		case Waiting:
+			st.WaitsFor = s.unmet(c)
+		case Backoff:
+			st.RetryAt = moment(u.retryAt)
+		case Failed:
+			st.RetryAt = moment(u.retryAt)
+			st.Hint, _ = errs.HintOf(u.failure)
+		}
+		all = append(all, st)
 	}
 	return all
 }

@@ -92,6 +92,10 @@ func (r *fakeRunner) Adopt(context.Context) (bool, bool, error) {
 func (r *fakeRunner) StopOld(context.Context) error {
 	r.w.note("stop old %s", r.u.Name)
 	r.w.mu.Lock()
+	slow := r.w.slow[r.u.Name]
+	r.w.mu.Unlock()
+	time.Sleep(slow)
+	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	delete(r.w.left, r.u.Name)
 	return nil
@@ -458,6 +462,98 @@ func TestWhatAnEarlierDaemonLeftIsAdoptedOrReplaced(t *testing.T) {
 		}
 		eq(t, "states", states(s), "store starting, api starting, proxy waiting")
 		eq(t, "adopted", s.Snapshot()[1].Adopted, true)
+	})
+}
+
+func TestAComponentIsAskedOftenWhileItStartsAndLessLater(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name     string
+		kind     probe.Kind
+		degraded bool
+		age      time.Duration
+		want     time.Duration
+	}{
+		{"at once", probe.HTTPS, false, 0, 20 * ms},
+		{"a tenth of its age", probe.HTTPS, false, 300 * ms, 30 * ms},
+		{"a usual start", probe.HTTPS, false, 3 * time.Second, 50 * ms},
+		{"a slow start over TLS", probe.HTTPS, false, 10 * time.Second, 250 * ms},
+		{"a slow start that is cheap to ask about", probe.Unix, false, time.Hour, 50 * ms},
+		{"a slow start without TLS", probe.HTTP, false, time.Hour, 50 * ms},
+		{"just degraded", probe.HTTPS, true, 0, 20 * ms},
+		{"degraded for long", probe.HTTPS, true, time.Hour, 2 * time.Second},
+		{"degraded for long, cheap", probe.TCP, true, time.Hour, 2 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) { eq(t, "pause", untilReady(c.kind, c.degraded, c.age), c.want) })
+	}
+}
+
+func TestAComponentThatIsReadyAfterThreeSecondsIsSeenSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.answer("a:open", true)
+		s, _ := run(t, w, single("a"))
+		settle(3 * time.Second)
+		w.answer("a", true)
+		settle(50 * time.Millisecond)
+		eq(t, "states", states(s), "a ready")
+	})
+}
+
+func notes(s *Supervisor) string {
+	var parts []string
+	for _, st := range s.Snapshot() {
+		parts = append(parts, strings.TrimSuffix(st.Component+" "+string(st.State)+" "+st.Note(), " "))
+	}
+	return strings.Join(parts, "\n")
+}
+
+func TestEveryComponentIsShownBeforeItCanBeStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := New(slog.New(slog.DiscardHandler), Options{NewRunner: func(u component.Unit) Runner { return &fakeRunner{w: w, u: u} }})
+		if err := s.Apply(t.Context(), []component.Unit{single("store"), single("api", "store")}); err != nil {
+			t.Fatal(err)
+		}
+		eq(t, "states before Run", states(s), "store waiting, api waiting")
+	})
+}
+
+func TestWhatWaitsForOldProcessesToStopSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		api, store, proxy, fresh := single("api", "store"), single("store"), single("proxy", "api"), single("fresh")
+		w.left["api"] = api.Hash()
+		w.left["store"], w.left["proxy"] = "another", "another"
+		w.slow["store"], w.slow["proxy"] = 2*time.Second, 4*time.Second
+		s, _ := run(t, w, store, api, proxy, fresh) // proxy is stopped first, then store
+		const old = "stopping its old process, started with other settings, is being stopped"
+		eq(t, "at once", notes(s), "store "+old+"\napi waiting to be taken over: it runs already\nproxy "+old+"\nfresh waiting for old processes to be stopped")
+		settle(5 * time.Second)
+		eq(t, "later", notes(s), "store "+old+"\napi waiting to be taken over: it runs already\nproxy waiting for old processes to be stopped\nfresh waiting for old processes to be stopped")
+		settle(2 * time.Second)
+		eq(t, "states at the end", states(s), "store starting, api starting, proxy waiting, fresh starting")
+	})
+}
+
+func TestWhatIsReplacedIsShownUntilAndAfterItHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.slow["a"], w.slow["b"], w.slow["gone"] = time.Second, 3*time.Second, 3*time.Second
+		s, _ := run(t, w, single("a"), single("b"), single("gone"))
+		a, b := single("a"), single("b")
+		a.Argv, b.Argv = append(a.Argv, "--new"), append(b.Argv, "--new")
+		applied := make(chan error, 1)
+		go func() { applied <- s.Apply(context.Background(), []component.Unit{a, b, single("c")}) }()
+		synctest.Wait()
+		eq(t, "states at once", states(s), "a stopping, b stopping, c waiting, gone stopping")
+		settle(2 * time.Second)
+		eq(t, "states later", states(s), "a waiting, b stopping, c waiting, gone stopping")
+		if err := <-applied; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		eq(t, "states at the end", states(s), "a starting, b starting, c starting")
 	})
 }
 

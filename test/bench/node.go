@@ -39,6 +39,7 @@ type sandbox struct {
 // provider makes nodes of a kind.
 func (s sandbox) provider(kind string) *netns.Provider {
 	o := netns.Below(s.dir)
+	o.CgroupRoot = "/k1s"
 	o.Program, o.StopTimeout = s.program, 40*time.Second
 	if kind == baseline {
 		o.Program, o.NodeArgs, o.StopArgs = s.self, []string{baselineCommand}, []string{baselineStop}

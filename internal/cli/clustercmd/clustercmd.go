@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -151,20 +150,19 @@ func (e env) runKubectl(ctx context.Context, kubeconfig string, args []string) e
 }
 
 // confirm asks before something is destroyed; without a terminal only --yes will do.
-func (e env) confirm(question string, yes bool) error {
+func (e env) confirm(ctx context.Context, question string, yes bool) error {
 	if yes {
 		return nil
 	}
 	if !iostreams.IsTerminal(e.streams.In) || !iostreams.IsTerminal(e.streams.ErrOut) {
 		return errs.Hint(errs.New(errs.Usage, "%s needs a confirmation, and there is no terminal to ask on", question), "add --yes")
 	}
-	fmt.Fprintf(e.streams.ErrOut, "%s? [y/N] ", question)
-	var answer string
-	if _, err := fmt.Fscanln(e.streams.In, &answer); err != nil && !errors.Is(err, io.EOF) && answer == "" {
-		return errs.New(errs.Interrupted, "not confirmed")
+	answer, err := iostreams.Ask(ctx, e.streams, question+"? [y/N] ")
+	if err != nil && ctx.Err() == nil {
+		return err
 	}
 	if a := strings.ToLower(answer); a != "y" && a != "yes" {
-		return errs.New(errs.Interrupted, "not confirmed")
+		return errs.New(errs.Interrupted, "nothing was done")
 	}
 	return nil
 }

@@ -183,6 +183,10 @@ func runDelete(ctx context.Context, e env, o deleteOptions) error {
 	if o.dryRun {
 		for _, n := range names {
 			st, err := m.Provider.Describe(ctx, n)
+			if errs.Is(err, errs.NotFound) { // as deleting it would say
+				fmt.Fprintf(e.streams.ErrOut, "there is no cluster %s\n", n)
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -192,7 +196,7 @@ func runDelete(ctx context.Context, e env, o deleteOptions) error {
 		}
 		return nil
 	}
-	if err := e.confirm("deleting "+strings.Join(names, ", ")+" with all data", o.yes); err != nil {
+	if err := e.confirm(ctx, "deleting "+strings.Join(names, ", ")+" with all data", o.yes); err != nil {
 		return err
 	}
 	var failed []error

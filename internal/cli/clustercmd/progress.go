@@ -11,12 +11,13 @@ import (
 
 // newProgress shows progress: on a terminal one line that changes, elsewhere a line for everything new.
 func newProgress(w io.Writer) cluster.Progress {
-	return &progress{w: w, terminal: iostreams.IsTerminal(w), now: time.Now}
+	return &progress{w: w, terminal: iostreams.IsTerminal(w), width: func() int { return iostreams.Width(w) }, now: time.Now}
 }
 
 type progress struct {
 	w        io.Writer
 	terminal bool
+	width    func() int // of the terminal, which may change
 	now      func() time.Time
 	step     string
 	reason   string
@@ -36,7 +37,7 @@ func (p *progress) Step(what string) {
 func (p *progress) Waiting(reason string) {
 	if p.terminal { // with the time, so that it is seen to be alive
 		p.reason = reason
-		fmt.Fprintf(p.w, "\r\033[K%s … %s: %s", p.step, p.took(), cut(reason))
+		fmt.Fprint(p.w, "\r\033[K", cut(fmt.Sprintf("%s … %s: %s", p.step, p.took(), reason), p.width()-1))
 		return
 	}
 	if reason != p.reason {
@@ -56,9 +57,8 @@ func (p *progress) took() string {
 	return p.now().Sub(p.began).Round(100 * time.Millisecond).String()
 }
 
-// cut keeps a line that is rewritten on one line.
-func cut(s string) string {
-	const room = 90
+// cut keeps a line that is rewritten on one line: one that is wrapped could not be.
+func cut(s string, room int) string {
 	r := []rune(s)
 	for i, c := range r {
 		if c == '\n' {
@@ -66,7 +66,7 @@ func cut(s string) string {
 			break
 		}
 	}
-	if len(r) > room {
+	if room = max(room, 1); len(r) > room {
 		r = append(r[:room-1], '…')
 	}
 	return string(r)

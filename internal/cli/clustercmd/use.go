@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +23,7 @@ func newKubeconfigCmd(e env) *cobra.Command {
 			m.Progress = nil
 			c, err := m.Kubeconfig(cmd.Context(), nameOf(args))
 			if err != nil {
-				return err
+				return cluster.Missing(err)
 			}
 			raw, err := kubeconfig.Build(c)
 			if err == nil {
@@ -57,7 +58,7 @@ type split struct{ before, after []string }
 func splitAtDash(cmd *cobra.Command, args []string, n int, out *split) error {
 	at := cmd.ArgsLenAtDash()
 	if at < 0 {
-		return usage("%s: put -- before what is to run", cmd.CommandPath())
+		return errs.Hint(errs.New(errs.Usage, "%s: put -- before what is to run", cmd.CommandPath()), "write: %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))
 	}
 	if at > n {
 		return usage("%s takes at most %d names before --, got %d", cmd.CommandPath(), n, at)
@@ -71,6 +72,13 @@ func splitAtDash(cmd *cobra.Command, args []string, n int, out *split) error {
 func runKubectl(ctx context.Context, e env, name string, args []string) error {
 	m := e.manager(false)
 	m.Progress = nil
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return cluster.Missing(err)
+	}
+	if st.State == cluster.Stopped {
+		return errs.Hint(errs.New(errs.NotRunning, "cluster %q is stopped", name), "run: k1s cluster start %s", name)
+	}
 	c, err := m.Kubeconfig(ctx, name)
 	if err != nil {
 		return err
@@ -124,13 +132,17 @@ func runExec(ctx context.Context, e env, name, node string, argv []string) error
 	}
 	st, err := e.deps.Provider.Describe(ctx, name)
 	if err != nil {
-		return errs.Hint(err, "run: k1s cluster ls")
+		return cluster.Missing(err)
 	}
 	if node == "" {
 		node = cluster.NodeName(cluster.Server, 0)
 	}
 	if !slices.ContainsFunc(st.Nodes, func(n cluster.Node) bool { return n.Name == node }) {
-		return errs.New(errs.NotFound, "cluster %q has no node %q", name, node)
+		var names []string
+		for _, n := range st.Nodes {
+			names = append(names, n.Name)
+		}
+		return errs.Hint(errs.New(errs.NotFound, "cluster %q has no node %q", name, node), "its nodes: %s", strings.Join(names, ", "))
 	}
 	return x.Exec(ctx, name, node, argv, cluster.Streams{In: e.streams.In, Out: e.streams.Out, ErrOut: e.streams.ErrOut})
 }

@@ -192,16 +192,19 @@ func removeCgroups(path string) error {
 	return errors.Join(all...)
 }
 
-// removeEmptyCgroup removes a parent that other clusters may still use, and tells whether it is gone everywhere.
+// removeEmptyCgroup removes a parent that other clusters may still use, and what is above it, and tells whether
+// all of it is gone everywhere.
 func removeEmptyCgroup(path string) (gone bool) {
 	hs, err := hierarchies()
 	if err != nil {
 		return false
 	}
-	gone = true
-	for _, h := range hs {
-		err := unix.Rmdir(filepath.Join(h.mount, path))
-		gone = gone && (err == nil || errors.Is(err, unix.ENOENT))
+	for ; path != "/" && path != "."; path = filepath.Dir(path) {
+		gone = true
+		for _, h := range hs {
+			err := unix.Rmdir(filepath.Join(h.mount, path))
+			gone = gone && (err == nil || errors.Is(err, unix.ENOENT))
+		}
 	}
 	return gone
 }

@@ -59,8 +59,9 @@ type forwarder struct {
 	log  *slog.Logger
 	idle time.Duration // of UDP sessions
 
-	mu    sync.Mutex // guards ports
+	mu    sync.Mutex // guards what follows
 	ports map[portKey]*port
+	held  map[portKey]any // sockets somebody has opened for us: a net.Listener or a *net.UDPConn each
 }
 
 type portKey struct {
@@ -124,18 +125,24 @@ func (f *forwarder) open(w forward) (*port, error) {
 	var serve func()
 	switch w.Proto {
 	case "udp":
-		l, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(w.Listen))
-		if err != nil {
-			cancel()
-			return nil, err
+		l, ok := f.take(w).(*net.UDPConn)
+		if !ok {
+			var err error
+			if l, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(w.Listen)); err != nil {
+				cancel()
+				return nil, err
+			}
 		}
 		serve = func() { f.serveUDP(ctx, p, l) }
 	default:
-		lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-		l, err := lc.Listen(ctx, "tcp4", w.Listen.String())
-		if err != nil {
-			cancel()
-			return nil, err
+		l, ok := f.take(w).(net.Listener)
+		if !ok {
+			var lc net.ListenConfig
+			var err error
+			if l, err = lc.Listen(ctx, "tcp4", w.Listen.String()); err != nil {
+				cancel()
+				return nil, err
+			}
 		}
 		serve = func() { f.serveTCP(ctx, p, l) }
 	}
@@ -144,6 +151,14 @@ func (f *forwarder) open(w forward) (*port, error) {
 		serve()
 	}()
 	return p, nil
+}
+
+// take hands out the socket that was opened for a forward, once; nil without one. The caller holds mu.
+func (f *forwarder) take(w forward) any {
+	k := portKey{w.Proto, w.Listen}
+	s := f.held[k]
+	delete(f.held, k)
+	return s
 }
 
 // connect dials the targets in turn until one answers.
@@ -196,6 +211,9 @@ func (f *forwarder) serveTCP(ctx context.Context, p *port, l net.Listener) {
 		conns.Go(func() {
 			defer func() { <-slots }()
 			defer c.Close()
+			if t, ok := c.(*net.TCPConn); ok {
+				_ = t.SetKeepAliveConfig(keepAlive)
+			}
 			to, err := f.connect(ctx, p, "tcp4")
 			if err != nil {
 				f.log.Debug("nothing answers in the cluster", "listen", l.Addr(), "err", err)

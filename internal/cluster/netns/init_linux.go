@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,8 @@ type initState struct {
 	Last     string `json:"last,omitempty"` // how it ended the last time
 	// Final: it said that trying again is pointless (exit status of a usage error or of an unsupported machine).
 	Final bool `json:"final"`
+	// Stopped: it was asked to end (exit status 0), and waits for SIGHUP to be started again.
+	Stopped bool `json:"stopped"`
 }
 
 // Back-off of the node program: from minBackOff doubling to maxBackOff, from the start again after it ran for
@@ -52,17 +55,14 @@ const (
 )
 
 // runInit is a node's first process. It starts the node program, starts it again when it dies, collects
-// orphans, and ends the node program in order when it is asked to end itself. It may be killed at any time
-// and started again in the same node; pods do not notice.
+// orphans, and ends the node program in order when it is asked to end itself. A node program that was stopped
+// (k1s stop) stays so until SIGHUP. It may be killed at any time and started again in the same node; pods do
+// not notice.
 func runInit(_ context.Context, dir string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", "node")
-	var spec initSpec
-	b, err := os.ReadFile(dir + "/" + initSpecName)
-	if err == nil {
-		err = json.Unmarshal(b, &spec)
-	}
+	spec, err := readInitSpec(dir)
 	if err != nil {
-		return fmt.Errorf("reading what to do in this node: %w", err)
+		return err
 	}
 	if err := joinCgroup(spec.Cgroup, os.Getpid()); err != nil {
 		return err
@@ -71,11 +71,23 @@ func runInit(_ context.Context, dir string) error {
 		return fmt.Errorf("becoming the parent of orphans: %w", err)
 	}
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 
 	in := &initLoop{spec: spec, log: log, stateFile: dir + "/" + initStateName, backOff: minBackOff}
 	return in.run(signals)
+}
+
+func readInitSpec(dir string) (initSpec, error) {
+	var spec initSpec
+	b, err := os.ReadFile(filepath.Join(dir, initSpecName))
+	if err == nil {
+		err = json.Unmarshal(b, &spec)
+	}
+	if err != nil {
+		return spec, fmt.Errorf("reading what to do in this node: %w", err)
+	}
+	return spec, nil
 }
 
 type initLoop struct {
@@ -102,32 +114,53 @@ func (in *initLoop) run(signals <-chan os.Signal) error {
 				again.Reset(in.nextBackOff())
 			}
 		case <-overdue:
+			if in.state.PID == 0 { // whoever asked us to end kills the rest
+				return nil
+			}
 			_ = unix.Kill(in.state.PID, unix.SIGKILL)
 		case s := <-signals:
 			switch {
-			case s != unix.SIGCHLD && !stopping:
-				stopping = true
-				again.Stop()
-				if in.state.PID == 0 {
+			case s == unix.SIGCHLD:
+				died := in.reap()
+				switch {
+				case stopping && in.state.PID == 0 && (died || in.stopper == 0):
 					return nil
-				}
-				overdue = time.After(in.spec.Timeout)
-				in.startStopping()
-			case s != unix.SIGCHLD: // asked twice
-				_ = unix.Kill(in.state.PID, unix.SIGTERM)
-			case in.reap():
-				if stopping {
-					return nil
-				}
-				if !in.state.Final {
+				case died && !stopping && !in.state.Final && !in.state.Stopped:
 					again.Reset(in.nextBackOff())
 				}
+			case s == unix.SIGHUP:
+				if !stopping && in.state.PID == 0 && in.goOn() {
+					again.Reset(0)
+				}
+			case !stopping:
+				stopping = true
+				again.Stop()
+				overdue = time.After(in.spec.Timeout)
+				if in.startStopping(); in.state.PID == 0 && in.stopper == 0 {
+					return nil
+				}
+			case in.state.PID != 0: // asked twice
+				_ = unix.Kill(in.state.PID, unix.SIGTERM)
 			}
 		}
 	}
 }
 
-// startStopping asks the node program to end, in the words of spec.Stop if there are any.
+// goOn makes a node program that was stopped, or has given up, one to be started, with what may have changed
+// meanwhile.
+func (in *initLoop) goOn() bool {
+	spec, err := readInitSpec(filepath.Dir(in.stateFile))
+	if err != nil {
+		in.log.Warn("not started again", "err", err)
+		return false
+	}
+	in.spec, in.backOff = spec, minBackOff
+	in.state.Stopped, in.state.Final, in.state.Last = false, false, ""
+	return true
+}
+
+// startStopping ends the node program and what it would leave behind, in the words of spec.Stop if there are
+// any.
 func (in *initLoop) startStopping() {
 	if len(in.spec.Stop) > 0 {
 		pid, err := in.launch(in.spec.Stop)
@@ -137,7 +170,9 @@ func (in *initLoop) startStopping() {
 		}
 		in.log.Warn("stopping in order failed", "err", err)
 	}
-	_ = unix.Kill(in.state.PID, unix.SIGTERM)
+	if in.state.PID != 0 {
+		_ = unix.Kill(in.state.PID, unix.SIGTERM)
+	}
 }
 
 // start runs the node program. It is not waited for with os/exec: reap collects every child alike.
@@ -185,12 +220,14 @@ func (in *initLoop) reap() (died bool) {
 		}
 		died = true
 		in.state.PID = 0
-		in.state.Restarts++
 		in.state.Last = describeExit(ws)
 		kind := ws.ExitStatus()
 		in.state.Final = ws.Exited() && (kind == errs.Usage.ExitCode() || kind == errs.Unsupported.ExitCode())
+		if in.state.Stopped = ws.Exited() && kind == 0; !in.state.Stopped {
+			in.state.Restarts++
+		}
 		in.save()
-		in.log.Warn("node program ended", "how", in.state.Last, "final", in.state.Final)
+		in.log.Warn("node program ended", "how", in.state.Last, "final", in.state.Final, "stopped", in.state.Stopped)
 	}
 }
 

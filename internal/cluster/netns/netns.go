@@ -10,7 +10,7 @@
 //
 //	<state>/<cluster>/               record (cluster.json), kubeconfig, logs, and nodes/<node>/{var,etc}
 //	<run>/<cluster>/                 records of processes, nodes/<node>/run, and ns/: pinned namespaces
-//	<cgroup>/k1s/<cluster>/<node>/   in every hierarchy
+//	<cgroup>/k1s/<cluster>/<node>/   in every hierarchy; see Below for other directories than the usual ones
 //	two kinds of process             the switch, and each node's first process with all its offspring
 //
 // Namespaces are pinned by mounting them on files in ns/, so a node survives the death of any process of
@@ -18,9 +18,14 @@
 package netns
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"path/filepath"
 	"time"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/errs"
 )
 
 // Options say where a provider keeps things and what it runs. The zero value works on a real machine.
@@ -89,29 +94,54 @@ func (o Options) withDefaults() Options {
 }
 
 // Below returns options for a provider that keeps everything under one directory, as tests and
-// K1S_CLUSTERS_DIR want it.
+// K1S_CLUSTERS_DIR want it. Its cgroups are its own too: what is in a cluster's cgroup is killed with it, so
+// clusters of one name in two directories must not share one.
 func Below(dir string) Options {
-	return Options{State: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run")}
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return Options{
+		State: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run"),
+		CgroupRoot: filepath.Join(defaultCgroup, "_"+hex.EncodeToString(sum[:4])), // no cluster is called so
+	}
 }
 
 // layout names the files of one cluster.
 type layout struct{ state, run, cluster string }
 
-func (l layout) stateDir() string              { return filepath.Join(l.state, l.cluster) }
-func (l layout) runDir() string                { return filepath.Join(l.run, l.cluster) }
-func (l layout) record() string                { return filepath.Join(l.stateDir(), "cluster.json") }
-func (l layout) kubeconfig() string            { return filepath.Join(l.stateDir(), "kubeconfig") }
-func (l layout) log(name string) string        { return filepath.Join(l.stateDir(), "log", name+".log") }
-func (l layout) node(node string) string       { return filepath.Join(l.stateDir(), "nodes", node) }
-func (l layout) nodeVar(node string) string    { return filepath.Join(l.node(node), "var") }
-func (l layout) nodeEtc(node string) string    { return filepath.Join(l.node(node), "etc") }
-func (l layout) nodeRun(node string) string    { return filepath.Join(l.runDir(), "nodes", node, "run") }
+func (l layout) stateDir() string           { return filepath.Join(l.state, l.cluster) }
+func (l layout) runDir() string             { return filepath.Join(l.run, l.cluster) }
+func (l layout) record() string             { return filepath.Join(l.stateDir(), "cluster.json") }
+func (l layout) kubeconfig() string         { return filepath.Join(l.stateDir(), "kubeconfig") }
+func (l layout) log(name string) string     { return filepath.Join(l.stateDir(), "log", name+".log") }
+func (l layout) node(node string) string    { return filepath.Join(l.stateDir(), "nodes", node) }
+func (l layout) nodeVar(node string) string { return filepath.Join(l.node(node), "var") }
+func (l layout) nodeEtc(node string) string { return filepath.Join(l.node(node), "etc") }
+func (l layout) nodeRun(node string) string { return filepath.Join(l.runDir(), "nodes", node, "run") }
+func (l layout) controlSocket(node string) string {
+	return filepath.Join(l.nodeRun(node), "k1s", "k1s.sock")
+}
 func (l layout) proc(name string) string       { return filepath.Join(l.runDir(), name+".proc.json") }
 func (l layout) pins() string                  { return filepath.Join(l.runDir(), "ns") }
 func (l layout) pin(owner, kind string) string { return filepath.Join(l.pins(), owner+"."+kind) }
 
 // payload is where the payload is unpacked once for all clusters; it goes with the last of them.
 func (l layout) payload() string { return filepath.Join(l.state, ".payload") }
+
+// maxSocketPath is how long the path of a socket may be.
+const maxSocketPath = 107
+
+// socketsFit makes sure that the nodes of a cluster can be asked how they are: names of clusters are short
+// enough for the usual directories, but not for any.
+func socketsFit(l layout) error {
+	longest := l.controlSocket(cluster.NodeName(cluster.Server, cluster.MaxServers-1))
+	if too := len(longest) - maxSocketPath; too > 0 {
+		return errs.Hint(errs.New(errs.Invalid, "the path of a node's control socket would be too long: %s", longest),
+			"choose a directory or a name that is %d bytes shorter (%s=%s)", too, cluster.EnvRoot, filepath.Dir(l.run))
+	}
+	return nil
+}
 
 // switchName is the switch's name among the processes and namespaces of a cluster; no node is called so.
 const switchName = "switch"

@@ -5,6 +5,7 @@ package netns
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -82,6 +83,7 @@ func standIn() {
 	}()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/pid", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })
+	mux.HandleFunc("/stop", func(http.ResponseWriter, *http.Request) { os.Exit(0) })
 	mux.HandleFunc("/env/{name}", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.PathValue("name"))) })
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) {
 		b, err := os.ReadFile(r.FormValue("name"))
@@ -118,9 +120,24 @@ func standIn() {
 	die(http.Serve(l, mux))
 }
 
+// shortDir is a directory of the test whose path leaves room for the names of sockets.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "k1s-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func testProvider(t *testing.T, change ...func(*Options)) *Provider {
 	testenv.Root(t)
-	o := Below(t.TempDir())
+	o := Below(shortDir(t))
 	o.CgroupRoot = "/k1s-test-" + strconv.Itoa(os.Getpid())
 	o.StopTimeout = 10 * time.Second
 	for _, c := range change {
@@ -318,6 +335,25 @@ func unwrap(err error) error {
 	return u.Unwrap()
 }
 
+// Pods with hostUsers: false.
+func TestAUserNamespaceInANodeMayHaveAProcfsOfItsOwn(t *testing.T) {
+	testenv.Root(t)
+	argv := []string{"unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "cat", "/proc/self/uid_map"}
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Skipf("not on this machine either: %v\n%s", err, out)
+	}
+	p := testProvider(t)
+	up(t, p, cluster.Spec{Name: "one"})
+	var out strings.Builder
+	if err := p.Exec(t.Context(), "one", "server-0", argv, cluster.Streams{Out: &out, ErrOut: &out}); err != nil {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	// What a node may not change of the machine is still covered.
+	if err := p.Exec(t.Context(), "one", "server-0", []string{"mountpoint", "-q", "/proc/sys/vm/overcommit_memory"}, cluster.Streams{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPublishedPortsLeadIntoTheCluster(t *testing.T) {
 	p := testProvider(t)
 	tcp, udp := freePorts(t)
@@ -366,7 +402,7 @@ func TestAPortInUseIsNamed(t *testing.T) {
 		clustertest.NothingLeft(t, p, "one")
 	})
 	_, err = p.Prepare(t.Context(), cluster.Spec{Name: "one", APIPort: port})
-	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("127.0.0.1:%d", port)) || !strings.Contains(err.Error(), "in use") {
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("127.0.0.1:%d (tcp) to the cluster: it is in use by netns.test (pid %d)", port, os.Getpid())) {
 		t.Errorf("got %v, want an error that names the port", err)
 	}
 }
@@ -384,6 +420,82 @@ func freePorts(t *testing.T) (tcp, udp uint16) {
 	}
 	defer c.Close()
 	return uint16(l.Addr().(*net.TCPAddr).Port), uint16(c.LocalAddr().(*net.UDPAddr).Port)
+}
+
+// Two users, or one with two K1S_CLUSTERS_DIR, know nothing of each other's clusters.
+func TestClustersMadeAtOnceInDifferentDirectoriesGetDifferentPorts(t *testing.T) {
+	const many = 4
+	type made struct {
+		spec cluster.Spec
+		err  error
+	}
+	results := make(chan made, many)
+	for i := range many {
+		p := testProvider(t)
+		name := "at-once-" + strconv.Itoa(i)
+		t.Cleanup(func() {
+			if err := p.Delete(context.Background(), name, ""); err != nil {
+				t.Error(err)
+			}
+			clustertest.NothingLeft(t, p, name)
+		})
+		go func() {
+			s, err := p.Prepare(context.Background(), cluster.Spec{Name: name})
+			results <- made{s, err}
+		}()
+	}
+	ports := map[uint16]bool{}
+	for range many {
+		r := <-results
+		if r.err != nil {
+			t.Error(r.err)
+		}
+		if ports[r.spec.APIPort] {
+			t.Errorf("port %d was given twice", r.spec.APIPort)
+		}
+		ports[r.spec.APIPort] = true
+	}
+}
+
+func TestAChosenPortThatSomebodyElseHasAtTheNextStartIsChosenAgain(t *testing.T) {
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	if err := p.Stop(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", s.APIPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	st := start(t, p, "one")
+	if st.Spec.APIPort == s.APIPort || st.Spec.APIPort == 0 || st.State != cluster.Running {
+		t.Errorf("the port was %d, is %d; the cluster is %s (%s)", s.APIPort, st.Spec.APIPort, st.State, st.Note)
+	}
+	get(t, st.Spec, "/pid")
+}
+
+func TestClustersOfOneNameInTwoDirectoriesDoNotDisturbEachOther(t *testing.T) {
+	var ps []*Provider
+	for range 2 {
+		dir := shortDir(t)
+		ps = append(ps, testProvider(t, func(o *Options) {
+			root := o.CgroupRoot
+			*o = Below(dir)
+			o.CgroupRoot = filepath.Join(root, filepath.Base(o.CgroupRoot))
+			o.StopTimeout = 10 * time.Second
+		}))
+	}
+	up(t, ps[0], cluster.Spec{Name: "one"})
+	s, _ := up(t, ps[1], cluster.Spec{Name: "one"})
+	pid := get(t, s, "/pid")
+	if err := ps[0].Delete(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	clustertest.NothingLeft(t, ps[0], "one")
+	if now := get(t, s, "/pid"); now != pid {
+		t.Errorf("the other cluster's program was process %s and is %s", pid, now)
+	}
 }
 
 func TestTwoClustersWithTheSameAddressesAnswerEachForItself(t *testing.T) {
@@ -488,6 +600,128 @@ func TestTheNodeProgramIsRestartedWhenItDies(t *testing.T) {
 	if st := state(t, p, "one"); st.State != cluster.Running || st.Nodes[0].PID != n.PID {
 		t.Errorf("got %+v", st)
 	}
+}
+
+// The first process of the node may not have written down yet that the program has ended.
+func TestAStartThatFollowsAStopAtOnceIsNotLost(t *testing.T) {
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	for range 5 {
+		program, err := recordOf(atoi(t, get(t, s, "/pid")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		if resp, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/stop", s.APIPort)); err == nil {
+			_ = resp.Body.Close()
+		}
+		for deadline := time.Now().Add(time.Minute); program.alive(); {
+			if time.Now().After(deadline) {
+				t.Fatal("the node program does not end")
+			}
+		}
+		start(t, p, "one")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		err = wait.Until(ctx, 10*time.Millisecond, "another node program", func(context.Context) error {
+			if get(t, s, "/pid") == fmt.Sprint(program.PID) {
+				return errors.New("the old one answers")
+			}
+			return nil
+		})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestANodeProgramThatWasStoppedStaysSoUntilTheClusterIsStarted(t *testing.T) {
+	p := testProvider(t)
+	s, n := up(t, p, cluster.Spec{Name: "one"})
+	program := get(t, s, "/pid")
+	pod, err := recordOf(atoi(t, get(t, s, "/pod")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopIt := func() {
+		t.Helper()
+		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		if resp, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/stop", s.APIPort)); err == nil {
+			_ = resp.Body.Close()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := wait.Until(ctx, 10*time.Millisecond, "the cluster to be stopped", func(context.Context) error {
+			st, err := p.Describe(ctx, "one")
+			if err == nil && (st.State != cluster.Stopped || st.Nodes[0].State != cluster.Stopped || !strings.Contains(st.Note, "k1s cluster start one")) {
+				err = fmt.Errorf("it is %s (%s), its node %s (%s)", st.State, st.Note, st.Nodes[0].State, st.Nodes[0].Note)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stopIt()
+	if !pod.alive() {
+		t.Error("the pod has ended with the node program")
+	}
+	// A command can still be run there.
+	if err := p.Exec(t.Context(), "one", "server-0", []string{"true"}, cluster.Streams{}); err != nil {
+		t.Error(err)
+	}
+	st := start(t, p, "one")
+	if st.State != cluster.Running || st.Nodes[0].PID != n.PID {
+		t.Errorf("after the start: %+v", st)
+	}
+	if now := get(t, s, "/pid"); now == program {
+		t.Error("the old node program answers")
+	}
+	if !pod.alive() {
+		t.Error("the pod has ended with the start")
+	}
+	// Stopping the cluster ends pods in order, also while the node program is stopped.
+	stopIt()
+	if err := p.Stop(t.Context(), "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	if pod.alive() {
+		t.Error("the pod survived the stop of the cluster")
+	}
+	if !fileExists(filepath.Join(p.layout("one").nodeVar("server-0"), "lib/k1s/stopped-in-order")) {
+		t.Error("the pods were not ended in order")
+	}
+}
+
+func TestStartMendsANodeThatHasGivenUp(t *testing.T) {
+	p := testProvider(t)
+	t.Cleanup(func() {
+		if err := p.Delete(context.Background(), "one", ""); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := p.Prepare(t.Context(), cluster.Spec{Name: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusing := New(p.opts)
+	refusing.opts.NodeArgs = []string{"refuse"}
+	if _, err := refusing.Create(t.Context(), cluster.NodeSpec{Cluster: "one", Role: cluster.Server}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err = wait.Until(ctx, 10*time.Millisecond, "the node to give up", func(context.Context) error {
+		if st := state(t, p, "one"); st.State != cluster.Broken || !strings.Contains(st.Note, "gave up") {
+			return fmt.Errorf("it is %s (%s)", st.State, st.Note)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, p, "one")
+	get(t, s, "/pid")
 }
 
 func TestPodsSurviveTheDeathOfTheNodesFirstProcess(t *testing.T) {

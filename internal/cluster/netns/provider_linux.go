@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -66,6 +65,9 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err := cluster.ValidateSpec(spec); err != nil {
 		return spec, err
 	}
+	if err := socketsFit(p.layout(spec.Name)); err != nil {
+		return spec, err
+	}
 	if err := p.program(); err != nil {
 		return spec, err
 	}
@@ -97,22 +99,30 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		}
 	}
 	if spec.APIPort == 0 {
-		if spec.APIPort = old.APIPort; spec.APIPort == 0 {
-			if spec.APIPort, err = p.freePort(spec); err != nil {
-				return spec, err
-			}
-		}
+		spec.APIPort, spec.APIPortChosen = old.APIPort, old.APIPortChosen
 	}
 	if spec.Created.IsZero() {
 		if spec.Created = old.Created; spec.Created.IsZero() {
 			spec.Created = time.Now().UTC().Truncate(time.Second)
 		}
 	}
+	rec, err := readProc(l.proc(switchName))
+	if err == nil && rec.alive() && sameSwitch(old, spec) && isPinned(l, switchName, bridgeKinds) {
+		return spec, writeRecord(l, spec)
+	}
+	if err := p.endProcess(l, switchName, 5*time.Second); err != nil {
+		return spec, err
+	}
+	spec, ports, err := p.hold(ctx, old, spec)
+	if err != nil {
+		return spec, err
+	}
+	defer ports.close()
 	if err := writeRecord(l, spec); err != nil {
 		return spec, err
 	}
 	if !isPinned(l, switchName, bridgeKinds) {
-		if err := errors.Join(p.endProcess(l, switchName, 0), unpin(l, switchName)); err != nil {
+		if err := unpin(l, switchName); err != nil {
 			return spec, err
 		}
 		addr := netip.PrefixFrom(cluster.BridgeAddr(spec.Subnet), spec.Subnet.Bits())
@@ -121,13 +131,7 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 			return spec, err
 		}
 	}
-	if rec, err := readProc(l.proc(switchName)); err == nil && rec.alive() && sameSwitch(old, spec) {
-		return spec, nil
-	}
-	if err := p.endProcess(l, switchName, 5*time.Second); err != nil {
-		return spec, err
-	}
-	return spec, p.startSwitch(ctx, l)
+	return spec, p.startSwitch(ctx, l, ports)
 }
 
 func sameSwitch(a, b cluster.Spec) bool {
@@ -154,36 +158,6 @@ func (p *Provider) program() error {
 // firstAPIPort is where the search for a free port begins: away from the 6443 of a node that runs on this
 // machine itself.
 const firstAPIPort = 16443
-
-// freePort finds a port for the API that nobody listens on and no other cluster, running or not, has.
-func (p *Provider) freePort(spec cluster.Spec) (uint16, error) {
-	taken := map[uint16]bool{}
-	for _, pub := range spec.Publish {
-		taken[pub.HostPort] = true
-	}
-	names, err := p.clusters()
-	if err != nil {
-		return 0, err
-	}
-	for _, n := range names {
-		if s, err := readRecord(p.layout(n)); err == nil {
-			taken[s.APIPort] = true
-			for _, pub := range s.Publish {
-				taken[pub.HostPort] = true
-			}
-		}
-	}
-	for port := uint16(firstAPIPort); port < firstAPIPort+1000; port++ {
-		if taken[port] {
-			continue
-		}
-		ln, err := net.Listen("tcp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String())
-		if err == nil {
-			return port, ln.Close()
-		}
-	}
-	return 0, errs.Hint(errors.New("no free port for the API on 127.0.0.1"), "choose one with --api-port")
-}
 
 // Create implements cluster.Provider.
 func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.Node, error) {
@@ -230,7 +204,7 @@ func (p *Provider) create(l layout, spec *cluster.Spec, node cluster.NodeSpec) e
 	}
 	pinned := isPinned(l, name, nsKinds)
 	if pinned && rec.alive() {
-		return p.plugIn(l, *spec, node)
+		return errors.Join(p.plugIn(l, *spec, node), p.goOn(l, *spec, node, rec))
 	}
 	if err := prepareRoot(l, name); err != nil {
 		return err
@@ -373,8 +347,37 @@ func (p *Provider) plugIn(l layout, spec cluster.Spec, node cluster.NodeSpec) er
 	return inNode(func() error { return setUpNodeNetwork(addr, gw) })
 }
 
-// startInit starts the node's first process.
-func (p *Provider) startInit(l layout, spec cluster.Spec, node cluster.NodeSpec) error {
+// goOn makes a node's first process start the node program again, if that was stopped or has given up.
+func (p *Provider) goOn(l layout, spec cluster.Spec, node cluster.NodeSpec, first procRecord) error {
+	st, ok := readInitState(l, node.Name())
+	if !ok {
+		return nil
+	}
+	if st.PID != 0 {
+		// What has just ended may not be written down yet: the first process hears of that before it hears of us.
+		if rec, err := recordOf(st.PID); err == nil && rec.alive() {
+			return nil
+		}
+	} else if !st.Stopped && !st.Final {
+		return nil
+	}
+	if err := provision(l, node); err != nil {
+		return err
+	}
+	if err := p.writeInitSpec(l, spec, node); err != nil {
+		return err
+	}
+	return first.signal(unix.SIGHUP)
+}
+
+// readInitState tells how a node's program fares; not ok while nothing is known.
+func readInitState(l layout, name string) (st initState, ok bool) {
+	b, err := os.ReadFile(filepath.Join(l.nodeRun(name), initStateName))
+	return st, err == nil && json.Unmarshal(b, &st) == nil
+}
+
+// writeInitSpec tells a node's first process what to do.
+func (p *Provider) writeInitSpec(l layout, spec cluster.Spec, node cluster.NodeSpec) error {
 	name := node.Name()
 	cg := p.cgroup(l.cluster, name)
 	b, err := json.Marshal(initSpec{
@@ -389,10 +392,16 @@ func (p *Provider) startInit(l layout, spec cluster.Spec, node cluster.NodeSpec)
 		return err
 	}
 	_ = os.Remove(filepath.Join(l.nodeRun(name), initStateName))
-	if err := durable.WriteFile(filepath.Join(l.nodeRun(name), initSpecName), b, 0o600); err != nil {
+	return durable.WriteFile(filepath.Join(l.nodeRun(name), initSpecName), b, 0o600)
+}
+
+// startInit starts the node's first process.
+func (p *Provider) startInit(l layout, spec cluster.Spec, node cluster.NodeSpec) error {
+	if err := p.writeInitSpec(l, spec, node); err != nil {
 		return err
 	}
-	_, err = p.spawn(l, name, spawnOptions{
+	name := node.Name()
+	_, err := p.spawn(l, name, spawnOptions{
 		enter: func() error { return enter(l, name, nsKinds) },
 		path:  programInNode,
 		args:  []string{"cluster", "__node"},
@@ -482,7 +491,7 @@ func (p *Provider) Describe(_ context.Context, name string) (cluster.Status, err
 		return cluster.Status{Spec: cluster.Spec{Name: name}, State: cluster.Broken, Note: note}, nil
 	}
 	st := cluster.Status{Spec: spec, State: cluster.Stopped}
-	running, stopped := 0, 0
+	running, stopped, asked := 0, 0, 0
 	for _, n := range spec.Nodes {
 		node := p.node(l, spec, n)
 		st.Nodes = append(st.Nodes, node)
@@ -491,6 +500,9 @@ func (p *Provider) Describe(_ context.Context, name string) (cluster.Status, err
 			running++
 		case cluster.Stopped:
 			stopped++
+			if node.PID != 0 {
+				asked++
+			}
 		default:
 			st.State, st.Note = cluster.Broken, "node "+node.Name+": "+node.Note
 		}
@@ -504,6 +516,8 @@ func (p *Provider) Describe(_ context.Context, name string) (cluster.Status, err
 	case running == 0 && !switchRuns:
 	case !switchRuns:
 		st.State, st.Note = cluster.Broken, "its ports are not forwarded: the switch does not run"
+	case asked == len(spec.Nodes):
+		st.Note = "stopped by k1s stop, its pods run on; go on with: k1s cluster start " + name
 	case stopped > 0:
 		st.State, st.Note = cluster.Broken, fmt.Sprintf("%d of %d nodes do not run", stopped, len(spec.Nodes))
 	default:
@@ -518,16 +532,19 @@ func (p *Provider) node(l layout, spec cluster.Spec, n cluster.NodeSpec) cluster
 	out := cluster.Node{
 		Cluster: l.cluster, Name: name, Role: n.Role, Index: n.Index,
 		Addr: cluster.NodeAddr(spec.Subnet, n.Role, n.Index), State: cluster.Stopped,
-		ControlSocket: filepath.Join(l.nodeRun(name), "k1s", "k1s.sock"),
+		ControlSocket: l.controlSocket(name),
 		Kubeconfig:    filepath.Join(l.nodeEtc(name), "admin.kubeconfig"),
 		Log:           l.log(name),
 	}
 	rec, err := readProc(l.proc(name))
 	if err == nil && rec.alive() {
 		out.State, out.PID = cluster.Running, rec.PID
-		var is initState
-		b, err := os.ReadFile(filepath.Join(l.nodeRun(name), initStateName))
-		if err == nil && json.Unmarshal(b, &is) == nil && is.PID == 0 && is.Last != "" {
+		is, ok := readInitState(l, name)
+		switch {
+		case !ok || is.PID != 0 || is.Last == "":
+		case is.Stopped:
+			out.State, out.Note = cluster.Stopped, "its daemon was stopped, its pods run on"
+		default:
 			out.Note = fmt.Sprintf("its daemon ended (%s, %d times)", is.Last, is.Restarts)
 			if is.Final {
 				out.State, out.Note = cluster.Broken, fmt.Sprintf("its daemon gave up (%s)", is.Last)

@@ -112,6 +112,7 @@ func (r root) enter() error {
 	}
 	b.sys()
 	b.bind("/proc", "proc", false)
+	b.bareProc()
 	b.sysctls()
 
 	for _, f := range etcFiles {
@@ -242,6 +243,19 @@ func (b *builder) sys() {
 			}
 		}
 	}
+}
+
+// bareProc mounts a second procfs out of the way. In a user namespace, as a pod with hostUsers: false has one,
+// the kernel allows a new procfs only where one can be seen already that nothing covers, and sysctls covers parts
+// of the first.
+func (b *builder) bareProc() {
+	const at = "opt/k1s/proc"
+	b.dir(at, 0o555)
+	if b.err != nil {
+		return
+	}
+	// Where even this is not allowed, we are in a container ourselves and such pods cannot be had.
+	_ = unix.Mount("proc", filepath.Join(b.at, at), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
 func (b *builder) sysctls() {

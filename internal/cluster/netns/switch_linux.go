@@ -27,6 +27,8 @@ type switchArgs struct {
 	Run     string `json:"run"`
 	Cluster string `json:"cluster"`
 	Cgroup  string `json:"cgroup"`
+	// Held: the ports of the record are open already, from the file descriptor heldFD on.
+	Held bool `json:"held"`
 	// Egress is the command of the way out, for a cluster that has one.
 	Egress []string `json:"egress"`
 }
@@ -67,6 +69,11 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 			}
 		}
 		f := newForwarder(d.dial, log)
+		if a.Held {
+			if f.held, err = inherit(heldFD, forwards(spec)); err != nil {
+				return nil, err
+			}
+		}
 		if err := f.set(forwards(spec)); err != nil {
 			f.close()
 			return nil, err
@@ -104,8 +111,10 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 	}
 }
 
-// readyFD is where the switch tells whoever started it how that went.
-const readyFD = 3
+const (
+	readyFD = 3 // where the switch tells whoever started it how that went
+	heldFD  = 4 // the first of the ports that were opened for it
+)
 
 func message(err error) string {
 	if err == nil {
@@ -149,8 +158,9 @@ func (d *dialer) dial(ctx context.Context, network string, to netip.AddrPort) (n
 	return c, err
 }
 
-// startSwitch starts the switch and waits until it listens, or says why it cannot.
-func (p *Provider) startSwitch(ctx context.Context, l layout) error {
+// startSwitch starts the switch, which takes over the ports of the record, and waits until it forwards them, or
+// says why it cannot.
+func (p *Provider) startSwitch(ctx context.Context, l layout, ports held) error {
 	cg := p.cgroup(l.cluster, switchName)
 	if err := makeCgroup(cg); err != nil {
 		return err
@@ -160,14 +170,14 @@ func (p *Provider) startSwitch(ctx context.Context, l layout) error {
 		return err
 	}
 	defer r.Close()
-	args, err := json.Marshal(switchArgs{State: l.state, Run: l.run, Cluster: l.cluster, Cgroup: cg, Egress: p.opts.Egress})
+	args, err := json.Marshal(switchArgs{State: l.state, Run: l.run, Cluster: l.cluster, Cgroup: cg, Held: true, Egress: p.opts.Egress})
 	if err != nil {
 		return err
 	}
 	pid, err := p.spawn(l, switchName, spawnOptions{
 		path:  p.opts.Program,
 		args:  []string{"cluster", "__switch", string(args)},
-		extra: []*os.File{w},
+		extra: append([]*os.File{w}, ports...),
 	})
 	w.Close()
 	if err != nil {
