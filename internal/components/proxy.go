@@ -2,7 +2,6 @@ package components
 
 import (
 	"path"
-	"strings"
 
 	"k1s.io/k1s/internal/component"
 )
@@ -41,15 +40,10 @@ func proxySpec(in component.Input) (component.Spec, error) {
 		// The conntrack limits belong to the machine; from a namespace they cannot be set and kube-proxy dies trying.
 		cfg["conntrack"] = map[string]any{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
 	}
-	// kube-proxy takes no flag beside its file but those about logging. This one is asked for: by default services
-	// of type NodePort are served on the node's primary address only.
-	if v := c.Components["kube-proxy"].Args["nodeport-addresses"]; v != "" {
-		cfg["nodePortAddresses"] = strings.Split(v, ",")
-	}
 	if len(c.Gates) > 0 {
 		cfg["featureGates"] = c.Gates
 	}
-	file, err := yamlFile(p.Rendered("kube-proxy.yaml"), cfg)
+	file, err := yamlFile(p.Rendered("kube-proxy.yaml"), merge(cfg, c.KubeProxy))
 	if err != nil {
 		return component.Spec{}, err
 	}

@@ -77,9 +77,14 @@ func reference() []byte {
 			}
 		}
 	}
-	b.WriteString("\n## Fields of kubelet that cannot be set\n\n`spec.kubelet` takes the fields of [KubeletConfiguration](https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/) except these:\n\n| Field | Why, or where instead |\n|---|---|\n")
-	for _, name := range slices.Sorted(maps.Keys(ownedKubelet)) {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", name, ownedKubelet[name])
+	for _, at := range slices.Sorted(maps.Keys(upstreams)) {
+		u := upstreams[at]
+		name, url, _ := strings.Cut(u.kind, ", ")
+		fmt.Fprintf(&b, "\n## Fields of %s that cannot be set\n\n`%s` takes the fields of [%s](%s) except these:\n\n| Field | Why, or where instead |\n|---|---|\n",
+			strings.TrimPrefix(at, "spec."), at, name, url)
+		for _, name := range slices.Sorted(maps.Keys(u.owned)) {
+			fmt.Fprintf(&b, "| `%s` | %s |\n", name, u.owned[name])
+		}
 	}
 	return b.Bytes()
 }

@@ -69,7 +69,8 @@ func Validate(cfg Config, known Known) []Problem {
 				"%q is no feature gate: names are letters and digits and start with a capital", shorten(gate))
 		}
 	}
-	c.kubelet(s.Kubelet)
+	c.upstream("spec.kubelet", s.Kubelet)
+	c.upstream("spec.kubeProxy", s.KubeProxy)
 	c.components(s.Components)
 	if s.Kubeconfig.Output != "" {
 		c.file("spec.kubeconfig.output", s.Kubeconfig.Output)
@@ -524,6 +525,8 @@ func (c *checker) components(m map[string]ComponentArgs) {
 				c.bad(where, "", "%q is no flag name", shorten(arg))
 			case strings.ContainsRune(args[arg], 0):
 				c.bad(where, "", "contains a zero byte")
+			case name == "kube-proxy" && bare != "v" && bare != "vmodule" && !strings.HasPrefix(bare, "log"):
+				c.bad(where, "set a field of KubeProxyConfiguration in spec.kubeProxy", "kube-proxy would ignore it: it takes its settings from a file, and flags about logging only")
 			}
 		}
 	}

@@ -133,11 +133,37 @@ func TestValidateFindsWhatTheDecoderWouldHaveRefused(t *testing.T) {
 	}
 }
 
-func TestOwnedKubeletFieldsExist(t *testing.T) {
-	for name := range ownedKubelet {
-		if kubeletFields[name] == "" && name != "apiVersion" && name != "kind" {
-			t.Errorf("the kubelet has no field %s", name)
+func TestOwnedFieldsOfUpstreamExist(t *testing.T) {
+	for at, u := range upstreams {
+		for name := range u.owned {
+			if u.fields[name] == "" && name != "apiVersion" && name != "kind" {
+				t.Errorf("%s: %s has no field %s", at, u.program, name)
+			}
 		}
+	}
+}
+
+func TestSettingsOfKubeProxyAreCheckedAsThoseOfTheKubelet(t *testing.T) {
+	cfg := Default()
+	cfg.Spec.KubeProxy = map[string]any{
+		"nodePortAddresses": []any{"198.51.100.0/24"},
+		"nftables":          map[string]any{"syncPeriod": "soon", "masqueradeBits": 3},
+		"mode":              "iptables",
+	}
+	cfg.Spec.Components = map[string]ComponentArgs{"kube-proxy": {Args: map[string]string{"v": "4", "logging-format": "json", "nodeport-addresses": "198.51.100.0/24"}}}
+	var got []string
+	for _, p := range Validate(cfg, Known{}) {
+		got = append(got, p.Path+": "+p.Message+" ("+p.Hint+")")
+	}
+	want := []string{
+		"spec.kubeProxy.mode: cannot be changed here: services are nftables rules ()",
+		`spec.kubeProxy.nftables.masqueradeBits: kube-proxy has no field "masqueradeBits" (did you mean masqueradeBit?)`,
+		`spec.kubeProxy.nftables.syncPeriod: must be a duration such as "30s" or "5m" ()`,
+		"spec.components.kube-proxy.args.nodeport-addresses: kube-proxy would ignore it: it takes its settings from a file, and flags about logging only " +
+			"(set a field of KubeProxyConfiguration in spec.kubeProxy)",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -37,14 +37,44 @@ var ownedKubelet = map[string]string{
 	"runOnce":                  "the kubelet has to keep running",
 }
 
-// kubelet checks overrides against the fields this version of the kubelet has.
-func (c *checker) kubelet(m map[string]any) {
-	c.kubeletFields("spec.kubelet", "", m)
+// ownedKubeProxy are the same of KubeProxyConfiguration.
+var ownedKubeProxy = map[string]string{
+	"apiVersion":          "k1s writes the header itself",
+	"kind":                "k1s writes the header itself",
+	"clientConnection":    "k1s writes its kubeconfig",
+	"clusterCIDR":         "set spec.network.podCIDR",
+	"featureGates":        "set spec.featureGates",
+	"healthzBindAddress":  "k1s watches kube-proxy there",
+	"hostnameOverride":    "set spec.node.name",
+	"mode":                "services are nftables rules",
+	"iptables":            "services are nftables rules",
+	"ipvs":                "services are nftables rules",
+	"winkernel":           "services are nftables rules",
+	"windowsRunAsService": "k1s runs it",
 }
 
-func (c *checker) kubeletFields(at, prefix string, m map[string]any) {
+// upstream is a configuration of Kubernetes' own of which single fields may be set in ours.
+type upstream struct {
+	program string
+	kind    string            // and where it is described
+	fields  map[string]string // by path: what they hold, see upstream_fields.go
+	owned   map[string]string
+}
+
+var upstreams = map[string]upstream{
+	"spec.kubelet": {"the kubelet", "KubeletConfiguration, https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/", kubeletFields, ownedKubelet},
+	"spec.kubeProxy": {"kube-proxy", "KubeProxyConfiguration, https://kubernetes.io/docs/reference/config-api/kube-proxy-config.v1alpha1/",
+		kubeProxyFields, ownedKubeProxy},
+}
+
+// upstream checks overrides below at against the fields this version of the program has.
+func (c *checker) upstream(at string, m map[string]any) {
+	c.upstreamFields(upstreams[at], at, "", m)
+}
+
+func (c *checker) upstreamFields(u upstream, at, prefix string, m map[string]any) {
 	var siblings []string
-	for name := range kubeletFields {
+	for name := range u.fields {
 		if rest, ok := strings.CutPrefix(name, prefix); ok && !strings.Contains(rest, ".") {
 			siblings = append(siblings, rest)
 		}
@@ -52,31 +82,31 @@ func (c *checker) kubeletFields(at, prefix string, m map[string]any) {
 	slices.Sort(siblings)
 	for _, key := range slices.Sorted(maps.Keys(m)) {
 		where := keyPath(at, key)
-		if why := ownedKubelet[prefix+key]; why != "" {
+		if why := u.owned[prefix+key]; why != "" {
 			c.bad(where, "", "cannot be changed here: %s", why)
 			continue
 		}
-		kind, ok := kubeletFields[prefix+key]
+		kind, ok := u.fields[prefix+key]
 		if !ok {
-			hint := "see KubeletConfiguration, https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/"
+			hint := "see " + u.kind
 			if near := nearest(key, siblings); near != "" {
 				hint = "did you mean " + near + "?"
 			}
-			c.bad(where, hint, "the kubelet has no field %q", shorten(key))
+			c.bad(where, hint, "%s has no field %q", u.program, shorten(key))
 			continue
 		}
-		if want := kubeletWants(kind, m[key]); want != "" {
+		if want := upstreamWants(kind, m[key]); want != "" {
 			c.bad(where, "", "must be %s", want)
 			continue
 		}
 		if section, ok := m[key].(map[string]any); ok && kind == "section" {
-			c.kubeletFields(where, prefix+key+".", section)
+			c.upstreamFields(u, where, prefix+key+".", section)
 		}
 	}
 }
 
-// kubeletWants is what a field of this kind must hold, "" if v is that.
-func kubeletWants(kind string, v any) string {
+// upstreamWants is what a field of this kind must hold, "" if v is that.
+func upstreamWants(kind string, v any) string {
 	ok, want := true, ""
 	switch kind {
 	case "bool":

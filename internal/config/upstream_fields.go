@@ -2,8 +2,8 @@
 
 package config
 
-// kubeletFields are the fields of KubeletConfiguration (kubelet.config.k8s.io/v1beta1) and what they
-// hold; "any" where their type is not one of the kubelet's own.
+// kubeletFields are the fields of KubeletConfiguration (v1beta1) and what they
+// hold; "any" where their type is not one of their own package.
 var kubeletFields = map[string]string{
 	"enableServer":                               "bool",
 	"staticPodPath":                              "string",
@@ -144,4 +144,64 @@ var kubeletFields = map[string]string{
 	"failCgroupV1":                               "bool",
 	"userNamespaces":                             "section",
 	"userNamespaces.idsPerPod":                   "integer",
+}
+
+// kubeProxyFields are the fields of KubeProxyConfiguration (v1alpha1) and what they
+// hold; "any" where their type is not one of their own package.
+var kubeProxyFields = map[string]string{
+	"featureGates":                    "map",
+	"clientConnection":                "any",
+	"logging":                         "any",
+	"hostnameOverride":                "string",
+	"bindAddress":                     "string",
+	"healthzBindAddress":              "string",
+	"metricsBindAddress":              "string",
+	"bindAddressHardFail":             "bool",
+	"enableProfiling":                 "bool",
+	"showHiddenMetricsForVersion":     "string",
+	"mode":                            "string",
+	"iptables":                        "section",
+	"iptables.masqueradeBit":          "integer",
+	"iptables.masqueradeAll":          "bool",
+	"iptables.localhostNodePorts":     "bool",
+	"iptables.syncPeriod":             "duration",
+	"iptables.minSyncPeriod":          "duration",
+	"ipvs":                            "section",
+	"ipvs.syncPeriod":                 "duration",
+	"ipvs.minSyncPeriod":              "duration",
+	"ipvs.scheduler":                  "string",
+	"ipvs.excludeCIDRs":               "list",
+	"ipvs.strictARP":                  "bool",
+	"ipvs.tcpTimeout":                 "duration",
+	"ipvs.tcpFinTimeout":              "duration",
+	"ipvs.udpTimeout":                 "duration",
+	"nftables":                        "section",
+	"nftables.masqueradeBit":          "integer",
+	"nftables.masqueradeAll":          "bool",
+	"nftables.syncPeriod":             "duration",
+	"nftables.minSyncPeriod":          "duration",
+	"winkernel":                       "section",
+	"winkernel.networkName":           "string",
+	"winkernel.sourceVip":             "string",
+	"winkernel.enableDSR":             "bool",
+	"winkernel.rootHnsEndpointName":   "string",
+	"winkernel.forwardHealthCheckVip": "bool",
+	"detectLocalMode":                 "string",
+	"detectLocal":                     "section",
+	"detectLocal.bridgeInterface":     "string",
+	"detectLocal.interfaceNamePrefix": "string",
+	"clusterCIDR":                     "string",
+	"nodePortAddresses":               "list",
+	"oomScoreAdj":                     "integer",
+	"conntrack":                       "section",
+	"conntrack.maxPerCore":            "integer",
+	"conntrack.min":                   "integer",
+	"conntrack.tcpEstablishedTimeout": "duration",
+	"conntrack.tcpCloseWaitTimeout":   "duration",
+	"conntrack.tcpBeLiberal":          "bool",
+	"conntrack.udpTimeout":            "duration",
+	"conntrack.udpStreamTimeout":      "duration",
+	"configSyncPeriod":                "duration",
+	"portRange":                       "string",
+	"windowsRunAsService":             "bool",
 }
