@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,9 @@ func command(ctx context.Context, env []string, stdin string, argv ...string) re
 
 // end runs a command made with ctx and tells how it ended.
 func end(ctx context.Context, cmd *exec.Cmd) result {
+	// A process that is to die with its parent dies with the thread that started it, and other tests end threads.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	cmd.WaitDelay = 5 * time.Second // for what it started and left with our pipes
