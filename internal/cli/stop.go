@@ -12,6 +12,7 @@ import (
 	"k1s.io/k1s/internal/daemon"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -40,33 +41,51 @@ func runStop(ctx context.Context, o stopOptions) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("not stopped within %s", o.timeout))
 	defer cancel()
 	c := control.NewClient(o.deps.Paths().ControlSocket())
-	err := c.Stop(ctx, control.StopRequest{Pods: o.pods})
+	before, err := c.Status(ctx)
+	if err == nil {
+		err = c.Stop(ctx, control.StopRequest{Pods: o.pods})
+	}
 	switch {
 	case errs.Is(err, errs.NotRunning):
 		return stopLeftovers(ctx, o, err)
 	case err != nil:
 		return err
 	}
+	again := false
 	err = wait.Until(ctx, 100*time.Millisecond, "the node to stop", func(ctx context.Context) error {
 		s, err := c.Status(ctx)
-		if errs.Is(err, errs.NotRunning) {
-			return nil
-		}
-		if err != nil {
+		switch {
+		case errs.Is(err, errs.NotRunning):
+			return daemonEnded(ctx, o.deps.Paths())
+		case err != nil:
 			return err
+		case s.PID != before.PID:
+			again = true
+			return nil
 		}
 		return errors.New(whyNotStopped(s))
 	})
 	if err != nil {
 		return err
 	}
-	// It holds its lock a moment longer than its socket; whoever starts the node next must not meet it.
-	unlock, err := durable.Lock(ctx, o.deps.Paths().Lock())
+	if again {
+		fmt.Fprintln(o.deps.Streams.ErrOut, "stopped; something, its init system perhaps, has started it again")
+		return nil
+	}
+	fmt.Fprintln(o.deps.Streams.ErrOut, whatNow(o))
+	return nil
+}
+
+// daemonEnded tells whether the daemon has let go of the data directory, which it does a moment after its socket
+// is gone: whoever starts the node next must not meet it.
+func daemonEnded(ctx context.Context, p paths.Paths) error {
+	ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	unlock, err := durable.Lock(ctx, p.Lock())
 	if err != nil {
-		return fmt.Errorf("waiting for the daemon to end: %w", err)
+		return fmt.Errorf("its daemon is ending: %w", err)
 	}
 	unlock()
-	fmt.Fprintln(o.deps.Streams.ErrOut, whatNow(o))
 	return nil
 }
 

@@ -49,6 +49,9 @@ func (d *Daemon) renewCertificates(ctx context.Context) {
 
 // renew issues certificates that are due, or all of them.
 func (d *Daemon) renew(ctx context.Context, all bool) (pki.Report, error) {
+	// Kubeconfigs are written from what was issued; two at once would mix certificates and keys.
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
 	d.mu.Lock()
 	in := d.in
 	d.mu.Unlock()

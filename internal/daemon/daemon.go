@@ -58,6 +58,8 @@ type Daemon struct {
 	sup     *supervise.Supervisor
 	stop    context.CancelCauseFunc
 
+	renewing sync.Mutex // held while certificates and what is made from them are written
+
 	mu      sync.Mutex // guards what follows
 	in      component.Input
 	doing   string

@@ -42,6 +42,8 @@ func withoutPasswords(proxy map[string]string) map[string]string {
 		}
 		if _, has := u.User.Password(); has {
 			u.User = url.UserPassword(u.User.Username(), "redacted")
+		} else { // a token
+			u.User = url.User("redacted")
 		}
 		out[name] = u.String()
 	}

@@ -25,7 +25,7 @@ func TestAPlanDoesNotTellThePasswordOfAProxy(t *testing.T) {
 		"proxy.example:3128":                   "proxy.example:3128",
 		"http://me:word@proxy.example:3128":    "http://me:redacted@proxy.example:3128",
 		"me:word@proxy.example:3128":           "http://me:redacted@proxy.example:3128",
-		"http://me@proxy.example":              "http://me@proxy.example",
+		"http://token@proxy.example":           "http://redacted@proxy.example",
 		"http://me:wo%zzrd@proxy.example:3128": "[redacted]",
 	} {
 		if got := withoutPasswords(map[string]string{"HTTPS_PROXY": value})["HTTPS_PROXY"]; got != want {

@@ -37,10 +37,14 @@ func scratch(dir string, size int64) (b []byte, unmap func(), err error) {
 		return nil, nil, err
 	}
 	// All of it now: a disk that is full when a page is written to would end us.
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); errors.Is(err, unix.EOPNOTSUPP) {
+	err = unix.EINTR // what tmpfs says when a signal is pending, as they are in Go programs
+	for err == unix.EINTR {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return make([]byte, size), func() {}, nil
 	} else if err != nil {
-		return nil, nil, fmt.Errorf("making room to unpack in: %w", err)
+		return nil, nil, fmt.Errorf("making room to unpack in, %d MB for a moment: %w", size>>20, err)
 	}
 	b, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/apiserver/pkg/server/routes"
 	basecompatibility "k8s.io/component-base/compatibility"
+	utilversion "k8s.io/component-base/version"
 	"k8s.io/klog/v2"
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/common"
@@ -55,6 +56,8 @@ type documents struct {
 
 	mu   sync.Mutex // guards kept
 	kept map[string]*document
+
+	building sync.Mutex // one at a time: each takes the definitions of all types into memory, 7 MB
 }
 
 // newDocuments prepares the configurations of the servers to be built, which share them, so that they keep
@@ -158,7 +161,12 @@ func (d *documents) serve(w http.ResponseWriter, r *http.Request, name string, b
 		doc.drop.Reset(keepDocument)
 	}
 	d.mu.Unlock()
-	doc.build.Do(func() { doc.Handler, doc.err = build() })
+	doc.build.Do(func() {
+		d.building.Lock()
+		defer d.building.Unlock()
+		doc.err = fmt.Errorf("building the OpenAPI document %s failed", name) // should it panic
+		doc.Handler, doc.err = build()
+	})
 	if doc.err != nil {
 		d.forget(name, doc)
 		failed(w, r, doc.err)
@@ -251,6 +259,7 @@ func documentURL(group, hash string) string {
 // documentInputs says what the documents of this process are made from, besides their routes.
 func documentInputs(registry basecompatibility.ComponentGlobalsRegistry) string {
 	var b strings.Builder
+	fmt.Fprintln(&b, utilversion.Get().GitVersion) // stands in every document
 	if info, ok := debug.ReadBuildInfo(); ok {
 		fmt.Fprintln(&b, info) // Go's version and every module's
 	}

@@ -2,13 +2,17 @@ package apiserver
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	restful "github.com/emicklei/go-restful/v3"
@@ -212,5 +216,47 @@ func TestConcurrentRequestsBuildADocumentOnce(t *testing.T) {
 	}
 	if builds != one {
 		t.Errorf("%d builds for eight requests, %d for one", builds, one)
+	}
+}
+
+func TestABuildThatPanicsIsAnErrorForOthersAndTriedAgain(t *testing.T) {
+	d := newDocuments(&common.Config{}, &common.OpenAPIV3Config{}, "test")
+	ask := func(build func() (http.Handler, error)) int {
+		w := httptest.NewRecorder()
+		func() {
+			defer func() { _ = recover() }() // as net/http does
+			d.serve(w, httptest.NewRequest(http.MethodGet, pathV2, nil), pathV2, build)
+		}()
+		return w.Code
+	}
+	ask(func() (http.Handler, error) { panic("upstream") })
+	never := func() (http.Handler, error) { t.Error("built twice"); return nil, nil }
+	if code := ask(never); code != http.StatusInternalServerError {
+		t.Errorf("the document that could not be built: %d", code)
+	}
+	fine := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	if code := ask(func() (http.Handler, error) { return fine, nil }); code != http.StatusNoContent {
+		t.Errorf("the next try: %d", code)
+	}
+}
+
+func TestDocumentsAreBuiltOneAfterTheOther(t *testing.T) {
+	d := newDocuments(&common.Config{}, &common.OpenAPIV3Config{}, "test")
+	var now, most atomic.Int32
+	build := func() (http.Handler, error) {
+		most.Store(max(most.Load(), now.Add(1)))
+		runtime.Gosched()
+		now.Add(-1)
+		return http.NotFoundHandler(), nil
+	}
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			d.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, pathV3, nil), fmt.Sprint(i), build)
+		})
+	}
+	all.Wait()
+	if most.Load() != 1 {
+		t.Errorf("%d at once", most.Load())
 	}
 }

@@ -134,9 +134,10 @@ type stream struct {
 	mu      sync.Mutex // guards watches
 	watches map[int64]*watch
 
-	sending sync.Mutex // guards ws.Send, which must not be called twice at a time, and sent
+	sending sync.Mutex // guards ws.Send, which must not be called twice at a time, and the revisions
 	ws      etcdserverpb.Watch_WatchServer
-	sent    int64 // the highest revision told; it never goes back
+	sent    int64 // the highest one of an event
+	told    int64 // the highest one that all watches were said to have
 }
 
 // watch is what a client asked to be told.
@@ -150,12 +151,24 @@ type watch struct {
 	ticks chan int64
 }
 
+// send tells the client, unless r says how far it is and it has been told of something newer meanwhile: a client
+// would go back to there after a broken connection. Nor can r say the newer revision, for what one watch has seen
+// may be on its way to another yet.
 func (st *stream) send(r *etcdserverpb.WatchResponse) error {
 	st.sending.Lock()
 	defer st.sending.Unlock()
-	if r.Header.Revision > 0 {
-		st.sent = max(st.sent, r.Header.Revision)
-		r.Header.Revision = st.sent
+	revision := r.Header.Revision
+	switch {
+	case r.Created || r.Canceled:
+	case len(r.Events) > 0:
+		st.sent = max(st.sent, revision)
+	case revision < st.told:
+		return nil
+	case r.WatchId == clientv3.InvalidWatchID:
+		if revision < st.sent {
+			return nil
+		}
+		st.told = revision
 	}
 	return st.ws.Send(r)
 }
@@ -177,9 +190,11 @@ func (st *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest
 	if w.key == compactKey {
 		w.key = compactRow
 	}
+	var now int64 // where a client that did not say goes on after a broken connection
+
 	if w.from == 0 { // from now on; what is on its way to the watches yet is older
-		now, err := st.backend.CurrentRevision(ctx)
-		if err != nil {
+		var err error
+		if now, err = st.backend.CurrentRevision(ctx); err != nil {
 			stop()
 			st.refuse(ctx, server.ErrGRPCUnhealthy)
 			return
@@ -189,14 +204,14 @@ func (st *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest
 	st.mu.Lock()
 	st.watches[w.id] = w
 	st.mu.Unlock()
-	st.work.Go(func() { st.run(ctx, w) })
+	st.work.Go(func() { st.run(ctx, w, now) })
 }
 
+// refuse answers also without a revision: a client that hears nothing waits for ever.
 func (st *stream) refuse(ctx context.Context, reason error) {
 	revision, err := st.backend.CurrentRevision(ctx)
 	if err != nil {
 		st.log.Warn("watch refused without a revision", "err", err)
-		return
 	}
 	st.said(st.send(&etcdserverpb.WatchResponse{
 		Header: header(revision), WatchId: clientv3.InvalidWatchID, Created: true, Canceled: true, CancelReason: reason.Error(),
@@ -204,14 +219,22 @@ func (st *stream) refuse(ctx context.Context, reason error) {
 }
 
 // run tells w's events until it is cancelled or the backend gives up on it.
-func (st *stream) run(ctx context.Context, w *watch) {
-	if err := st.send(&etcdserverpb.WatchResponse{Header: header(0), Created: true, WatchId: w.id}); err != nil {
+func (st *stream) run(ctx context.Context, w *watch, now int64) {
+	if err := st.send(&etcdserverpb.WatchResponse{Header: header(now), Created: true, WatchId: w.id}); err != nil {
 		st.cancel(w.id, 0, 0, err)
 		return
 	}
 	found := st.backend.Watch(ctx, w.key, w.end, w.from)
+	// A watch that has not begun has no events to wait for: some backends never close their channel.
 	if found.CompactRevision != 0 {
 		st.cancel(w.id, found.CurrentRevision, found.CompactRevision, server.ErrCompacted)
+		return
+	}
+	select {
+	case err := <-found.Errorc:
+		st.cancel(w.id, 0, 0, err)
+		return
+	default:
 	}
 	var reached int64
 	for open := true; open; {
@@ -232,7 +255,7 @@ func (st *stream) run(ctx context.Context, w *watch) {
 				revision = tick
 			}
 		}
-		if revision == 0 {
+		if revision == 0 || ctx.Err() != nil { // nothing follows its end
 			continue
 		}
 		reached = revision

@@ -1,0 +1,234 @@
+package kine
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"reflect"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// someBackend answers as a test says.
+type someBackend struct {
+	server.Backend
+
+	revision int64
+	problem  error // of reading the revision
+	watch    func(ctx context.Context, key string) server.WatchResult
+}
+
+func (b *someBackend) CurrentRevision(context.Context) (int64, error) { return b.revision, b.problem }
+func (*someBackend) WaitForSyncTo(int64)                              {}
+func (b *someBackend) Watch(ctx context.Context, key, _ string, _ int64) server.WatchResult {
+	return b.watch(ctx, key)
+}
+
+// until is what backends do with a watch: it ends with ctx.
+func until(ctx context.Context, in <-chan []*server.Event) server.WatchResult {
+	out := make(chan []*server.Event)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case batch := <-in:
+				out <- batch
+			}
+		}
+	}()
+	return server.WatchResult{Events: out}
+}
+
+func changed(key string, revision int64) []*server.Event {
+	return []*server.Event{{Create: true, KV: &server.KeyValue{Key: key, ModRevision: revision, CreateRevision: revision}}}
+}
+
+// conversation is a stream with its client's side.
+type conversation struct {
+	etcdserverpb.Watch_WatchServer
+
+	t    *testing.T
+	ctx  context.Context
+	asks chan *etcdserverpb.WatchRequest
+	told []*etcdserverpb.WatchResponse // look after synctest.Wait
+}
+
+func (c *conversation) Context() context.Context { return c.ctx }
+
+func (c *conversation) Send(r *etcdserverpb.WatchResponse) error {
+	c.told = append(c.told, r)
+	return c.ctx.Err()
+}
+
+func (c *conversation) Recv() (*etcdserverpb.WatchRequest, error) {
+	select {
+	case <-c.ctx.Done():
+		return nil, io.EOF
+	case r := <-c.asks:
+		return r, nil
+	}
+}
+
+func (c *conversation) watch(r *etcdserverpb.WatchCreateRequest) {
+	c.asks <- &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: r}}
+	synctest.Wait()
+}
+
+func (c *conversation) cancel(id int64) {
+	c.asks <- &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CancelRequest{
+		CancelRequest: &etcdserverpb.WatchCancelRequest{WatchId: id}}}
+	synctest.Wait()
+}
+
+func (c *conversation) progress() {
+	c.asks <- &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_ProgressRequest{
+		ProgressRequest: &etcdserverpb.WatchProgressRequest{}}}
+	synctest.Wait()
+}
+
+// said is what the client has been told since it was asked the last time, without who was created.
+func (c *conversation) said() []string {
+	synctest.Wait()
+	var out []string
+	for _, r := range c.told {
+		switch {
+		case r.Canceled:
+			out = append(out, number(r.WatchId)+" cancelled: "+r.CancelReason)
+		case r.Created:
+		case len(r.Events) > 0:
+			out = append(out, number(r.WatchId)+" "+string(r.Events[0].Kv.Key))
+		default:
+			out = append(out, number(r.WatchId)+" has all to "+number(r.Header.Revision))
+		}
+	}
+	c.told = nil
+	return out
+}
+
+func number(n int64) string { return strconv.FormatInt(n, 10) }
+
+func (c *conversation) expect(want ...string) {
+	c.t.Helper()
+	if got := c.said(); !reflect.DeepEqual(got, want) {
+		c.t.Errorf("the client was told %q, want %q", got, want)
+	}
+}
+
+// converse lets f talk to a stream on backend, and fails when the stream does not end with its client.
+func converse(t *testing.T, backend server.Backend, f func(*watchServer, *conversation)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := newWatchServer(backend, slog.New(slog.DiscardHandler))
+		ctx, leave := context.WithCancel(t.Context())
+		c := &conversation{t: t, ctx: ctx, asks: make(chan *etcdserverpb.WatchRequest)}
+		done := make(chan error, 1)
+		go func() { done <- s.Watch(c) }()
+		f(s, c)
+		leave()
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			t.Fatal("the stream goes on without its client")
+		}
+	})
+}
+
+func TestAWatchIsNotSaidToHaveWhatOnlyAnotherHasSeen(t *testing.T) {
+	events := map[string]chan []*server.Event{}
+	backend := &someBackend{revision: 5}
+	backend.watch = func(ctx context.Context, key string) server.WatchResult { return until(ctx, events[key]) }
+	converse(t, backend, func(s *watchServer, c *conversation) {
+		events["/a"], events["/b"] = make(chan []*server.Event), make(chan []*server.Event)
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a"), ProgressNotify: true})
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/b")})
+		events["/b"] <- changed("/b", 9) // 6 to 8 may be on their way to /a
+		c.expect("2 /b")
+		for st := range s.streams {
+			st.tell(5)
+		}
+		c.expect("1 has all to 5")
+		c.progress() // the answer of 5 comes after 9 was told
+		c.expect()
+		events["/a"] <- changed("/a", 7)
+		c.expect("1 /a")
+		backend.revision = 9
+		time.Sleep(betweenProgress)
+		c.progress()
+		c.expect("-1 has all to 9")
+		for st := range s.streams {
+			st.tell(8)
+		}
+		c.expect()
+	})
+}
+
+// The NATS backend leaves the channel of such a watch open.
+func TestACompactedWatchEndsAlsoWhenItsBackendForgetsIt(t *testing.T) {
+	backend := &someBackend{watch: func(context.Context, string) server.WatchResult {
+		return server.WatchResult{Events: make(chan []*server.Event), CurrentRevision: 9, CompactRevision: 5}
+	}}
+	converse(t, backend, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a"), StartRevision: 3})
+		c.expect("1 cancelled: " + server.ErrCompacted.Error())
+	})
+}
+
+// kine's SQL backends do so when the database fails at the very first watch.
+func TestAWatchThatFailsAtOnceIsCancelledAlsoWhenItsBackendForgetsIt(t *testing.T) {
+	backend := &someBackend{watch: func(context.Context, string) server.WatchResult {
+		failed := make(chan error, 1)
+		failed <- server.ErrGRPCUnhealthy
+		return server.WatchResult{Events: make(chan []*server.Event), Errorc: failed}
+	}}
+	converse(t, backend, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a"), StartRevision: 3})
+		c.expect("1 cancelled: " + server.ErrGRPCUnhealthy.Error())
+	})
+}
+
+func TestAWatchIsRefusedAlsoWhenTheRevisionIsUnknown(t *testing.T) {
+	backend := &someBackend{problem: errors.New("no connection")}
+	converse(t, backend, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a")})
+		c.expect("-1 cancelled: " + server.ErrGRPCUnhealthy.Error())
+	})
+}
+
+func TestAWatchFromNowOnLearnsWhenThatIs(t *testing.T) {
+	backend := &someBackend{revision: 5, watch: func(ctx context.Context, _ string) server.WatchResult { return until(ctx, nil) }}
+	converse(t, backend, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a")})
+		if len(c.told) != 1 || !c.told[0].Created || c.told[0].Header.Revision != 5 {
+			t.Errorf("the client was told %v, want that the watch was created at 5, where it goes on after a broken connection", c.told)
+		}
+	})
+}
+
+func TestNothingFollowsTheEndOfAWatch(t *testing.T) {
+	var ended context.Context
+	var more chan []*server.Event
+	backend := &someBackend{watch: func(ctx context.Context, _ string) server.WatchResult {
+		ended = ctx
+		return server.WatchResult{Events: more}
+	}}
+	converse(t, backend, func(_ *watchServer, c *conversation) {
+		more = make(chan []*server.Event)
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a"), StartRevision: 3})
+		c.cancel(1)
+		c.expect("1 cancelled: ")
+		if ended.Err() == nil {
+			t.Error("the backend does not know of the end")
+		}
+		more <- changed("/a", 4) // was on its way
+		close(more)
+		c.expect()
+	})
+}
