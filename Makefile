@@ -94,7 +94,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
 
-.PHONY: build cli payload programs deps upstream notice test quick race lint lint-heavy cross script real system golden bench up down clean dist reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system vm golden bench up down clean dist reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -116,6 +116,9 @@ $(PACK):
 deps:
 	@build/deps.sh $(ARCH)
 	@$(if $(SYSROOT),build/sysroot.sh $(DEBARCH_$(ARCH)) $(SYSROOT))
+
+test-deps: ## install the databases that system tests use
+	@build/deps.sh $(ARCH) tests
 
 upstream: $(PACK)
 	@$(PACK) upstream -o out/_upstream $(UPSTREAM)
@@ -202,7 +205,7 @@ cross: ## the light packages for Windows, arm64 and arm
 script: ## the command line as users type it
 	go test ./test/script/...
 
-system: ## real nodes and clusters, as root, with ./k1s
+system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
 
@@ -214,6 +217,12 @@ real: ## tests of packages with real parts, as root: a kube-apiserver, a contain
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
 	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
+
+# Not part of "make test": with an emulated processor it takes half an hour.
+VM_CGROUP ?= v2
+vm: ## show ./k1s on a stock machine (systemd, cgroup v2, Debian's kernel) in a virtual one: make vm VM_CGROUP=v1
+	@test -x $(K1S) || $(MAKE) build
+	go run ./test/vm -program $(K1S) -arch $(ARCH) -cgroup $(VM_CGROUP) $(VM_FLAGS)
 
 golden: ## rewrite the golden files; read the diff before committing it
 	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update

@@ -76,6 +76,7 @@ var layers = []struct {
 	{"internal/pki", 5},
 	{"internal/kubeconfig", 5},
 	{"internal/audit", 5},
+	{"internal/encryption", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},
@@ -182,6 +183,7 @@ var pure = map[string]struct {
 	"internal/components": {[]string{"os", "net/http", "os/exec", "time/tzdata"}, "component Specs are pure so that they can be golden-tested anywhere"},
 	"internal/component":  {[]string{"os", "net", "net/http", "os/exec"}, "it is vocabulary: data only"},
 	"internal/addon":      {[]string{"os", "net", "net/http", "os/exec"}, "rendering an add-on is a pure function"},
+	"internal/encryption": {[]string{"os", "net", "net/http", "os/exec"}, "every stage and every crash is tested by tables; what touches the world is the daemon's"},
 	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
 }
 

@@ -140,6 +140,8 @@ type Input struct {
 	Payload string
 	// Registries identifies the credentials of registries, which are kept out of Specs; "" for none.
 	Registries string
+	// Datastore identifies the DSN of a database of others and its TLS files, which are kept out of Specs; "" for none.
+	Datastore string
 	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
 	AuditPolicy string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/probe"
 )
 
@@ -61,12 +62,20 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("advertise-address", in.Facts.NodeIP.String())
 	f.add("bind-address", c.API.Bind)
 	f.add("secure-port", strconv.Itoa(c.API.Port))
-	if UsesEtcd(in) {
+	var env map[string]string
+	switch engine := Engine(in); {
+	case engine == config.EmbeddedEtcd:
 		f.add("etcd-servers", "https://"+local(etcdClientPort))
 		f.add("etcd-cafile", p.PKI("etcd", "ca.crt"))
 		f.add("etcd-certfile", p.PKI("apiserver-etcd-client.crt"))
 		f.add("etcd-keyfile", p.PKI("apiserver-etcd-client.key"))
-	} else {
+	case engine == config.ExternalEtcd:
+		f.add("etcd-servers", strings.Join(c.Datastore.Endpoint.URLs(), ","))
+		f.add("etcd-cafile", c.Datastore.CAFile)
+		f.add("etcd-certfile", c.Datastore.CertFile)
+		f.add("etcd-keyfile", c.Datastore.KeyFile)
+		env = datastoreEnv(in)
+	default:
 		f.add("etcd-servers", "unix://"+p.KineSocket())
 	}
 	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
@@ -97,10 +106,14 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("service-account-issuer", "https://kubernetes.default.svc."+c.Cluster.Domain)
 	f.add("service-account-key-file", p.PKI("sa.pub"))
 	f.add("service-account-signing-key-file", p.PKI("sa.key"))
+	// Always, so that switching it on or off later needs no restart. The file is no part of the Spec: the daemon
+	// changes it while the API server runs.
+	f.add("encryption-provider-config", p.EncryptionConfig())
+	f.add("encryption-provider-config-automatic-reload", "true")
 	f.add("profiling", "false")
 	// Without it open watches keep a stopping server until it is killed, and the API is away for as long.
 	f.add("shutdown-watch-termination-grace-period", "2s")
-	if _, chosen := c.Gates[sizeEstimate]; !chosen && !UsesEtcd(in) {
+	if _, chosen := c.Gates[sizeEstimate]; !chosen && Engine(in).Kine() {
 		// It waits for progress notifications that kine does not send in time and logs that it gave up, 40 times a minute.
 		gates := maps.Clone(c.Gates)
 		if gates == nil {
@@ -123,7 +136,7 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		f.add("audit-log-maxsize", "100")
 		f.add("audit-log-mode", "batch")
 	}
-	return component.Spec{Applet: "kube-apiserver", Args: f, Files: files}, nil
+	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files}, nil
 }
 
 // usesOIDC tells that the user sets up OpenID Connect by flags, which upstream refuses beside a

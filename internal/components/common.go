@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/probe"
 )
 
@@ -195,4 +196,15 @@ func apiAddr(in component.Input) string {
 }
 
 // UsesEtcd tells that the datastore is etcd embedded in this server.
-func UsesEtcd(in component.Input) bool { return in.Config.Spec.Datastore.Endpoint == "etcd" }
+func UsesEtcd(in component.Input) bool { return Engine(in) == config.EmbeddedEtcd }
+
+// Engine is what the datastore is.
+func Engine(in component.Input) config.Engine { return in.Config.Spec.Datastore.Endpoint.Engine() }
+
+// datastoreEnv makes a change of a database's DSN, and of the files it is reached with, a change of those who use it.
+func datastoreEnv(in component.Input) map[string]string {
+	if in.Datastore == "" {
+		return nil
+	}
+	return map[string]string{"K1S_DATASTORE_ID": in.Datastore}
+}

@@ -7,19 +7,22 @@ import (
 	"k1s.io/k1s/internal/component"
 )
 
-// kine serves the etcd API over SQLite. It is the store of a single server. SIGTERM lets it finish its
-// transaction; after a kill SQLite replays its log.
+// kine serves the etcd API over SQLite, the store of a single server, or over a database of others. SIGTERM lets
+// it finish its transaction; after a kill SQLite replays its log.
 var _ = register(component.Def{
 	Name:    "kine",
-	Summary: "etcd API over SQLite, the cluster's database",
+	Summary: "etcd API over SQLite, PostgreSQL, MySQL or NATS, the cluster's database",
 	Roles:   component.ControlPlane,
 	Group:   controlPlane,
-	When:    func(in component.Input) bool { return !UsesEtcd(in) },
+	When:    func(in component.Input) bool { return Engine(in).Kine() },
 	Spec:    kineSpec,
 	Ready:   unixReady(func(in component.Input) string { return in.Paths.KineSocket() }),
 })
 
 func kineSpec(in component.Input) (component.Spec, error) {
+	if Engine(in).External() {
+		return externalSpec(in), nil
+	}
 	// synchronous=FULL: a write that was acknowledged survives a power cut. kine's own default (NORMAL)
 	// may lose the last seconds; docs/adr/0008 has the cost.
 	q := url.Values{
@@ -38,4 +41,22 @@ func kineSpec(in component.Input) (component.Spec, error) {
 		Args:   f,
 		Dirs:   []component.Dir{{Path: in.Paths.DB(), Mode: 0o700}, {Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
 	}, nil
+}
+
+// externalSpec has no DSN in it, for that may hold a password: kine reads it from a file.
+func externalSpec(in component.Input) component.Spec {
+	c := in.Config.Spec.Datastore
+	var f flags
+	f.add("listen", "unix://"+in.Paths.KineSocket())
+	f.add("endpoint-file", in.Paths.Datastore())
+	f.add("status-file", in.Paths.DatastoreStatus())
+	f.add("ca-file", c.CAFile)
+	f.add("cert-file", c.CertFile)
+	f.add("key-file", c.KeyFile)
+	return component.Spec{
+		Applet: "kine",
+		Args:   f,
+		Env:    datastoreEnv(in),
+		Dirs:   []component.Dir{{Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
+	}
 }

@@ -34,6 +34,7 @@ type Spec struct {
 	Runtime   Runtime   `json:"runtime" doc:"the container runtime"`
 	Images    Images    `json:"images" doc:"container images"`
 	Audit     Audit     `json:"audit" doc:"the API audit log"`
+	Secrets   Secrets   `json:"secrets" doc:"Secrets in the datastore"`
 	// Isolation decides how many processes the components share.
 	Isolation  string                   `json:"isolation" doc:"processes: grouped (control plane, node, containerd), component (one each), none (all but containerd in one)" enum:"grouped,component,none" default:"grouped"`
 	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
@@ -79,7 +80,11 @@ type Network struct {
 
 // Datastore is the cluster's database.
 type Datastore struct {
-	Endpoint string `json:"endpoint" doc:"sqlite (a file on this server), or etcd (embedded)" default:"sqlite"`
+	Endpoint     DSN    `json:"endpoint" doc:"sqlite (a file on this server), etcd (embedded), or a database by its URL: https://HOST:2379,… (etcd), postgres://…, mysql://…, nats://…" default:"sqlite" example:"postgres://k1s@db.example:5432/k1s"`
+	EndpointFile string `json:"endpointFile,omitempty" doc:"file of one line that holds the URL, where it has a password; nobody but its owner and group may read it" example:"/etc/k1s/datastore"`
+	CAFile       string `json:"caFile,omitempty" doc:"certificate authority of the database's certificate, PEM; TLS is then required and the server's name checked" example:"/etc/k1s/db-ca.crt"`
+	CertFile     string `json:"certFile,omitempty" doc:"client certificate for the database, PEM" example:"/etc/k1s/db.crt"`
+	KeyFile      string `json:"keyFile,omitempty" doc:"key of the client certificate" example:"/etc/k1s/db.key"`
 }
 
 // Runtime selects the container runtime.
@@ -96,6 +101,11 @@ type Images struct {
 type Audit struct {
 	Enabled    bool   `json:"enabled" doc:"write an audit log" example:"true"`
 	PolicyFile string `json:"policyFile,omitempty" doc:"audit policy; metadata of every request if empty" example:"/etc/k1s/audit-policy.yaml"`
+}
+
+// Secrets is how Secrets are kept. Keys are not configuration, see package encryption.
+type Secrets struct {
+	Encryption string `json:"encryption,omitempty" doc:"encrypt Secrets in the datastore, from the first start or from now on, with secretbox or aescbc; if empty as 'k1s encryption' has set it, at first not at all" enum:"secretbox,aescbc" example:"secretbox"`
 }
 
 // ComponentArgs are additional arguments of one component; they win over ours.

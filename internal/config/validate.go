@@ -105,7 +105,7 @@ func (c *checker) enums(parent string, v reflect.Value) {
 		at := parent + "." + jsonName(sf)
 		if sf.Type.Kind() == reflect.Struct {
 			c.enums(at, v.Field(i))
-		} else if e := sf.Tag.Get("enum"); e != "" {
+		} else if e := sf.Tag.Get("enum"); e != "" && (v.Field(i).String() != "" || sf.Tag.Get("default") != "") {
 			if err := checkEnum(v.Field(i).String(), strings.Split(e, ",")); err != nil {
 				c.bad(at, hintOf(err), "%v", err)
 			}
@@ -434,24 +434,6 @@ func (c *checker) san(at, san string) {
 		c.bad(at, fmt.Sprintf("did you mean %q?", bare), "%q is more than a name or an address", shorten(san))
 	case msg != "":
 		c.bad(at, "", "%s", msg)
-	}
-}
-
-func (c *checker) datastore(d Datastore) {
-	const at = "spec.datastore.endpoint"
-	// A DSN may hold a password, so only the part before :// is ever repeated.
-	scheme, _, isURL := strings.Cut(d.Endpoint, "://")
-	switch {
-	case d.Endpoint == "sqlite" || d.Endpoint == "etcd":
-	case isURL && slices.Contains([]string{"postgres", "postgresql", "mysql", "http", "https", "etcd", "etcds", "nats", "sqlite"}, scheme):
-		c.bad(at, "use sqlite or etcd", "%s:// is not supported in this version", scheme)
-	case isURL:
-		c.bad(at, "use sqlite or etcd", "%s:// is no datastore", shorten(scheme))
-	case strings.ContainsAny(d.Endpoint, ":@/"):
-		c.bad(at, "use sqlite or etcd", "is no datastore")
-	default:
-		err := checkEnum(d.Endpoint, []string{"sqlite", "etcd"})
-		c.bad(at, hintOf(err), "%v", err)
 	}
 }
 

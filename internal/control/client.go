@@ -89,6 +89,33 @@ func (c *Client) Renew(ctx context.Context, r RenewRequest) (Renewed, error) {
 	return out, nil
 }
 
+// Encryption tells how Secrets are kept.
+func (c *Client) Encryption(ctx context.Context) (Encryption, error) {
+	return c.encryption(ctx, http.MethodGet, nil)
+}
+
+// ChangeEncryption begins a change; how far it is tells Encryption.
+func (c *Client) ChangeEncryption(ctx context.Context, r EncryptionRequest) (Encryption, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return Encryption{}, err
+	}
+	return c.encryption(ctx, http.MethodPost, b)
+}
+
+func (c *Client) encryption(ctx context.Context, method string, request []byte) (Encryption, error) {
+	var out Encryption
+	body, err := c.do(ctx, method, "/v1/encryption", request)
+	if err != nil {
+		return out, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&out); err != nil {
+		return out, fmt.Errorf("reading the node's answer: %w", err)
+	}
+	return out, nil
+}
+
 func (c *Client) post(ctx context.Context, path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

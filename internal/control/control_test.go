@@ -45,6 +45,17 @@ func (n *node) Renew(_ context.Context, r RenewRequest) (Renewed, error) {
 	return Renewed{Certificates: []Certificate{{Name: "apiserver", Reason: "asked for"}}}, nil
 }
 
+func (n *node) Encryption(context.Context) (Encryption, error) {
+	return Encryption{Keys: []EncryptionKey{{Provider: "identity", Writes: true}}}, nil
+}
+
+func (n *node) ChangeEncryption(_ context.Context, r EncryptionRequest) (Encryption, error) {
+	if r.Action != "enable" {
+		return Encryption{}, errs.Hint(errs.New(errs.Exists, "enable is not finished"), "wait")
+	}
+	return Encryption{Change: &EncryptionChange{Action: r.Action, Stage: "adding"}}, nil
+}
+
 // serve runs a server on a socket that existed before, as after a crash.
 func serve(t *testing.T, n *node) *Client {
 	t.Helper()
@@ -83,6 +94,15 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if _, err := c.Renew(t.Context(), RenewRequest{}); !errs.Is(err, errs.NotRunning) {
 		t.Errorf("renewing at the wrong time: %v", err)
+	}
+	if e, err := c.Encryption(t.Context()); err != nil || len(e.Keys) != 1 || e.Keys[0].Provider != "identity" {
+		t.Errorf("encryption %+v, %v", e, err)
+	}
+	if e, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "enable"}); err != nil || e.Change == nil || e.Change.Stage != "adding" {
+		t.Errorf("enabling %+v, %v", e, err)
+	}
+	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
+		t.Errorf("rotating meanwhile: %v", err)
 	}
 	if err := c.Stop(t.Context(), StopRequest{Pods: true}); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,10 @@ type Backend interface {
 	Restart(ctx context.Context, component string) error
 	// Renew issues certificates anew while everything runs.
 	Renew(ctx context.Context, r RenewRequest) (Renewed, error)
+	// Encryption tells how Secrets are kept.
+	Encryption(ctx context.Context) (Encryption, error)
+	// ChangeEncryption begins a change, or finds that it is on its way or done, and returns at once.
+	ChangeEncryption(ctx context.Context, r EncryptionRequest) (Encryption, error)
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -126,6 +130,27 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 			return
 		}
 		reply(w, renewed)
+	})
+	mux.HandleFunc("GET /v1/encryption", func(w http.ResponseWriter, r *http.Request) {
+		e, err := b.Encryption(r.Context())
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, e)
+	})
+	mux.HandleFunc("POST /v1/encryption", func(w http.ResponseWriter, r *http.Request) {
+		var req EncryptionRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Usage, "reading the request to change encryption: %w", err))
+			return
+		}
+		e, err := b.ChangeEncryption(r.Context(), req)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, e)
 	})
 	return mux
 }

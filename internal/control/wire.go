@@ -124,6 +124,55 @@ type Certificate struct {
 	Reason string `json:"reason"`
 }
 
+// Encryption is how Secrets are kept in the database. It names keys and never holds one.
+type Encryption struct {
+	// Enabled tells that Secrets are written encrypted, or will be when the change is done.
+	Enabled bool `json:"enabled"`
+	// Configured is the provider that spec.secrets.encryption asks for.
+	Configured string   `json:"configured,omitempty"`
+	Resources  []string `json:"resources"`
+	// Keys in the order the API server has them: the first writes, all read.
+	Keys    []EncryptionKey    `json:"keys"`
+	Change  *EncryptionChange  `json:"change,omitempty"`
+	Checked *EncryptionChecked `json:"checked,omitempty"`
+}
+
+// EncryptionKey is a key by its name; the provider identity has none.
+type EncryptionKey struct {
+	Provider string `json:"provider"`
+	Name     string `json:"name,omitempty"`
+	Writes   bool   `json:"writes"`
+}
+
+// EncryptionChange is one on its way.
+type EncryptionChange struct {
+	Action string    `json:"action"`
+	Stage  string    `json:"stage"`
+	Key    string    `json:"key,omitempty"` // "" is identity
+	Since  time.Time `json:"since"`
+	// Done and All count objects while they are written again.
+	Done int `json:"done,omitempty"`
+	All  int `json:"all,omitempty"`
+	// Note is what it waits for, or why it does not go on.
+	Note string `json:"note,omitempty"`
+}
+
+// EncryptionChecked is what was found when all objects had been written again.
+type EncryptionChecked struct {
+	At        time.Time `json:"at"`
+	Objects   int       `json:"objects"`
+	Rewritten int       `json:"rewritten"`
+	Key       string    `json:"key,omitempty"` // all are written with it
+}
+
+// EncryptionRequest is the body of POST /v1/encryption.
+type EncryptionRequest struct {
+	// Action is enable, rotate or disable.
+	Action string `json:"action"`
+	// Provider of the new key; "" is the configured one, or that of the present key, or secretbox.
+	Provider string `json:"provider,omitempty"`
+}
+
 // LogOptions select what GET /v1/logs/{component} answers.
 type LogOptions struct {
 	Lines  int

@@ -66,6 +66,7 @@ type Daemon struct {
 	readyAt *time.Time
 	stopped *control.StopRequest // set once the node has been asked to end
 	api     *kubeapi.Client
+	secrets secretsState
 }
 
 // errStop ends Run in good order.
@@ -75,6 +76,9 @@ var errStop = errors.New("asked to stop")
 // it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
 // Errors are those that kept the node from starting.
 func Run(ctx context.Context, o Options) error {
+	if err := resolveDatastore(&o.Config); err != nil {
+		return err
+	}
 	outline, err := components.Outline(component.Input{Config: o.Config, Paths: o.Paths})
 	if err != nil {
 		return err
@@ -192,6 +196,9 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	in.Registries = authID(reg)
+	if in.Datastore, err = datastoreID(o.Config.Spec.Datastore); err != nil {
+		return nil, err
+	}
 	if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
 		return nil, err
 	}
@@ -202,7 +209,10 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
+	if err := d.prepareEncryption(in); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), writeDatastore(in), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
 		return nil, err
 	}
 	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
@@ -273,6 +283,8 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
+	wg.Go(func() { d.watchEncryption(ctx) })
+	wg.Go(func() { d.watchEtcd(ctx) })
 
 	stopPods := func() error { return nil }
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))

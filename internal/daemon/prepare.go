@@ -54,6 +54,12 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 
 // Plan renders what would run, without touching anything: the payload's directory is named but not made.
 func Plan(ctx context.Context, o Options) ([]component.Unit, error) {
+	if err := resolveDatastore(&o.Config); err != nil {
+		return nil, err
+	}
+	if _, err := datastoreID(o.Config.Spec.Datastore); err != nil { // plans are passed on, so it is not in them
+		return nil, err
+	}
 	f, err := detectFacts(ctx, o)
 	if err != nil {
 		return nil, err
@@ -89,8 +95,12 @@ func preflight(ctx context.Context, in component.Input, running []int) ([]health
 	checks := slices.DeleteFunc(platform.Checks(), func(c platform.Check) bool {
 		return c.Worker && in.Config.Spec.NoWorker
 	})
+	nft := ""
+	if in.Payload != "" {
+		nft = path.Join(in.Payload, "nft")
+	}
 	problems := platform.RunChecks(ctx, checks, platform.CheckInput{
-		Facts: in.Facts, Config: in.Config, Paths: in.Paths, NFT: path.Join(in.Payload, "nft"),
+		Facts: in.Facts, Config: in.Config, Paths: in.Paths, NFT: nft,
 		IgnorePIDs: running, Adopting: len(running) > 0,
 	})
 	return problems, health.BlockingError(problems)

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -68,16 +70,24 @@ func ResetSteps(o Options) []step.Step {
 	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig()}, podLogs...) {
 		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
 	}
-	// The plugins' library keeps its notes outside of any directory of ours, and others may use it too.
-	return append(steps, step.Step{Name: "remove " + cniCache + " if nobody else uses it", Do: func(context.Context) error {
-		return removeIfEmpty(path.Join(cniCache, "results"), cniCache)
-	}})
+	for _, dirs := range shared {
+		top := dirs[len(dirs)-1]
+		steps = append(steps, step.Step{Name: "remove " + top + " if nobody else uses it", Do: func(context.Context) error { return removeIfEmpty(dirs...) }})
+	}
+	return steps
 }
 
-// cniCache is where libcni remembers what plugins answered; containerd cannot be told another place.
-const cniCache = "/var/lib/cni"
+// shared are directories that containerd and its libraries make outside of ours, each after what they make
+// in it. Others may use them too.
+var shared = [][]string{
+	{"/var/lib/cni/results", "/var/lib/cni"},                          // what plugins answered, of libcni
+	{"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd"}, // for programs installed by ctr
+	{"/run/containerd/s", "/run/containerd"},                          // sockets of shims
+	{"/run/netns"},                                                    // network namespaces of pods
+}
 
-// removeIfEmpty removes directories that are there and have nothing in them.
+// removeIfEmpty removes directories that are there and have nothing in them. What is a mount point or
+// cannot be changed is not of our making.
 func removeIfEmpty(dirs ...string) error {
 	var failed []error
 	for _, dir := range dirs {
@@ -87,7 +97,9 @@ func removeIfEmpty(dirs ...string) error {
 		case err != nil:
 			failed = append(failed, err)
 		case len(entries) == 0:
-			failed = append(failed, os.Remove(dir))
+			if err := os.Remove(dir); !errors.Is(err, syscall.EBUSY) && !errors.Is(err, syscall.EROFS) {
+				failed = append(failed, err)
+			}
 		}
 	}
 	return errors.Join(failed...)
@@ -128,7 +140,59 @@ func removeCgroups(ctx context.Context, o Options) error {
 		root = DefaultCgroupRoot
 	}
 	g := cg.At(root)
-	return errors.Join(g.KillAll(ctx), g.Remove(ctx))
+	return errors.Join(g.KillAll(ctx), g.Remove(ctx), removePodSlices(ctx, o, cg))
+}
+
+// podSlice is where the kubelet's systemd driver puts pods; its name cannot be chosen.
+const podSlice = "/kubepods.slice"
+
+// removePodSlices removes what the kubelet's systemd driver has made: the slices of pods stay when their
+// containers have ended, because the kubelet that would remove them has been stopped before. Slices
+// in which processes of somebody else are left stay.
+func removePodSlices(ctx context.Context, o Options, cg *platform.Cgroups) error {
+	if o.CgroupRoot != "" || cg.Version != 2 {
+		return nil
+	}
+	slice := path.Join(cg.Hierarchies[""], podSlice)
+	for _, needed := range []string{slice, o.Paths.Payloads()} { // without programs it never ran
+		if _, err := os.Stat(needed); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	// Only where the pods could not be ended in order are there any left.
+	tasks, err := os.ReadDir(path.Join(o.Paths.ContainerdState(), "io.containerd.runtime.v2.task/k8s.io"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	var failed []error
+	for _, scope := range scopesOf(slice, tasks) {
+		failed = append(failed, cg.At(podSlice, scope).KillAll(ctx))
+	}
+	pids, err := cg.At(podSlice).Procs()
+	if err = errors.Join(append(failed, err)...); err != nil || len(pids) > 0 {
+		return err
+	}
+	if err := stopUnit(ctx, path.Base(podSlice)); err != nil {
+		return err
+	}
+	return cg.At(podSlice).Remove(ctx)
+}
+
+// scopesOf finds the cgroups of containers by their ids, relative to the slice all are in.
+func scopesOf(slice string, containers []os.DirEntry) []string {
+	ours := map[string]bool{}
+	for _, c := range containers {
+		ours["cri-containerd-"+c.Name()+".scope"] = true
+	}
+	var found []string
+	// What disappears meanwhile need not be found.
+	_ = filepath.WalkDir(slice, func(name string, d os.DirEntry, err error) error {
+		if err == nil && ours[d.Name()] {
+			found = append(found, strings.TrimPrefix(filepath.ToSlash(name), slice))
+		}
+		return nil
+	})
+	return found
 }
 
 // removeNetwork removes what CNI, flannel and kube-proxy leave on purpose when they stop.

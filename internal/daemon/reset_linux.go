@@ -34,3 +34,11 @@ func removeTables(ctx context.Context, nft string, tables []string) error {
 	}
 	return errors.Join(failed...)
 }
+
+// stopUnit stops a unit of systemd and all that requires it; one that is not there is stopped.
+func stopUnit(ctx context.Context, name string) error {
+	if out, err := exec.CommandContext(ctx, "systemctl", "stop", name).CombinedOutput(); err != nil {
+		return fmt.Errorf("stopping the systemd unit %s: %w: %s", name, err, lastLine(string(out)))
+	}
+	return nil
+}

@@ -44,7 +44,10 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	}
 	allReady := true
 	apiOpen := false
-	for _, c := range d.components(doing) {
+	database := datastoreProblems(component.Input{Config: d.o.Config, Paths: d.o.Paths})
+	parts := d.components(doing)
+	reasons(parts, append(d.board.List(), database...))
+	for _, c := range parts {
 		s.Components = append(s.Components, wireComponent(d.o, c))
 		if c.State != supervise.Ready {
 			allReady = false
@@ -63,6 +66,8 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))
 	d.board.Report("addons", addonProblems(s.Addons))
 	d.board.Report("images", imageProblems(in))
+	d.board.Report("encryption files", d.encryptionProblems())
+	d.board.Report("kine", database)
 	s.Problems = d.board.List()
 	switch {
 	case stopped != nil:

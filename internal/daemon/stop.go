@@ -15,7 +15,6 @@ import (
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/errs"
-	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/payload"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/probe"
@@ -169,26 +168,6 @@ func endPodsOffline(ctx context.Context, in component.Input, ro runner.Options) 
 	end()
 	<-done // how it ended does not matter: it was asked to
 	return err
-}
-
-// Check runs the preflight checks without starting anything.
-func Check(ctx context.Context, o Options) ([]health.Problem, error) {
-	f, err := platform.DetectFacts(ctx, platform.FactsInput{
-		DataDir: o.Paths.Data, NodeName: o.Config.Spec.Node.Name, NodeIP: o.Config.Spec.Node.IP, CgroupRoot: o.CgroupRoot,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("looking at this machine: %w", err)
-	}
-	in := component.Input{Config: o.Config, Paths: o.Paths, Facts: f, Payload: o.Paths.CurrentPayload()}
-	running, err := runningPIDs(o.Paths)
-	if err != nil {
-		return nil, err
-	}
-	problems, err := preflight(ctx, in, running)
-	if err != nil && len(health.Blocking(problems)) == 0 {
-		return nil, err
-	}
-	return problems, nil
 }
 
 // running tells that a daemon holds the lock.

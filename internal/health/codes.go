@@ -60,6 +60,11 @@ const (
 	CertExpiring       Code = "cert-expiring"
 	CAUnusable         Code = "ca-unusable"
 	DatabaseCorrupt    Code = "database-corrupt"
+	EncryptionKeys     Code = "encryption-keys"
+	EncryptionStuck    Code = "encryption-stuck"
+	SecretsUnreadable  Code = "secrets-unreadable"
+	DatabaseAway       Code = "database-away"
+	DatabaseRefuses    Code = "database-refuses"
 	NodeNotReady       Code = "node-not-ready"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
@@ -99,7 +104,7 @@ func registry() []section {
 			{CgroupControllers, Error, "A cgroup controller the kubelet needs is not available. For pids and a few others it is a warning.", "enable it on the kernel's command line, e.g. cgroup_enable=memory cgroup_memory=1"},
 			{ProcSysReadonly, Warning, "/proc/sys is mounted read-only, as in an unprivileged container. Kernel settings stay as they are; an error where one of them is wrong.", "run privileged, or mount /proc/sys writable"},
 			{IPForwarding, Info, "The kernel does not forward IPv4 packets yet; k1s turns it on. An error where it cannot.", "run: sysctl -w net.ipv4.ip_forward=1"},
-			{BridgeNetfilter, Warning, "Bridged packets do not pass the firewall, so a pod may not reach a Service whose answering pod is on the same node.", "run: modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1"},
+			{BridgeNetfilter, Warning, "Bridged packets do not pass the firewall, so with a network plugin that bridges pods (network.backend: none) a pod may not reach a Service whose answering pod is on the same node. k1s' own network routes them.", "run: modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1"},
 			{ConntrackReadonly, Info, "The connection tracking limits cannot be set from here, as in a network namespace of its own. kube-proxy leaves them alone.", "set net.netfilter.nf_conntrack_max on the machine itself if connections are dropped"},
 			{InotifyLow, Warning, "Few inotify instances or watches are allowed. Log following and configuration reload fail with \"too many open files\" when they run out.", "run: sysctl -w fs.inotify.max_user_instances=512 fs.inotify.max_user_watches=524288"},
 			{OpenFilesLow, Warning, "The limit of open files is low for an API server and a container runtime.", "raise it: ulimit -n 1048576, or LimitNOFILE= in the service"},
@@ -137,6 +142,11 @@ func registry() []section {
 			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not.", "see: k1s certs; renew with: k1s certs renew"},
 			{CAUnusable, Error, "A certificate authority or the service account key is there but cannot be used. k1s never replaces one: all nodes and tokens depend on it.", "restore the pki directory from a backup"},
 			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},
+			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
+			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},
+			{EncryptionKeys, Error, "The file with the keys of Secrets, or the API server's copy of it, is damaged or gone. k1s never replaces keys it does not know to be unused: what they encrypted could not be read any more.", "put the directory encryption back from a backup of the data directory"},
+			{EncryptionStuck, Warning, "Encrypting Secrets, or changing their key, does not go on. Nothing is lost and everything can be read; it is tried again.", "correct what the text names"},
+			{SecretsUnreadable, Error, "The API server cannot read Secrets in the database: they are encrypted with a key it does not have. Pods that need them do not start.", "put the directory encryption back that belongs to this database, from a backup of the data directory, and start k1s again"},
 			{NodeNotReady, Error, "This node is registered but not ready.", "run: k1s kubectl describe node"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},

@@ -1,5 +1,5 @@
 // Package kubeapi is the handful of questions the daemon asks its own API server, over plain HTTP: is
-// the node Ready, which pods run here. It is not a client library; whatever needs one lives in the
+// the node Ready, which pods run here, with which keys are Secrets written. It is not a client library; whatever needs one lives in the
 // payload, where client-go is.
 package kubeapi
 
@@ -153,14 +153,38 @@ func (c *Client) get(ctx context.Context, path string, out any) error {
 	return c.do(ctx, http.MethodGet, path, nil, out)
 }
 
+// StatusError is an answer of the API server that is no success.
+type StatusError struct {
+	Code    int
+	Message string // "" where it gave none
+	// Continue goes on with a list whose own token has expired, from the state of now.
+	Continue string
+}
+
+func (e *StatusError) Error() string {
+	if e.Message == "" {
+		return fmt.Sprintf("the API server answers %d", e.Code)
+	}
+	return fmt.Sprintf("the API server answers %d: %s", e.Code, e.Message)
+}
+
 func (c *Client) do(ctx context.Context, method, path string, body []byte, out any) error {
+	return c.ask(ctx, method, path, "application/json", body, func(answer io.Reader) error {
+		return json.NewDecoder(answer).Decode(out)
+	})
+}
+
+func (c *Client) ask(ctx context.Context, method, path, accept string, body []byte, read func(io.Reader) error) error {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", "application/json")
-	if method == http.MethodPatch {
+	req.Header.Set("Accept", accept)
+	switch method {
+	case http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
+	case http.MethodPut:
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -173,15 +197,18 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, out a
 	}()
 	if resp.StatusCode != http.StatusOK {
 		var st struct {
-			Message string `json:"message"`
+			Message  string `json:"message"`
+			Metadata struct {
+				Continue string `json:"continue"`
+			} `json:"metadata"`
 		}
 		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
-		if json.Unmarshal(answer, &st) == nil && st.Message != "" {
-			return fmt.Errorf("the API server answers %d: %s", resp.StatusCode, st.Message)
+		if json.Unmarshal(answer, &st) != nil {
+			st.Message = ""
 		}
-		return fmt.Errorf("the API server answers %d", resp.StatusCode)
+		return &StatusError{Code: resp.StatusCode, Message: st.Message, Continue: st.Metadata.Continue}
 	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if err := read(resp.Body); err != nil {
 		return fmt.Errorf("reading the API server's answer to %s: %w", req.URL.Path, err)
 	}
 	return nil

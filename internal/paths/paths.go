@@ -75,12 +75,20 @@ func (p Paths) Logs() string           { return path.Join(p.Data, "log") }
 func (p Paths) Log(unit string) string { return path.Join(p.Data, "log", unit+".log") }
 func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.log") }
 
+// EncryptionKeys holds the keys Secrets are encrypted with; EncryptionConfig is what follows from it for API servers.
+func (p Paths) EncryptionKeys() string   { return path.Join(p.Data, "encryption", "keys.json") }
+func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption", "config.json") }
+
 // Run-time state.
 func (p Paths) Lock() string             { return path.Join(p.Data, "daemon.lock") }
 func (p Paths) ControlSocket() string    { return path.Join(p.Run, "k1s.sock") }
 func (p Paths) ContainerdSocket() string { return path.Join(p.Run, "containerd", "containerd.sock") }
 func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd") }
 func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
+
+// Datastore holds the DSN of a database of others, for kine; DatastoreStatus what kine has to say about it.
+func (p Paths) Datastore() string       { return path.Join(p.Run, "datastore") }
+func (p Paths) DatastoreStatus() string { return path.Join(p.Run, "datastore.json") }
 
 // Unit is the record of a running unit: pid, start time, Spec hash. It is what a new daemon adopts by.
 func (p Paths) Unit(name string) string  { return path.Join(p.Run, "units", name+".json") }

@@ -198,6 +198,31 @@ func TestReadFileNeedsNoUnpacking(t *testing.T) {
 	}
 }
 
+func TestExtractWritesOnlyWhatIsWanted(t *testing.T) {
+	p := open(t, makePayload(t, nil))
+	dir := t.TempDir()
+	lib := func(name string) bool { return strings.HasPrefix(name, "nft.d/") }
+	if at, err := Extract(t.Context(), p, dir, 0, lib); err != nil || at != dir {
+		t.Fatalf("%q, %v", at, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "nft.d/lib")); err != nil || string(b) != content["nft.d/lib"] {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) != 1 {
+		t.Errorf("extracted: %q, %v", left, err)
+	}
+
+	unpacked := unpack(t, p, t.TempDir()).Dir
+	t.Setenv(EnvSource, unpacked)
+	exe := filepath.Join(t.TempDir(), "k1s")
+	if err := os.WriteFile(exe, []byte("light"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := Extract(t.Context(), open(t, exe), dir, 0, lib); err != nil || at != unpacked {
+		t.Errorf("a payload that is unpacked already: %q, %v", at, err)
+	}
+}
+
 func TestOpenTellsWhenThereIsNoPayload(t *testing.T) {
 	t.Setenv(EnvSource, "")
 	exe := filepath.Join(t.TempDir(), "k1s")

@@ -98,6 +98,25 @@ func Unpack(ctx context.Context, p *Payload, root string, memory uint64) (Result
 	return res, nil
 }
 
+// Extract writes the files whose names are wanted below dir, which must be there and not have them yet, and
+// returns dir. They are verified as Unpack's are, but nothing is recorded and nothing restored later. For a
+// payload that is an unpacked directory it returns that directory as it is.
+func Extract(ctx context.Context, p *Payload, dir string, memory uint64, wanted func(name string) bool) (string, error) {
+	if p.dir {
+		return p.source, nil
+	}
+	var files []File
+	for _, f := range p.Index.Files {
+		if wanted(f.Name) {
+			files = append(files, f)
+		}
+	}
+	if err := p.write(ctx, dir, files, memory); err != nil {
+		return "", p.explain(dir, err)
+	}
+	return dir, nil
+}
+
 // explain turns what the operating system says into what the user can do about it.
 func (p *Payload) explain(root string, err error) error {
 	err = fmt.Errorf("unpacking the carried programs to %s: %w", root, err)

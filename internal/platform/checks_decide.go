@@ -301,6 +301,7 @@ func decideCIDRs(s config.Network, nodeIP netip.Addr, links []netInterface, rout
 type sysctls struct {
 	Readonly         bool // /proc/sys cannot be written
 	Forward          string
+	Bridged          bool // pods may be ports of a bridge; k1s' own network routes them
 	BridgeNF         string
 	ConntrackMax     string
 	ConntrackWrite   bool
@@ -320,9 +321,9 @@ func decideSysctls(s sysctls) []health.Problem {
 	default:
 		out = append(out, health.New(health.IPForwarding, "IPv4 packets are not forwarded yet"))
 	}
-	switch s.BridgeNF {
-	case "1":
-	case "":
+	switch {
+	case !s.Bridged, s.BridgeNF == "1":
+	case s.BridgeNF == "":
 		out = append(out, health.New(health.BridgeNetfilter, "the module br_netfilter is not loaded"))
 	default:
 		out = append(out, health.New(health.BridgeNetfilter, "net.bridge.bridge-nf-call-iptables is %s", s.BridgeNF))

@@ -216,13 +216,14 @@ func checkCapabilities(_ context.Context, in CheckInput) []health.Problem {
 	return one(health.New(health.NoCapSysResource, "the capability CAP_SYS_RESOURCE is missing"))
 }
 
-func checkSysctls(context.Context, CheckInput) []health.Problem {
+func checkSysctls(_ context.Context, in CheckInput) []health.Problem {
 	read := func(key string) string { return strings.TrimSpace(readString("/proc/sys/" + key)) }
 	var st unix.Statfs_t
 	readonly := unix.Statfs("/proc/sys", &st) == nil && st.Flags&unix.ST_RDONLY != 0
 	return decideSysctls(sysctls{
 		Readonly:         readonly,
 		Forward:          read("net/ipv4/ip_forward"),
+		Bridged:          in.Config.Spec.Network.Backend == "none",
 		BridgeNF:         read("net/bridge/bridge-nf-call-iptables"),
 		ConntrackMax:     read("net/netfilter/nf_conntrack_max"),
 		ConntrackWrite:   unix.Access("/proc/sys/net/netfilter/nf_conntrack_max", unix.W_OK) == nil,

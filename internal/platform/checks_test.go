@@ -24,7 +24,7 @@ func TestDecisions(t *testing.T) {
 	addr := netip.MustParseAddr
 	day := time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
 	all := []string{"cpu", "cpuacct", "cpuset", "memory", "pids", "io"}
-	fine := sysctls{Forward: "1", BridgeNF: "1", ConntrackMax: "262144", ConntrackWrite: true, InotifyInstances: "128", InotifyWatches: "65536"}
+	fine := sysctls{Forward: "1", Bridged: true, BridgeNF: "1", ConntrackMax: "262144", ConntrackWrite: true, InotifyInstances: "128", InotifyWatches: "65536"}
 	with := func(change func(*sysctls)) sysctls { s := fine; change(&s); return s }
 	disk := diskFacts{Dir: "/d", FreeBytes: 10 * gb, Inodes: 1e6, FreeInodes: 9e5, Type: "0xef53"}
 	diskWith := func(change func(*diskFacts)) diskFacts { d := disk; change(&d); return d }
@@ -88,6 +88,7 @@ func TestDecisions(t *testing.T) {
 		"proc read-only":   {decideSysctls(with(func(s *sysctls) { s.Readonly = true })), []string{"warning: proc-sys-readonly: /proc/sys is read-only"}},
 		"both":             {decideSysctls(with(func(s *sysctls) { s.Readonly, s.Forward = true, "0" })), []string{"warning: proc-sys-readonly: /proc/sys is read-only", "error: ip-forwarding: IPv4 packets are not forwarded, and /proc/sys is read-only"}},
 		"no br_netfilter":  {decideSysctls(with(func(s *sysctls) { s.BridgeNF = "" })), []string{"warning: bridge-netfilter: the module br_netfilter is not loaded"}},
+		"routed pods":      {decideSysctls(with(func(s *sysctls) { s.Bridged, s.BridgeNF = false, "" })), nil},
 		"bridge nf off":    {decideSysctls(with(func(s *sysctls) { s.BridgeNF = "0" })), []string{"warning: bridge-netfilter: net.bridge.bridge-nf-call-iptables is 0"}},
 		"conntrack fixed":  {decideSysctls(with(func(s *sysctls) { s.ConntrackWrite = false })), []string{"info: conntrack-limits-readonly: the limit of tracked connections is 262144 and cannot be changed from here"}},
 		"conntrack absent": {decideSysctls(with(func(s *sysctls) { s.ConntrackMax, s.ConntrackWrite = "", false })), nil},

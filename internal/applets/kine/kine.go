@@ -13,9 +13,6 @@ import (
 	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers"
-	_ "github.com/k3s-io/kine/pkg/drivers/mysql"
-	_ "github.com/k3s-io/kine/pkg/drivers/nats"
-	_ "github.com/k3s-io/kine/pkg/drivers/pgsql"
 	_ "github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/util"
 
@@ -25,7 +22,9 @@ import (
 // Run serves until ctx ends. Flags:
 //
 //	--listen URL                     where to serve, e.g. unix:///run/k1s/kine.sock (required)
-//	--endpoint DSN                   the database, e.g. sqlite:///var/lib/k1s/db/state.db?_journal_mode=WAL (required)
+//	--endpoint DSN                   the database, e.g. sqlite:///var/lib/k1s/db/state.db?_journal_mode=WAL
+//	--endpoint-file FILE             has the DSN of a database of others instead, which may hold a password
+//	--status-file FILE               for what is the matter with that database, as JSON
 //	--ca-file, --cert-file, --key-file  TLS towards the database
 //	--emulated-etcd-version VERSION  announced to the API server, default 3.4.0
 //	--notify-interval DURATION       between unasked progress notifications per watch, default 1m
@@ -34,6 +33,11 @@ func Run(ctx context.Context, args []string) error {
 	config, err := parse(args)
 	if err != nil {
 		return err
+	}
+	if config.endpointFile != "" {
+		if err := config.readEndpoint(); err != nil {
+			return err
+		}
 	}
 	scheme, dsn := util.SchemeAndAddress(config.Endpoint)
 	if scheme == "sqlite" {
@@ -53,8 +57,11 @@ func Run(ctx context.Context, args []string) error {
 type settings struct {
 	drivers.Config
 
-	listen, version string
-	notifyInterval  time.Duration
+	listen, version          string
+	notifyInterval           time.Duration
+	endpointFile, statusFile string
+	secrets                  []string // of the DSN, not to be seen
+	where                    string   // the address in the DSN
 }
 
 func parse(args []string) (settings, error) {
@@ -72,6 +79,8 @@ func parse(args []string) (settings, error) {
 	set.SetOutput(io.Discard) // errors are returned
 	set.StringVar(&config.listen, "listen", "", "`URL` to serve at")
 	set.StringVar(&config.Endpoint, "endpoint", "", "`DSN` of the database")
+	set.StringVar(&config.endpointFile, "endpoint-file", "", "`file` that holds the DSN of a database of others")
+	set.StringVar(&config.statusFile, "status-file", "", "`file` to report about that database in")
 	backend := &config.BackendTLSConfig
 	set.StringVar(&backend.CAFile, "ca-file", "", "CA of the database server")
 	set.StringVar(&backend.CertFile, "cert-file", "", "client certificate for the database server")
@@ -89,8 +98,8 @@ func parse(args []string) (settings, error) {
 	switch {
 	case set.NArg() > 0:
 		return config, errs.New(errs.Usage, "unexpected argument %q: only flags are allowed", set.Arg(0))
-	case config.listen == "" || config.Endpoint == "":
-		return config, errs.New(errs.Usage, "--listen and --endpoint are required")
+	case config.listen == "" || (config.Endpoint == "") == (config.endpointFile == ""):
+		return config, errs.New(errs.Usage, "--listen and one of --endpoint and --endpoint-file are required")
 	case config.notifyInterval < time.Second: // kine draws a random share of it and panics on none
 		return config, errs.New(errs.Usage, "--notify-interval %s is too short: at least 1s", config.notifyInterval)
 	}

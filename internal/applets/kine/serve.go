@@ -37,15 +37,9 @@ func serve(ctx context.Context, s settings) error {
 	opened, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
 	defer closeDatabase()
 	outlives := context.AfterFunc(ctx, closeDatabase)
-	_, backend, err := drivers.New(opened, &closed, &s.Config)
+	backend, err := s.open(ctx, opened, &closed)
 	if err != nil {
-		return s.explain(fmt.Errorf("opening the database: %w", err))
-	}
-	if backend == nil {
-		return errors.New("opening the database: the DSN names another server of the etcd API, which needs no kine")
-	}
-	if err := backend.Start(opened); err != nil {
-		return s.explain(fmt.Errorf("preparing the database: %w", err))
+		return err
 	}
 	if !outlives() {
 		return context.Cause(ctx)
@@ -71,6 +65,10 @@ func serve(ctx context.Context, s settings) error {
 	defer stopNotifying()
 	notifying.Go(func() { watches.notify(notified, s.notifyInterval) })
 
+	if s.endpointFile != "" {
+		notifying.Go(func() { s.watchDatabase(notified, backend) })
+	}
+
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(listener) }()
 	select {
@@ -82,6 +80,24 @@ func serve(ctx context.Context, s settings) error {
 	defer late.Stop()
 	g.GracefulStop()
 	return <-done
+}
+
+// open opens and prepares the database, which is closed when lasting ends and closed is done.
+func (s *settings) open(ctx, lasting context.Context, closed *sync.WaitGroup) (server.Backend, error) {
+	if s.endpointFile != "" {
+		return s.openDatabase(ctx, lasting, closed)
+	}
+	_, backend, err := drivers.New(lasting, closed, &s.Config)
+	if err != nil {
+		return nil, s.explain(fmt.Errorf("opening the database: %w", err))
+	}
+	if backend == nil {
+		return nil, errors.New("opening the database: the DSN names another server of the etcd API, which needs no kine")
+	}
+	if err := backend.Start(lasting); err != nil {
+		return nil, s.explain(fmt.Errorf("preparing the database: %w", err))
+	}
+	return backend, nil
 }
 
 // register is kine's own, without the Watch service and without reflection, which nobody asks a socket of ours for.

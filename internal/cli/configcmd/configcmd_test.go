@@ -73,6 +73,7 @@ spec:
     disableDefaultRegistry: false # default
   audit:
     enabled: false # default
+  secrets: {}
   isolation: grouped # default
   noWorker: false # default
   kubelet:
