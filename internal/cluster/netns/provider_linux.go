@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -354,9 +355,17 @@ func (p *Provider) goOn(l layout, spec cluster.Spec, node cluster.NodeSpec, firs
 		return nil
 	}
 	if st.PID != 0 {
-		// What has just ended may not be written down yet: the first process hears of that before it hears of us.
-		if rec, err := recordOf(st.PID); err == nil && rec.alive() {
-			return nil
+		// What is ending, or has just ended, may not be written down yet: the first process hears of that before it
+		// hears of us. A program that ends has closed its socket; one that starts opens it soon.
+		rec, err := recordOf(st.PID)
+		for deadline := time.Now().Add(lettingGo * 10); err == nil && rec.alive(); time.Sleep(10 * time.Millisecond) {
+			if c, err := net.Dial("unix", l.controlSocket(node.Name())); err == nil {
+				_ = c.Close()
+				return nil
+			}
+			if time.Now().After(deadline) {
+				return nil
+			}
 		}
 	} else if !st.Stopped && !st.Final {
 		return nil
