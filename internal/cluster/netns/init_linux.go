@@ -33,6 +33,8 @@ type initSpec struct {
 	Stop    []string      `json:"stop"`
 	Env     []string      `json:"env"`
 	Timeout time.Duration `json:"timeout"` // for all of stopping
+	// Generation grows with every spec that is written, so that it can be seen which one is followed.
+	Generation int64 `json:"generation"`
 }
 
 // initState is how the node program fares.
@@ -44,6 +46,8 @@ type initState struct {
 	Final bool `json:"final"`
 	// Stopped: it was asked to end (exit status 0), and waits for SIGHUP to be started again.
 	Stopped bool `json:"stopped"`
+	// Generation is that of the last spec it has heard of. It follows that one from the next start.
+	Generation int64 `json:"generation"`
 }
 
 // Back-off of the node program: from minBackOff doubling to maxBackOff, from the start again after it ran for
@@ -74,7 +78,7 @@ func runInit(_ context.Context, dir string) error {
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 
-	in := &initLoop{spec: spec, log: log, stateFile: dir + "/" + initStateName, backOff: minBackOff}
+	in := &initLoop{spec: spec, log: log, stateFile: dir + "/" + initStateName, backOff: minBackOff, state: initState{Generation: spec.Generation}}
 	return in.run(signals)
 }
 
@@ -129,7 +133,8 @@ func (in *initLoop) run(signals <-chan os.Signal) error {
 					again.Reset(in.nextBackOff())
 				}
 			case s == unix.SIGHUP:
-				if !stopping && in.state.PID == 0 && in.goOn() {
+				in.reap() // who sent it has seen the program end, and signals come in any order
+				if !stopping && in.heed() {
 					again.Reset(0)
 				}
 			case !stopping:
@@ -146,17 +151,21 @@ func (in *initLoop) run(signals <-chan os.Signal) error {
 	}
 }
 
-// goOn makes a node program that was stopped, or has given up, one to be started, with what may have changed
-// meanwhile.
-func (in *initLoop) goOn() bool {
+// heed takes what may have changed, and tells whether the node program is to be started now: because it was stopped, has
+// given up, or waits for another try.
+func (in *initLoop) heed() bool {
 	spec, err := readInitSpec(filepath.Dir(in.stateFile))
 	if err != nil {
 		in.log.Warn("not started again", "err", err)
 		return false
 	}
-	in.spec, in.backOff = spec, minBackOff
-	in.state.Stopped, in.state.Final, in.state.Last = false, false, ""
-	return true
+	in.spec, in.state.Generation = spec, spec.Generation
+	if in.state.PID == 0 {
+		in.backOff = minBackOff
+		in.state.Stopped, in.state.Final, in.state.Last = false, false, ""
+	}
+	in.save() // before anybody takes what was for what is
+	return in.state.PID == 0
 }
 
 // startStopping ends the node program and what it would leave behind, in the words of spec.Stop if there are

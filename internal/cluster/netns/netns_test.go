@@ -605,11 +605,28 @@ func TestTheNodeProgramIsRestartedWhenItDies(t *testing.T) {
 // The first process of the node may not have written down yet that the program has ended.
 func TestAStartThatFollowsAStopAtOnceIsNotLost(t *testing.T) {
 	p := testProvider(t)
-	s, _ := up(t, p, cluster.Spec{Name: "one"})
-	for range 5 {
+	s, n := up(t, p, cluster.Spec{Name: "one"})
+	first, err := recordOf(n.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(n.Log)
+			st, _ := os.ReadFile(filepath.Join(p.layout("one").nodeRun("server-0"), initStateName))
+			t.Logf("%s\nstate: %s", b, st)
+		}
+	})
+	for round := range 6 {
 		program, err := recordOf(atoi(t, get(t, s, "/pid")))
 		if err != nil {
 			t.Fatal(err)
+		}
+		slow := round%2 == 0 // it hears of the end and of the start in one moment
+		if slow {
+			if err := first.signal(unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
 		}
 		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		if resp, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/stop", s.APIPort)); err == nil {
@@ -620,7 +637,12 @@ func TestAStartThatFollowsAStopAtOnceIsNotLost(t *testing.T) {
 				t.Fatal("the node program does not end")
 			}
 		}
-		start(t, p, "one")
+		if slow {
+			time.AfterFunc(100*time.Millisecond, func() { _ = first.signal(unix.SIGCONT) })
+		}
+		if st := start(t, p, "one"); st.State != cluster.Running {
+			t.Fatalf("after the start it is %s (%s), its node %s (%s)", st.State, st.Note, st.Nodes[0].State, st.Nodes[0].Note)
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		err = wait.Until(ctx, 10*time.Millisecond, "another node program", func(context.Context) error {
 			if get(t, s, "/pid") == fmt.Sprint(program.PID) {

@@ -22,6 +22,7 @@ import (
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/wait"
 )
 
 // Provider makes clusters of namespaces. Make one with New.
@@ -178,7 +179,7 @@ func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.N
 	if err != nil {
 		return cluster.Node{}, err
 	}
-	if err := p.create(l, &spec, node); err != nil {
+	if err := p.create(ctx, l, &spec, node); err != nil {
 		return p.node(l, spec, node), fmt.Errorf("creating node %s of cluster %s: %w", name, spec.Name, err)
 	}
 	if rec, err := readProc(l.proc(switchName)); err == nil {
@@ -189,7 +190,7 @@ func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.N
 	return p.node(l, spec, node), nil
 }
 
-func (p *Provider) create(l layout, spec *cluster.Spec, node cluster.NodeSpec) error {
+func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, node cluster.NodeSpec) error {
 	name := node.Name()
 	if i := slices.IndexFunc(spec.Nodes, func(n cluster.NodeSpec) bool { return n.Name() == name }); i >= 0 {
 		spec.Nodes[i] = node
@@ -205,7 +206,7 @@ func (p *Provider) create(l layout, spec *cluster.Spec, node cluster.NodeSpec) e
 	}
 	pinned := isPinned(l, name, nsKinds)
 	if pinned && rec.alive() {
-		return errors.Join(p.plugIn(l, *spec, node), p.goOn(l, *spec, node, rec))
+		return errors.Join(p.plugIn(l, *spec, node), p.goOn(ctx, l, *spec, node, rec))
 	}
 	if err := prepareRoot(l, name); err != nil {
 		return err
@@ -349,7 +350,7 @@ func (p *Provider) plugIn(l layout, spec cluster.Spec, node cluster.NodeSpec) er
 }
 
 // goOn makes a node's first process start the node program again, if that was stopped or has given up.
-func (p *Provider) goOn(l layout, spec cluster.Spec, node cluster.NodeSpec, first procRecord) error {
+func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node cluster.NodeSpec, first procRecord) error {
 	st, ok := readInitState(l, node.Name())
 	if !ok {
 		return nil
@@ -367,17 +368,33 @@ func (p *Provider) goOn(l layout, spec cluster.Spec, node cluster.NodeSpec, firs
 				return nil
 			}
 		}
-	} else if !st.Stopped && !st.Final {
-		return nil
 	}
 	if err := provision(l, node); err != nil {
 		return err
 	}
-	if err := p.writeInitSpec(l, spec, node); err != nil {
+	generation, err := p.writeInitSpec(l, spec, node)
+	if err != nil {
 		return err
 	}
-	return first.signal(unix.SIGHUP)
+	if err := first.signal(unix.SIGHUP); err != nil {
+		return err
+	}
+	// Until it has heard of it, it may tell everybody that its program was stopped.
+	ctx, cancel := context.WithTimeoutCause(ctx, hearing, fmt.Errorf("it did not within %s", hearing))
+	defer cancel()
+	return wait.Until(ctx, 5*time.Millisecond, "the node's first process to go on", func(context.Context) error {
+		if st, ok := readInitState(l, node.Name()); ok && st.Generation == generation {
+			return nil
+		}
+		if !first.alive() {
+			return wait.Permanent(errors.New("it has ended"))
+		}
+		return errors.New("it has not heard yet")
+	})
 }
+
+// hearing is how long a node's first process may take to follow what it is told. It does nothing else.
+const hearing = 10 * time.Second
 
 // readInitState tells how a node's program fares; not ok while nothing is known.
 func readInitState(l layout, name string) (st initState, ok bool) {
@@ -385,28 +402,30 @@ func readInitState(l layout, name string) (st initState, ok bool) {
 	return st, err == nil && json.Unmarshal(b, &st) == nil
 }
 
-// writeInitSpec tells a node's first process what to do.
-func (p *Provider) writeInitSpec(l layout, spec cluster.Spec, node cluster.NodeSpec) error {
+// writeInitSpec tells a node's first process what to do, and returns the generation of that.
+func (p *Provider) writeInitSpec(l layout, spec cluster.Spec, node cluster.NodeSpec) (generation int64, err error) {
 	name := node.Name()
 	cg := p.cgroup(l.cluster, name)
+	generation = time.Now().UnixNano()
 	b, err := json.Marshal(initSpec{
-		Cgroup: filepath.Join(cg, "init"),
-		Argv:   slices.Concat([]string{programInNode}, p.opts.NodeArgs, node.Args),
-		Stop:   slices.Concat([]string{programInNode}, p.opts.StopArgs),
-		Env:    append(cluster.NodeEnviron(spec, node), nodeEnv(cg)...),
+		Generation: generation,
+		Cgroup:     filepath.Join(cg, "init"),
+		Argv:       slices.Concat([]string{programInNode}, p.opts.NodeArgs, node.Args),
+		Stop:       slices.Concat([]string{programInNode}, p.opts.StopArgs),
+		Env:        append(cluster.NodeEnviron(spec, node), nodeEnv(cg)...),
 		// Less than the provider waits, so that what is left is known to be left.
 		Timeout: p.opts.StopTimeout * 9 / 10,
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	_ = os.Remove(filepath.Join(l.nodeRun(name), initStateName))
-	return durable.WriteFile(filepath.Join(l.nodeRun(name), initSpecName), b, 0o600)
+	return generation, durable.WriteFile(filepath.Join(l.nodeRun(name), initSpecName), b, 0o600)
 }
 
 // startInit starts the node's first process.
 func (p *Provider) startInit(l layout, spec cluster.Spec, node cluster.NodeSpec) error {
-	if err := p.writeInitSpec(l, spec, node); err != nil {
+	if _, err := p.writeInitSpec(l, spec, node); err != nil {
 		return err
 	}
 	name := node.Name()
