@@ -17,6 +17,7 @@ import (
 	"k1s.io/k1s/internal/applets/addonmanager"
 	"k1s.io/k1s/internal/applets/apiserver"
 	"k1s.io/k1s/internal/applets/applet"
+	"k1s.io/k1s/internal/applets/balancer"
 	"k1s.io/k1s/internal/applets/containerd"
 	"k1s.io/k1s/internal/applets/controllermanager"
 	"k1s.io/k1s/internal/applets/crictl"
@@ -39,6 +40,7 @@ import (
 func applets() applet.Table {
 	return applet.Table{
 		"addon-manager":           {Run: addonmanager.Run},
+		"balancer":                {Run: balancer.Run},
 		"containerd":              {Run: containerd.Run},
 		"crictl":                  {Run: crictl.Run, Tool: true},
 		"ctr":                     {Run: ctr.Run, Tool: true},

@@ -36,10 +36,19 @@ func newKubeconfigPrintCmd(deps Deps) *cobra.Command {
 	}
 }
 
+// isAgent tells that this machine has joined a cluster as an agent.
+func isAgent(deps Deps) bool {
+	_, err := os.Stat(deps.Paths().Agent())
+	return err == nil
+}
+
 func readAdmin(deps Deps) ([]byte, error) {
 	file := deps.Paths().AdminKubeconfig()
 	raw, err := os.ReadFile(file)
 	switch {
+	case os.IsNotExist(err) && isAgent(deps):
+		return nil, errs.Hint(errs.New(errs.Unsupported, "this node is an agent: it has no rights in its cluster but its own"),
+			"run it on a server; or bring an administrator's kubeconfig of the cluster, which works here too, at https://127.0.0.1 and the API's port")
 	case os.IsNotExist(err):
 		return nil, errs.Hint(errs.New(errs.NotRunning, "there is no kubeconfig yet: this node has never started (%s)", file), "run: k1s server")
 	case os.IsPermission(err):

@@ -23,13 +23,14 @@ import (
 
 type serverOptions struct {
 	deps   Deps
+	role   string
 	flags  *config.Flags
 	dryRun bool
 	format printer.Format
 }
 
 func newServerCmd(deps Deps, runF func(context.Context, serverOptions) error) *cobra.Command {
-	o := serverOptions{deps: deps, format: printer.Table}
+	o := serverOptions{deps: deps, role: config.Server, format: printer.Table}
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run this machine as a Kubernetes server, in the foreground",
@@ -39,10 +40,37 @@ func newServerCmd(deps Deps, runF func(context.Context, serverOptions) error) *c
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
-	o.flags = config.RegisterFlags(cmd.Flags(), deps.Paths().ConfigFile())
+	nodeFlags(cmd, &o)
+	return cmd
+}
+
+// nodeFlags are those of a command that runs a node.
+func nodeFlags(cmd *cobra.Command, o *serverOptions) {
+	o.flags = config.RegisterFlags(cmd.Flags(), o.deps.Paths().ConfigFile())
+	// It follows from the command.
+	if err := cmd.Flags().MarkHidden("role"); err != nil {
+		panic(err) // there is no such flag any more
+	}
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would run, and do nothing")
 	cmd.Flags().VarP(&o.format, "output", "o", "format of --dry-run")
 	cmd.SetUsageFunc(groupedUsage(cmd.UsageFunc()))
+}
+
+func newAgentCmd(deps Deps, runF func(context.Context, serverOptions) error) *cobra.Command {
+	o := serverOptions{deps: deps, role: config.Agent, format: printer.Table}
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run this machine as a worker of a cluster that is there, in the foreground",
+		Long: "Joins a cluster, and runs its pods on this machine until it is interrupted or `k1s stop` is called. The first\n" +
+			"time it needs the address of a server and a token (k1s token create); after that it knows its cluster, and\n" +
+			"starts with its pods also while no server answers. What all nodes have to agree about, such as networks, it\n" +
+			"takes from the cluster.",
+		Example: "  k1s agent --server https://10.0.0.1:6443 --token-file /etc/k1s/token\n" +
+			"  K1S_SERVER=10.0.0.1 K1S_TOKEN=k1s1.agent.… k1s agent",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
+	}
+	nodeFlags(cmd, &o)
 	return cmd
 }
 
@@ -51,6 +79,18 @@ func runServer(ctx context.Context, o serverOptions) error {
 	if err != nil {
 		return err
 	}
+	spec := &do.Config.Spec
+	switch {
+	case o.role == config.Server && spec.Role == config.Agent:
+		return errs.Hint(errs.New(errs.Invalid, "this machine is configured as an agent (spec.role)"), "run: k1s agent")
+	case o.role == config.Server && spec.Join.Server != "":
+		return errs.Hint(errs.New(errs.Unsupported, "a server cannot join other servers yet (spec.join.server)"), "run it as an agent: k1s agent --server %s", spec.Join.Server)
+	case o.role == config.Agent && slices.Contains(o.flags.Given(), "--token"):
+		do.Warnings = append(do.Warnings, "--token can be read by everybody on this machine while k1s runs; use --token-file or K1S_TOKEN")
+	case o.role == config.Agent && spec.NoWorker:
+		do.Warnings = append(do.Warnings, "spec.noWorker is for servers, and has no effect on an agent")
+	}
+	spec.Role = o.role
 	if o.dryRun {
 		units, err := daemon.Plan(ctx, do)
 		if err != nil {
@@ -59,7 +99,7 @@ func runServer(ctx context.Context, o serverOptions) error {
 		return printer.Print(o.deps.Streams.Out, o.format, units, func(w io.Writer) error { return printPlan(w, units) })
 	}
 	if os.Geteuid() > 0 {
-		return errs.Hint(errs.New(errs.Failure, "cannot start a node: it needs root"), "run: sudo k1s server (or try: k1s server --dry-run)")
+		return errs.Hint(errs.New(errs.Failure, "cannot start a node: it needs root"), "run: sudo k1s %[1]s (or try: k1s %[1]s --dry-run)", o.role)
 	}
 	return daemon.Run(ctx, do)
 }

@@ -80,6 +80,9 @@ func kubectl() tool {
 				return nil
 			}
 			_, err := readAdmin(d)
+			if errs.Is(err, errs.Unsupported) {
+				return err
+			}
 			return errs.Hint(err, "run: k1s server; for a cluster on this machine: k1s cluster kubectl NAME -- …")
 		},
 	}

@@ -40,6 +40,8 @@ type Spec struct {
 	// DefaultPrivate.
 	Private []netip.Prefix `json:"private,omitempty"`
 	Created time.Time      `json:"created"`
+	// Cuts are connections between nodes that carry nothing.
+	Cuts []Cut `json:"cuts,omitempty"`
 	// Nodes are those that were created, in order.
 	Nodes []NodeSpec `json:"nodes,omitempty"`
 }
@@ -56,6 +58,8 @@ type NodeSpec struct {
 	Args []string `json:"args,omitempty"`
 	// Bundles are image archives on this machine, offered to the node when it is created.
 	Bundles []string `json:"bundles,omitempty"`
+	// Token lets an agent join. It is given to the node and kept nowhere else; "" leaves the one that is there.
+	Token string `json:"-"`
 }
 
 // Name is the node's host name and its name in Kubernetes, e.g. "server-0".
@@ -175,13 +179,21 @@ type Files interface {
 // NodeEnviron are variables every provider gives to the node program: the settings that follow from being a
 // node of this cluster. They win over the node's configuration file.
 func NodeEnviron(spec Spec, node NodeSpec) []string {
-	return []string{
+	env := []string{
 		"K1S_CLUSTER_NAME=" + spec.Name,
 		"K1S_NODE_NAME=" + node.Name(),
 		"K1S_NODE_IP=" + NodeAddr(spec.Subnet, node.Role, node.Index).String(),
 		"K1S_API_PORT=" + strconv.Itoa(APIPortInNode),
 	}
+	if node.Role == Agent {
+		server := netip.AddrPortFrom(NodeAddr(spec.Subnet, Server, 0), APIPortInNode)
+		env = append(env, "K1S_ROLE=agent", "K1S_SERVER=https://"+server.String(), "K1S_TOKEN_FILE="+TokenFileInNode)
+	}
+	return env
 }
+
+// TokenFileInNode is where an agent finds NodeSpec.Token.
+const TokenFileInNode = "/etc/k1s/token"
 
 // APIPortInNode is where the API listens inside a node, whatever its configuration file says.
 const APIPortInNode = 6443

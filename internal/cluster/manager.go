@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
@@ -22,6 +23,10 @@ type Manager struct {
 	// Ready asks a node once whether it is ready for work. The error says what is missing, in words that fit
 	// behind "waiting for": "the node to be Ready: container runtime is starting".
 	Ready func(ctx context.Context, n Node) error
+	// Token asks a server once for a token with which agents join its cluster. Only clusters with agents need it.
+	Token func(ctx context.Context, n Node) (string, error)
+	// Forget takes a node that is gone out of the cluster, through a server; nil leaves it there.
+	Forget func(ctx context.Context, server Node, name string) error
 	// Kubeconfigs are the user's kubeconfig files as kubeconfig.Files lists them.
 	Kubeconfigs []string
 	// Progress may be nil.
@@ -143,8 +148,19 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	if err != nil {
 		return Status{}, err
 	}
+	var token string
 	for _, n := range o.Nodes {
 		n.Cluster = name
+		if n.Role == Agent && token == "" {
+			waiting = true // for a server that runs
+			if token, err = m.token(ctx, name, cmp.Or(o.Wait, tokenLimit)); err != nil {
+				return Status{}, err
+			}
+			waiting = false
+		}
+		if n.Role == Agent {
+			n.Token = token
+		}
 		p.Step("starting node " + n.Name())
 		if _, err := m.Provider.Create(ctx, n); err != nil {
 			return Status{}, err
@@ -152,6 +168,50 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	}
 	waiting = true
 	return m.settle(ctx, spec, o.Wait, o.NoKubeconfig)
+}
+
+// token gets what lets agents join, as soon as a server can give it.
+func (m Manager) token(ctx context.Context, name string, limit time.Duration) (string, error) {
+	if m.Token == nil {
+		return "", errs.New(errs.Unsupported, "cluster %s cannot have agents: nobody can make a token", name)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not there within %s", limit))
+	defer cancel()
+	n, err := m.server(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	m.progress().Step("waiting for the API of cluster " + name)
+	var token string
+	err = wait.Until(ctx, askPause, "the API of cluster "+name, func(ctx context.Context) error {
+		token, err = m.Token(ctx, n)
+		if err == nil {
+			return nil
+		}
+		if st, derr := m.Provider.Describe(ctx, name); derr == nil {
+			for _, d := range st.Nodes {
+				if d.Name == n.Name && d.State != Running {
+					return wait.Permanent(fmt.Errorf("node %s is %s: %s", n.Name, d.State, cmp.Or(d.Note, "it was stopped")))
+				}
+			}
+		}
+		m.progress().Waiting(err.Error())
+		return err
+	})
+	return token, errs.WithLog(err, n.Log)
+}
+
+// server is the first server of a cluster.
+func (m Manager) server(ctx context.Context, name string) (Node, error) {
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return Node{}, err
+	}
+	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
+	if i < 0 {
+		return Node{}, errs.New(errs.NotFound, "cluster %q has no server", name)
+	}
+	return st.Nodes[i], nil
 }
 
 // settle waits for nodes that were started and hands out the kubeconfig.
@@ -169,10 +229,11 @@ func (m Manager) settle(ctx context.Context, spec Spec, limit time.Duration, noK
 const (
 	askPause        = 50 * time.Millisecond
 	kubeconfigLimit = 30 * time.Second
+	tokenLimit      = 2 * time.Minute
 )
 
-// await waits until all nodes are ready.
-func (m Manager) await(ctx context.Context, name string, limit time.Duration) error {
+// await waits until nodes are ready: those named, or all.
+func (m Manager) await(ctx context.Context, name string, limit time.Duration, only ...string) error {
 	if limit <= 0 || m.Ready == nil {
 		return nil
 	}
@@ -184,6 +245,9 @@ func (m Manager) await(ctx context.Context, name string, limit time.Duration) er
 	}
 	p := m.progress()
 	for _, n := range st.Nodes {
+		if len(only) > 0 && !slices.Contains(only, n.Name) {
+			continue
+		}
 		p.Step("waiting for node " + n.Name)
 		err := wait.Until(ctx, askPause, "node "+n.Name+" of cluster "+name, func(ctx context.Context) error {
 			err := m.Ready(ctx, n)
@@ -273,6 +337,116 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	c.Name = Context(name)
 	c.Server = fmt.Sprintf("https://127.0.0.1:%d", st.Spec.APIPort)
 	return c, nil
+}
+
+// AddAgents makes a running cluster have more agents, and waits until it is ready.
+func (m Manager) AddAgents(ctx context.Context, name string, count int, limit time.Duration) ([]Node, error) {
+	defer m.progress().Done()
+	st, err := m.Provider.Describe(ctx, name)
+	if err != nil {
+		return nil, Missing(err)
+	}
+	if !slices.ContainsFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }) {
+		return nil, errs.Hint(errs.New(errs.NotRunning, "no server of cluster %q runs: nothing can join it", name), "run: k1s cluster start %s", name)
+	}
+	like, free := NodeSpec{}, 0
+	for _, n := range st.Spec.Nodes {
+		if n.Role == Agent || like.Role == "" {
+			like = n // as the agents that are there, or else as the server
+		}
+		if n.Role == Agent {
+			free = max(free, n.Index+1) // a name is not used again for another machine
+		}
+	}
+	token, err := m.token(ctx, name, cmp.Or(limit, tokenLimit))
+	if err != nil {
+		return nil, err
+	}
+	var added []string
+	for i := range count {
+		n := like
+		n.Role, n.Index, n.Token = Agent, free+i, token
+		if err := ValidateNode(n); err != nil {
+			return nil, err
+		}
+		m.progress().Step("starting node " + n.Name())
+		if _, err := m.Provider.Create(ctx, n); err != nil {
+			return nil, err
+		}
+		added = append(added, n.Name())
+	}
+	if err := m.await(ctx, name, limit, added...); err != nil {
+		return nil, err
+	}
+	if st, err = m.Provider.Describe(ctx, name); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(st.Nodes, func(n Node) bool { return !slices.Contains(added, n.Name) }), nil
+}
+
+// node finds a node of a cluster.
+func (m Manager) node(ctx context.Context, cluster, name string) (Status, NodeSpec, error) {
+	st, err := m.Provider.Describe(ctx, cluster)
+	if err != nil {
+		return st, NodeSpec{}, Missing(err)
+	}
+	i := slices.IndexFunc(st.Spec.Nodes, func(n NodeSpec) bool { return n.Name() == name })
+	if i < 0 {
+		var have []string
+		for _, n := range st.Spec.Nodes {
+			have = append(have, n.Name())
+		}
+		return st, NodeSpec{}, errs.New(errs.NotFound, "cluster %q has no node %q; it has %s", cluster, name, strings.Join(have, ", "))
+	}
+	return st, st.Spec.Nodes[i], nil
+}
+
+// StopNode ends a node with its pods and keeps its data.
+func (m Manager) StopNode(ctx context.Context, cluster, name string) error {
+	defer m.progress().Done()
+	if _, _, err := m.node(ctx, cluster, name); err != nil {
+		return err
+	}
+	m.progress().Step("stopping node " + name)
+	return m.Provider.Stop(ctx, cluster, name)
+}
+
+// StartNode starts a node that was stopped.
+func (m Manager) StartNode(ctx context.Context, cluster, name string, limit time.Duration) error {
+	defer m.progress().Done()
+	_, n, err := m.node(ctx, cluster, name)
+	if err != nil {
+		return err
+	}
+	m.progress().Step("starting node " + name)
+	if _, err := m.Provider.Create(ctx, n); err != nil {
+		return err
+	}
+	return m.await(ctx, cluster, limit, name)
+}
+
+// DeleteNode removes an agent with all its data, and takes it out of the cluster if that answers.
+func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
+	defer m.progress().Done()
+	st, n, err := m.node(ctx, cluster, name)
+	if err != nil {
+		return err
+	}
+	if n.Role == Server {
+		return errs.Hint(errs.New(errs.Unsupported, "%s is the server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+	}
+	m.progress().Step("deleting node " + name)
+	if err := m.Provider.Delete(ctx, cluster, name); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running })
+	if m.Forget == nil || i < 0 {
+		return nil // its name stays taken; it is not given to another node
+	}
+	if err := m.Forget(ctx, st.Nodes[i], name); err != nil && !errs.Is(err, errs.NotFound) {
+		return errs.Hint(fmt.Errorf("the node is gone, but not out of the cluster: %w", err), "run: k1s cluster exec %s -- k1s node remove %s --yes", cluster, name)
+	}
+	return nil
 }
 
 // Start starts a stopped cluster and mends a broken one.

@@ -251,3 +251,130 @@ func TestAForeignContextOfTheSameNameIsNotOverwritten(t *testing.T) {
 		t.Error("the cluster is gone")
 	}
 }
+
+// given remembers with which tokens nodes were created.
+type given struct {
+	*clustertest.Fake
+	tokens map[string]string
+}
+
+func (g *given) Create(ctx context.Context, n cluster.NodeSpec) (cluster.Node, error) {
+	g.tokens[n.Name()] = n.Token
+	return g.Fake.Create(ctx, n)
+}
+
+func withAgents(t *testing.T) (*world, *given, cluster.CreateOptions) {
+	t.Helper()
+	w := newWorld(t)
+	g := &given{w.fake, map[string]string{}}
+	w.Provider = g
+	w.Token = func(_ context.Context, n cluster.Node) (string, error) { return "token of " + n.Name, nil }
+	o := w.options()
+	o.Nodes = append(o.Nodes, cluster.NodeSpec{Role: cluster.Agent}, cluster.NodeSpec{Role: cluster.Agent, Index: 1, Args: []string{"--log-level=debug"}})
+	return w, g, o
+}
+
+func TestAgentsAreStartedWithATokenOnceAServerGivesOne(t *testing.T) {
+	w, g, o := withAgents(t)
+	tries := 0
+	w.Token = func(_ context.Context, n cluster.Node) (string, error) {
+		if tries++; tries < 3 {
+			return "", errors.New("its daemon is starting")
+		}
+		return "token of " + n.Name, nil
+	}
+	st, err := w.Create(t.Context(), o)
+	if err != nil || len(st.Nodes) != 3 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if g.tokens["server-0"] != "" || g.tokens["agent-0"] != "token of server-0" || g.tokens["agent-1"] != "token of server-0" {
+		t.Errorf("tokens %v", g.tokens)
+	}
+	if !slices.Contains(w.told, "… its daemon is starting") || !slices.Contains(w.told, "waiting for node agent-1") {
+		t.Errorf("told %q", w.told)
+	}
+	record, err := os.ReadFile(filepath.Join(w.dir, "dev", "cluster.json"))
+	if err == nil && strings.Contains(string(record), "token of") {
+		t.Errorf("the token is in the record:\n%s", record)
+	}
+	// A start needs no token: nodes that have joined are nodes.
+	clear(g.tokens)
+	if err := w.Stop(t.Context(), "dev"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Start(t.Context(), "dev", time.Minute, false); err != nil || g.tokens["agent-0"] != "" {
+		t.Errorf("start: %v, tokens %v", err, g.tokens)
+	}
+}
+
+func TestAServerThatGivesNoTokenIsKeptForALook(t *testing.T) {
+	w, g, o := withAgents(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.Token = func(context.Context, cluster.Node) (string, error) { return "", errors.New("its daemon is starting") }
+		_, err := w.Create(t.Context(), o)
+		if _, log := errs.HintOf(err); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "its daemon is starting") || log == "" {
+			t.Errorf("got %v (log %q)", err, log)
+		}
+		if got := w.clusters(t); len(got) != 1 || len(g.tokens) != 1 {
+			t.Errorf("left %v, nodes %v", got, g.tokens)
+		}
+	})
+}
+
+func TestAgentsAreAddedAndDeleted(t *testing.T) {
+	w, g, o := withAgents(t)
+	if _, err := w.Create(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	added, err := w.AddAgents(t.Context(), "dev", 2, time.Minute)
+	if err != nil || len(added) != 2 || added[0].Name != "agent-2" || added[1].Name != "agent-3" || g.tokens["agent-3"] == "" {
+		t.Fatalf("%+v, %v, %v", added, err, g.tokens)
+	}
+	st, err := w.fake.Describe(t.Context(), "dev")
+	if err != nil || strings.Join(st.Spec.Nodes[4].Args, " ") != "--log-level=debug" {
+		t.Errorf("an agent that was added is not like the others: %+v, %v", st.Spec.Nodes, err)
+	}
+	var forgotten []string
+	w.Forget = func(_ context.Context, server cluster.Node, name string) error {
+		forgotten = append(forgotten, server.Name+" "+name)
+		return nil
+	}
+	if err := w.DeleteNode(t.Context(), "dev", "agent-0"); err != nil || !slices.Equal(forgotten, []string{"server-0 agent-0"}) {
+		t.Errorf("%v, %v", forgotten, err)
+	}
+	// Its name and its address are not given to another machine.
+	if added, err = w.AddAgents(t.Context(), "dev", 1, time.Minute); err != nil || added[0].Name != "agent-4" {
+		t.Errorf("%+v, %v", added, err)
+	}
+	if err := w.DeleteNode(t.Context(), "dev", "server-0"); !errs.Is(err, errs.Unsupported) {
+		t.Errorf("deleting the server: %v", err)
+	}
+	if err := w.DeleteNode(t.Context(), "dev", "agent-7"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "agent-4") {
+		t.Errorf("deleting nobody: %v", err)
+	}
+	if err := w.StopNode(t.Context(), "dev", "agent-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.StartNode(t.Context(), "dev", "agent-1", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.StopNode(t.Context(), "dev", "server-0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.AddAgents(t.Context(), "dev", 1, time.Minute); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("adding to a cluster without a server: %v", err)
+	}
+}
+
+func TestAgentsAreToldWhereTheirServerIs(t *testing.T) {
+	spec := cluster.Spec{Name: "dev"}
+	env := strings.Join(cluster.NodeEnviron(spec, cluster.NodeSpec{Role: cluster.Agent, Index: 1}), " ")
+	for _, want := range []string{"K1S_NODE_NAME=agent-1", "K1S_NODE_IP=10.88.0.31", "K1S_ROLE=agent", "K1S_SERVER=https://10.88.0.10:6443", "K1S_TOKEN_FILE=/etc/k1s/token"} {
+		if !strings.Contains(env, want) {
+			t.Errorf("%s is not in %s", want, env)
+		}
+	}
+	if env := strings.Join(cluster.NodeEnviron(spec, cluster.NodeSpec{Role: cluster.Server}), " "); strings.Contains(env, "TOKEN") || strings.Contains(env, "ROLE") {
+		t.Errorf("a server: %s", env)
+	}
+}

@@ -25,6 +25,7 @@ type Role uint8
 const (
 	ControlPlane Role = 1 << iota // on servers
 	Worker                        // on every node that runs pods
+	Agent                         // on nodes without an API server of their own
 )
 
 // Level is how far a component has to be before another one may start.
@@ -144,6 +145,8 @@ type Input struct {
 	Datastore string
 	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
 	AuditPolicy string
+	// Server is where this agent was told to find its cluster, as host:port; "" on servers.
+	Server string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.
 	PayloadID string
 }

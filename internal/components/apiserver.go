@@ -23,16 +23,18 @@ var _ = register(component.Def{
 	Open: func(in component.Input) probe.Probe {
 		return probe.Probe{Kind: probe.TCP, Addr: apiAddr(in)}
 	},
-	Ready: func(in component.Input) probe.Probe {
-		// Aggregated APIs are left out: when the pod behind one is gone, as after every restart of the node, that
-		// check waits 5 s for it, and everything else would wait too.
-		return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz?exclude=poststarthook/apiservice-discovery-controller"}
-	},
+	Ready: apiserverReady,
 	// Without NodeRestriction a kubelet may change other nodes; who wants that says so with
 	// disable-admission-plugins.
 	Merge:       []string{"enable-admission-plugins"},
 	StopTimeout: 15 * time.Second,
 })
+
+// apiserverReady leaves aggregated APIs out: when the pod behind one is gone, as after every restart of the node, that
+// check waits 5 s for it, and everything else would wait too.
+func apiserverReady(in component.Input) probe.Probe {
+	return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz?exclude=poststarthook/apiservice-discovery-controller"}
+}
 
 // sizeEstimate lets priority and fairness weigh a LIST by the size of what it returns.
 const sizeEstimate = "SizeBasedListCostEstimate"
@@ -136,8 +138,15 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		f.add("audit-log-maxsize", "100")
 		f.add("audit-log-mode", "batch")
 	}
+	if env == nil {
+		env = map[string]string{}
+	}
+	env[EnvJoin] = p.JoinSocket()
 	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files}, nil
 }
+
+// EnvJoin tells the API server at which socket the daemon answers machines that join; they come to the API's port.
+const EnvJoin = "K1S_JOIN_SOCKET"
 
 // usesOIDC tells that the user sets up OpenID Connect by flags, which upstream refuses beside a
 // configuration file. Anonymous requests are then not limited to health and version by authentication, but

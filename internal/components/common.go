@@ -37,15 +37,18 @@ const (
 
 // Ports are all ports the components of this node listen at, by component.
 func Ports(in component.Input) map[string][]int {
-	out := map[string][]int{
-		"kube-apiserver":          {in.Config.Spec.API.Port},
-		"kube-controller-manager": {controllerPort},
-		"kube-scheduler":          {schedulerPort},
+	out := map[string][]int{}
+	if in.Config.Spec.ControlPlane() {
+		out["kube-apiserver"] = []int{in.Config.Spec.API.Port}
+		out["kube-controller-manager"] = []int{controllerPort}
+		out["kube-scheduler"] = []int{schedulerPort}
+	} else {
+		out["balancer"] = []int{in.Config.Spec.API.Port}
 	}
 	if UsesEtcd(in) {
 		out["etcd"] = []int{etcdClientPort, etcdPeerPort, etcdMetricsPort}
 	}
-	if !in.Config.Spec.NoWorker {
+	if in.Config.Spec.Worker() {
 		out["kubelet"] = []int{kubeletPort, kubeletHealthPort}
 		out["kube-proxy"] = []int{proxyHealthPort, proxyMetricsPort}
 	}
@@ -176,6 +179,9 @@ func APIServiceIP(in component.Input) (string, error) {
 // apiHost is the address at which this node itself reaches the API server: loopback, unless it is bound
 // to one address only.
 func apiHost(in component.Input) string {
+	if !in.Config.Spec.ControlPlane() {
+		return loopback // the balancer is for this node only
+	}
 	if a, err := netip.ParseAddr(in.Config.Spec.API.Bind); err == nil && !a.IsUnspecified() {
 		return a.String()
 	}
@@ -196,7 +202,9 @@ func apiAddr(in component.Input) string {
 }
 
 // UsesEtcd tells that the datastore is etcd embedded in this server.
-func UsesEtcd(in component.Input) bool { return Engine(in) == config.EmbeddedEtcd }
+func UsesEtcd(in component.Input) bool {
+	return in.Config.Spec.ControlPlane() && Engine(in) == config.EmbeddedEtcd
+}
 
 // Engine is what the datastore is.
 func Engine(in component.Input) config.Engine { return in.Config.Spec.Datastore.Endpoint.Engine() }

@@ -16,7 +16,7 @@ var _ = register(component.Def{
 	Roles:   component.Worker,
 	Group:   node,
 	When:    func(in component.Input) bool { return in.Config.Spec.Network.Backend != "none" },
-	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Ready}},
+	Needs:   apiReady,
 	Spec:    flannelSpec,
 	Ready: fileReady(func(in component.Input) string {
 		return path.Join(in.Paths.CNIConf(), "10-k1s.conflist")

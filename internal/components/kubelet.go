@@ -22,6 +22,7 @@ var _ = register(component.Def{
 		{Component: "containerd", Level: component.Ready},
 		{Component: "images", Level: component.Ready},
 		{Component: "kube-apiserver", Level: component.Open},
+		{Component: "balancer", Level: component.Open}, // not Ready: a node goes on with its pods while no server answers
 	},
 	Spec:        kubeletSpec,
 	Ready:       httpReady(kubeletHealthPort, "/healthz"),

@@ -55,10 +55,16 @@ const (
 
 // Roles are the roles a configuration asks for.
 func Roles(in component.Input) component.Role {
-	if in.Config.Spec.NoWorker {
-		return component.ControlPlane
+	var r component.Role
+	if in.Config.Spec.ControlPlane() {
+		r |= component.ControlPlane
+	} else {
+		r |= component.Agent
 	}
-	return component.ControlPlane | component.Worker
+	if in.Config.Spec.Worker() {
+		r |= component.Worker
+	}
+	return r
 }
 
 // Plan renders all components of a node and puts them into units, in start order.

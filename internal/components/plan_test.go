@@ -21,6 +21,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func input(cfg config.Config) component.Input {
 	return component.Input{
 		Config: cfg, Paths: paths.Default(), Payload: "/var/lib/k1s/payload/0123456789ab", PayloadID: "0123456789ab",
+		Server: "203.0.113.1:6443",
 		Facts: component.Facts{
 			NodeName: "node-1", NodeIP: netip.MustParseAddr("198.51.100.7"), NodeInterface: "eth0", CPUs: 2, MemoryBytes: 4 << 30,
 			CgroupVersion: 2, CgroupRoot: "/k1s", Systemd: true, SysResource: true, InitialNetNS: true, AppArmor: true, OverlayFS: true,

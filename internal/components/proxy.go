@@ -14,7 +14,7 @@ var _ = register(component.Def{
 	Summary: "services, as nftables rules",
 	Roles:   component.Worker,
 	Group:   node,
-	Needs:   []component.Need{{Component: "kube-apiserver", Level: component.Ready}},
+	Needs:   apiReady,
 	Spec:    proxySpec,
 	Ready:   httpReady(proxyHealthPort, "/healthz"),
 })

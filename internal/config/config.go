@@ -23,10 +23,12 @@ type Config struct {
 
 // Spec holds the settings. The tags are all there is to a field: `doc`, `default`, `enum` (values
 // allowed) and `example` (as in the file) are what `config explain`, --help and the reference show;
-// flag:"-" keeps a field out of flags and environment; scalar:"any" lets numbers and booleans stand for
+// flag:"-" keeps a field out of flags and environment, and flag:"NAME" gives it a shorter name there; shared:"true" marks
+// what all nodes of a cluster have to agree about, see Shared; scalar:"any" lets numbers and booleans stand for
 // strings without quotes.
 type Spec struct {
 	Cluster   Cluster   `json:"cluster" doc:"the cluster this node is part of"`
+	Join      Join      `json:"join" doc:"the cluster to join"`
 	Node      Node      `json:"node" doc:"this node"`
 	API       API       `json:"api" doc:"the Kubernetes API"`
 	Network   Network   `json:"network" doc:"pod and service networks"`
@@ -35,6 +37,7 @@ type Spec struct {
 	Images    Images    `json:"images" doc:"container images"`
 	Audit     Audit     `json:"audit" doc:"the API audit log"`
 	Secrets   Secrets   `json:"secrets" doc:"Secrets in the datastore"`
+	Role      string    `json:"role" doc:"what this machine is: server (control plane, and worker), or agent (worker of a cluster that is there)" enum:"server,agent" default:"server"`
 	// Isolation decides how many processes the components share.
 	Isolation  string                   `json:"isolation" doc:"processes: grouped (control plane, node, containerd), component (one each), none (all but containerd in one)" enum:"grouped,component,none" default:"grouped"`
 	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
@@ -47,10 +50,29 @@ type Spec struct {
 	Log        Log                      `json:"log" doc:"k1s' own log"`
 }
 
+// The roles of a node.
+const (
+	Server = "server"
+	Agent  = "agent"
+)
+
+// ControlPlane tells that the node has an API server.
+func (s Spec) ControlPlane() bool { return s.Role != Agent }
+
+// Worker tells that the node runs pods.
+func (s Spec) Worker() bool { return s.Role == Agent || !s.NoWorker }
+
+// Join is how an agent finds its cluster. It is needed once; then the node knows the cluster's servers by itself.
+type Join struct {
+	Server    string `json:"server,omitempty" doc:"a server of the cluster to join, or an address that leads to all of them" flag:"server" example:"https://10.0.0.1:6443"`
+	Token     Secret `json:"token,omitempty" doc:"token of 'k1s token create'; better in a file or in the environment than on a command line, which everybody on the machine can read" flag:"token" example:"k1s1.agent.0123456789…"`
+	TokenFile string `json:"tokenFile,omitempty" doc:"file of one line that holds the token; nobody but its owner and group may read it" flag:"token-file" example:"/etc/k1s/token"`
+}
+
 // Cluster names the cluster.
 type Cluster struct {
-	Name   string `json:"name" doc:"name of the cluster; the kubeconfig context is called after it" default:"k1s"`
-	Domain string `json:"domain" doc:"DNS domain of the cluster" default:"cluster.local"`
+	Name   string `json:"name" doc:"name of the cluster; the kubeconfig context is called after it" default:"k1s" shared:"true"`
+	Domain string `json:"domain" doc:"DNS domain of the cluster" default:"cluster.local" shared:"true"`
 }
 
 // Node describes this node.
@@ -70,10 +92,10 @@ type API struct {
 
 // Network is the pod and service network. One IPv4 CIDR each for now.
 type Network struct {
-	PodCIDR     string `json:"podCIDR" doc:"addresses of pods" default:"10.42.0.0/16"`
-	ServiceCIDR string `json:"serviceCIDR" doc:"addresses of services" default:"10.43.0.0/16"`
-	ClusterDNS  string `json:"clusterDNS,omitempty" doc:"address of the DNS service; the tenth of serviceCIDR if empty" example:"10.43.0.10"`
-	Backend     string `json:"backend" doc:"how pod traffic crosses nodes: host-gw (routes), vxlan, or none (bring your own CNI)" enum:"host-gw,vxlan,none" default:"host-gw"`
+	PodCIDR     string `json:"podCIDR" doc:"addresses of pods" default:"10.42.0.0/16" shared:"true"`
+	ServiceCIDR string `json:"serviceCIDR" doc:"addresses of services" default:"10.43.0.0/16" shared:"true"`
+	ClusterDNS  string `json:"clusterDNS,omitempty" doc:"address of the DNS service; the tenth of serviceCIDR if empty" example:"10.43.0.10" shared:"true"`
+	Backend     string `json:"backend" doc:"how pod traffic crosses nodes: host-gw (routes), vxlan, or none (bring your own CNI)" enum:"host-gw,vxlan,none" default:"host-gw" shared:"true"`
 	NodePorts   string `json:"nodePorts" doc:"ports for services of type NodePort" default:"30000-32767"`
 	MTU         int    `json:"mtu,omitempty" doc:"MTU of pod interfaces; taken from the node's link if 0" example:"1450"`
 }

@@ -74,9 +74,11 @@ func appendFields(list []Field, parent string, t reflect.Type) []Field {
 		if e := sf.Tag.Get("enum"); e != "" {
 			f.Enum = strings.Split(e, ",")
 		}
-		if !f.Section && sf.Tag.Get("flag") != "-" {
-			f.Flag = flagName(f.Path)
-			f.Env = envName(f.Path)
+		if name := sf.Tag.Get("flag"); !f.Section && name != "-" {
+			if f.Flag = name; name == "" {
+				f.Flag = flagName(f.Path)
+			}
+			f.Env = envName(f.Flag)
 		}
 		list = append(list, f)
 		switch elem := sf.Type; {
@@ -161,9 +163,9 @@ func flagName(path string) string {
 // envPrefix opens the name of every variable that is a setting.
 const envPrefix = "K1S_"
 
-// envName turns spec.network.podCIDR into K1S_NETWORK_POD_CIDR.
-func envName(path string) string {
-	return envPrefix + strings.ToUpper(strings.ReplaceAll(flagName(path), "-", "_"))
+// envName turns network-pod-cidr into K1S_NETWORK_POD_CIDR.
+func envName(flag string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 // kebab parts words at capitals and keeps acronyms whole: podCIDR is pod-cidr, APIPort is api-port.

@@ -138,7 +138,7 @@ func TestHelpShowsFlagsBySection(t *testing.T) {
 			t.Errorf("usage of api:\n%s", g.Flags.FlagUsages())
 		}
 	}
-	want := []string{"", "cluster", "node", "api", "network", "datastore", "runtime", "images", "audit", "secrets", "general", "kubeconfig", "log"}
+	want := []string{"", "cluster", "join", "node", "api", "network", "datastore", "runtime", "images", "audit", "secrets", "general", "kubeconfig", "log"}
 	if !reflect.DeepEqual(titles, want) {
 		t.Errorf("sections %q, want %q", titles, want)
 	}

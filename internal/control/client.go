@@ -73,39 +73,60 @@ func (c *Client) Restart(ctx context.Context, component string) error {
 
 // Renew issues certificates anew.
 func (c *Client) Renew(ctx context.Context, r RenewRequest) (Renewed, error) {
-	var out Renewed
-	b, err := json.Marshal(r)
-	if err != nil {
-		return out, err
-	}
-	body, err := c.do(ctx, http.MethodPost, "/v1/certificates/renew", b)
-	if err != nil {
-		return out, err
-	}
-	defer body.Close()
-	if err := json.NewDecoder(body).Decode(&out); err != nil {
-		return out, fmt.Errorf("reading the node's answer: %w", err)
-	}
-	return out, nil
+	return call[Renewed](ctx, c, http.MethodPost, "/v1/certificates/renew", r)
 }
 
 // Encryption tells how Secrets are kept.
 func (c *Client) Encryption(ctx context.Context) (Encryption, error) {
-	return c.encryption(ctx, http.MethodGet, nil)
+	return call[Encryption](ctx, c, http.MethodGet, "/v1/encryption", nil)
 }
 
 // ChangeEncryption begins a change; how far it is tells Encryption.
 func (c *Client) ChangeEncryption(ctx context.Context, r EncryptionRequest) (Encryption, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return Encryption{}, err
-	}
-	return c.encryption(ctx, http.MethodPost, b)
+	return call[Encryption](ctx, c, http.MethodPost, "/v1/encryption", r)
 }
 
-func (c *Client) encryption(ctx context.Context, method string, request []byte) (Encryption, error) {
-	var out Encryption
-	body, err := c.do(ctx, method, "/v1/encryption", request)
+// Tokens lists the tokens with which machines can join.
+func (c *Client) Tokens(ctx context.Context) ([]Token, error) {
+	return call[[]Token](ctx, c, http.MethodGet, "/v1/tokens", nil)
+}
+
+// CreateToken makes one; its text is in the answer and is kept nowhere.
+func (c *Client) CreateToken(ctx context.Context, r TokenRequest) (NewToken, error) {
+	return call[NewToken](ctx, c, http.MethodPost, "/v1/tokens", r)
+}
+
+// RevokeToken ends a token. Nodes that joined with it stay.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	return c.remove(ctx, "/v1/tokens/", id)
+}
+
+// RemoveNode takes another node out of the cluster, and frees its name.
+func (c *Client) RemoveNode(ctx context.Context, name string) error {
+	return c.remove(ctx, "/v1/nodes/", name)
+}
+
+func (c *Client) remove(ctx context.Context, path, name string) error {
+	body, err := c.do(ctx, http.MethodDelete, path+url.PathEscape(name), nil)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+// call sends a request, nil for none, and reads the answer.
+func call[T any](ctx context.Context, c *Client, method, path string, request any) (T, error) {
+	var (
+		out T
+		b   []byte
+		err error
+	)
+	if request != nil {
+		if b, err = json.Marshal(request); err != nil {
+			return out, err
+		}
+	}
+	body, err := c.do(ctx, method, path, b)
 	if err != nil {
 		return out, err
 	}
@@ -141,15 +162,11 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (io.R
 		return resp.Body, nil
 	}
 	defer resp.Body.Close()
-	var e apiError
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&e); err != nil || e.Error == "" {
+	var e errs.Wire
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&e); err != nil || e.Err() == nil {
 		return nil, fmt.Errorf("the node answers %s to %s %s", resp.Status, method, path)
 	}
-	err = errs.New(errs.Kind(e.Kind), "%s", e.Error)
-	if e.Hint != "" {
-		err = errs.Hint(err, "%s", e.Hint)
-	}
-	return nil, err
+	return nil, e.Err()
 }
 
 func (c *Client) dialError(err error) error {

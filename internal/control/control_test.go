@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/token"
 )
 
 // node is a Backend of fixed answers.
@@ -47,6 +50,31 @@ func (n *node) Renew(_ context.Context, r RenewRequest) (Renewed, error) {
 
 func (n *node) Encryption(context.Context) (Encryption, error) {
 	return Encryption{Keys: []EncryptionKey{{Provider: "identity", Writes: true}}}, nil
+}
+
+func (n *node) Tokens(context.Context) ([]Token, error) {
+	return []Token{{Record: token.Record{ID: "0123456789", Role: token.Agent}}}, nil
+}
+
+func (n *node) CreateToken(_ context.Context, r TokenRequest) (NewToken, error) {
+	if r.TTL < 0 {
+		return NewToken{}, errs.New(errs.Usage, "a token cannot be valid for %s", r.TTL)
+	}
+	return NewToken{Text: "k1s1." + r.Role, Server: "https://10.0.0.1:6443"}, nil
+}
+
+func (n *node) RevokeToken(_ context.Context, id string) error {
+	if id != "0123456789" {
+		return errs.Hint(errs.New(errs.NotFound, "there is no token %q", id), "see: k1s token ls")
+	}
+	return nil
+}
+
+func (n *node) RemoveNode(_ context.Context, name string) error {
+	if name != "agent-0" {
+		return errs.New(errs.NotFound, "there is no node %q", name)
+	}
+	return nil
 }
 
 func (n *node) ChangeEncryption(_ context.Context, r EncryptionRequest) (Encryption, error) {
@@ -100,6 +128,27 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if e, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "enable"}); err != nil || e.Change == nil || e.Change.Stage != "adding" {
 		t.Errorf("enabling %+v, %v", e, err)
+	}
+	if all, err := c.Tokens(t.Context()); err != nil || len(all) != 1 || all[0].ID != "0123456789" || all[0].Role != token.Agent {
+		t.Errorf("tokens: %+v, %v", all, err)
+	}
+	if n, err := c.CreateToken(t.Context(), TokenRequest{Role: "agent", TTL: time.Hour}); err != nil || n.Text != "k1s1.agent" || n.Server == "" {
+		t.Errorf("created: %+v, %v", n, err)
+	}
+	if _, err := c.CreateToken(t.Context(), TokenRequest{TTL: -1}); !errs.Is(err, errs.Usage) {
+		t.Errorf("a token that is over before it begins: %v", err)
+	}
+	if err := c.RevokeToken(t.Context(), "0123456789"); err != nil {
+		t.Error(err)
+	}
+	if err := c.RemoveNode(t.Context(), "agent-0"); err != nil {
+		t.Error(err)
+	}
+	if err := c.RemoveNode(t.Context(), "agent-1"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("a node that is not there: %v", err)
+	}
+	if err := c.RevokeToken(t.Context(), "x/../y"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), `"x/../y"`) {
+		t.Errorf("a token that is not there: %v", err)
 	}
 	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
 		t.Errorf("rotating meanwhile: %v", err)

@@ -32,6 +32,12 @@ type Backend interface {
 	Encryption(ctx context.Context) (Encryption, error)
 	// ChangeEncryption begins a change, or finds that it is on its way or done, and returns at once.
 	ChangeEncryption(ctx context.Context, r EncryptionRequest) (Encryption, error)
+	// Tokens lists the tokens with which machines can join, the oldest first.
+	Tokens(ctx context.Context) ([]Token, error)
+	CreateToken(ctx context.Context, r TokenRequest) (NewToken, error)
+	RevokeToken(ctx context.Context, id string) error
+	// RemoveNode takes another node out of the cluster, and frees its name.
+	RemoveNode(ctx context.Context, name string) error
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -152,6 +158,38 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 		}
 		reply(w, e)
 	})
+	mux.HandleFunc("GET /v1/tokens", func(w http.ResponseWriter, r *http.Request) {
+		all, err := b.Tokens(r.Context())
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, all)
+	})
+	mux.HandleFunc("POST /v1/tokens", func(w http.ResponseWriter, r *http.Request) {
+		var req TokenRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Usage, "reading the request to create a token: %w", err))
+			return
+		}
+		t, err := b.CreateToken(r.Context(), req)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, t)
+	})
+	remove := func(what func(context.Context, string) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := what(r.Context(), r.PathValue("name")); err != nil {
+				refuse(w, err)
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}
+	mux.HandleFunc("DELETE /v1/tokens/{name}", remove(b.RevokeToken))
+	mux.HandleFunc("DELETE /v1/nodes/{name}", remove(b.RemoveNode))
 	return mux
 }
 
@@ -171,10 +209,9 @@ func refuse(w http.ResponseWriter, err error) {
 	case errs.Unsupported:
 		code = http.StatusNotImplemented
 	}
-	hint, _ := errs.HintOf(err)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(apiError{Error: err.Error(), Hint: hint, Kind: int(errs.KindOf(err))})
+	_ = json.NewEncoder(w).Encode(errs.ToWire(err))
 }
 
 // flushWriter sends every write at once: a followed log is read by a person.

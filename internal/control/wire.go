@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/token"
 )
 
 // State of a whole node.
@@ -32,11 +33,13 @@ type Status struct {
 	Version    string     `json:"version"`
 	Kubernetes string     `json:"kubernetes"`
 	Payload    string     `json:"payload"`
-	Cluster    string     `json:"cluster"`
-	Server     string     `json:"server"`
-	DataDir    string     `json:"dataDir"`
-	Isolation  string     `json:"isolation"`
-	Node       *Node      `json:"node,omitempty"`
+	// Role is server or agent.
+	Role      string `json:"role"`
+	Cluster   string `json:"cluster"`
+	Server    string `json:"server"`
+	DataDir   string `json:"dataDir"`
+	Isolation string `json:"isolation"`
+	Node      *Node  `json:"node,omitempty"`
 	// DNS tells whether the cluster's DNS answers on this node; nil where it is disabled or not to be asked yet.
 	DNS        *DNS             `json:"dns,omitempty"`
 	Components []Component      `json:"components"`
@@ -173,15 +176,32 @@ type EncryptionRequest struct {
 	Provider string `json:"provider,omitempty"`
 }
 
+// Token is what is known of a token that lets machines join.
+type Token struct {
+	token.Record
+	Expired bool `json:"expired,omitempty"`
+	// Problem says why its record cannot be read; nothing else is known then.
+	Problem string `json:"problem,omitempty"`
+}
+
+// TokenRequest is the body of POST /v1/tokens.
+type TokenRequest struct {
+	Role        string `json:"role"`
+	Description string `json:"description,omitempty"`
+	// TTL is how long it can be used, in nanoseconds; 0 is for ever.
+	TTL time.Duration `json:"ttl"`
+}
+
+// NewToken is the answer: the only time the token itself is seen.
+type NewToken struct {
+	Token
+	Text string `json:"token"`
+	// Server is an address at which it can be used.
+	Server string `json:"server"`
+}
+
 // LogOptions select what GET /v1/logs/{component} answers.
 type LogOptions struct {
 	Lines  int
 	Follow bool
-}
-
-// apiError is how the server says no.
-type apiError struct {
-	Error string `json:"error"`
-	Hint  string `json:"hint,omitempty"`
-	Kind  int    `json:"kind"`
 }

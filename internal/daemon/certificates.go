@@ -55,7 +55,13 @@ func (d *Daemon) renew(ctx context.Context, all bool) (pki.Report, error) {
 	d.mu.Lock()
 	in := d.in
 	d.mu.Unlock()
-	report, err := certificates(ctx, d.log, in, all)
+	var report pki.Report
+	var err error
+	if in.Config.Spec.ControlPlane() {
+		report, err = certificates(ctx, d.log, in, all)
+	} else {
+		report, err = renewMember(ctx, d.log, in, all)
+	}
 	if err != nil {
 		return report, err
 	}

@@ -76,8 +76,10 @@ var errStop = errors.New("asked to stop")
 // it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
 // Errors are those that kept the node from starting.
 func Run(ctx context.Context, o Options) error {
-	if err := resolveDatastore(&o.Config); err != nil {
-		return err
+	if o.Config.Spec.ControlPlane() {
+		if err := resolveDatastore(&o.Config); err != nil {
+			return err
+		}
 	}
 	outline, err := components.Outline(component.Input{Config: o.Config, Paths: o.Paths})
 	if err != nil {
@@ -91,7 +93,8 @@ func Run(ctx context.Context, o Options) error {
 
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing"}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
+		in: component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
@@ -110,6 +113,10 @@ func Run(ctx context.Context, o Options) error {
 
 	plan, err := d.prepare(runCtx)
 	if err != nil {
+		if runCtx.Err() != nil { // an agent may wait for its servers for as long as they are away
+			d.log.Info("stopped while preparing", "err", err)
+			return nil
+		}
 		return err
 	}
 	return d.run(runCtx, plan)
@@ -166,7 +173,20 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	d.mu.Lock()
 	d.in = in
 	d.mu.Unlock()
-	d.log.Info("starting", "version", o.Config.APIVersion, "node", f.NodeName, "ip", f.NodeIP, cluster(o.Config, o.Paths))
+	spec := o.Config.Spec
+	if err := sameRole(in); err != nil {
+		return nil, err
+	}
+	var member *membership
+	if !spec.ControlPlane() {
+		if member, err = d.join(ctx, &in); err != nil {
+			return nil, err
+		}
+		d.mu.Lock()
+		d.in = in
+		d.mu.Unlock()
+	}
+	d.log.Info("starting", "version", o.Config.APIVersion, "node", f.NodeName, "ip", f.NodeIP, cluster(in.Config, o.Paths))
 
 	d.step("checking this machine")
 	running, err := runningPIDs(o.Paths)
@@ -184,7 +204,12 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, errs.Hint(err, "%s", hint)
 	}
 	d.step("issuing certificates")
-	report, err := certificates(ctx, d.log, in, false)
+	var report pki.Report
+	if member != nil {
+		report, err = member.settle(ctx, d.log, in)
+	} else {
+		report, err = certificates(ctx, d.log, in, false)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -196,11 +221,13 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	in.Registries = authID(reg)
-	if in.Datastore, err = datastoreID(o.Config.Spec.Datastore); err != nil {
-		return nil, err
-	}
-	if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
-		return nil, err
+	if spec.ControlPlane() {
+		if in.Datastore, err = datastoreID(spec.Datastore); err != nil {
+			return nil, err
+		}
+		if in.AuditPolicy, err = readAuditPolicy(spec.Audit); err != nil {
+			return nil, err
+		}
 	}
 	d.mu.Lock()
 	d.in = in
@@ -209,13 +236,15 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.prepareEncryption(in); err != nil {
+	if spec.ControlPlane() {
+		if err := errors.Join(d.prepareEncryption(in), writePackaged(in), writeDatastore(in)); err != nil {
+			return nil, err
+		}
+	}
+	if err := errors.Join(writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), writeDatastore(in), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
-		return nil, err
-	}
-	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
+	api, err := apiClient(in)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +265,7 @@ func prepareCgroups(in component.Input) error {
 	if _, err := cg.Prepare(root); err != nil {
 		return fmt.Errorf("preparing the cgroup %s: %w", root, err)
 	}
-	if in.Config.Spec.NoWorker {
+	if !in.Config.Spec.Worker() {
 		return nil
 	}
 	if _, err := cg.Ensure(root, path.Base(components.ShimCgroup(in))); err != nil {
@@ -247,7 +276,7 @@ func prepareCgroups(in component.Input) error {
 
 // setSysctls sets what a worker needs of the kernel: pods are routed, and every component watches files.
 func setSysctls(ctx context.Context, in component.Input) error {
-	if in.Config.Spec.NoWorker {
+	if !in.Config.Spec.Worker() {
 		return nil
 	}
 	return platform.SetSysctls(ctx, ledger.Open(in.Paths.Ledger()),
@@ -283,8 +312,11 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
-	wg.Go(func() { d.watchEncryption(ctx) })
-	wg.Go(func() { d.watchEtcd(ctx) })
+	if d.o.Config.Spec.ControlPlane() {
+		wg.Go(func() { d.watchEncryption(ctx) })
+		wg.Go(func() { d.watchEtcd(ctx) })
+		wg.Go(func() { d.serveJoiners(ctx) })
+	}
 
 	stopPods := func() error { return nil }
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -342,13 +374,13 @@ func (d *Daemon) announceReady(ctx context.Context) {
 	d.mu.Unlock()
 	defer api.Close()
 	last := "kube-apiserver"
-	if !in.Config.Spec.NoWorker {
+	if in.Config.Spec.Worker() {
 		last = "kubelet"
 	}
 	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
 		return // ctx ended; what keeps it from being ready is in the status
 	}
-	if !in.Config.Spec.NoWorker {
+	if in.Config.Spec.Worker() {
 		err := wait.Until(ctx, 30*time.Millisecond, "the node to be Ready", func(ctx context.Context) error {
 			n, err := api.Node(ctx, in.Facts.NodeName)
 			if err != nil {
@@ -358,7 +390,7 @@ func (d *Daemon) announceReady(ctx context.Context) {
 				d.step("waiting for the node to be Ready: " + err.Error())
 				return err
 			}
-			if _, ok := n.Metadata.Labels[serverLabel]; !ok {
+			if _, ok := n.Metadata.Labels[serverLabel]; !ok && in.Config.Spec.ControlPlane() {
 				return api.LabelNode(ctx, in.Facts.NodeName, serverLabel, "")
 			}
 			return nil
@@ -375,7 +407,11 @@ func (d *Daemon) announceReady(ctx context.Context) {
 	// keep goes with the second collection.
 	runtime.GC()
 	debug.FreeOSMemory()
-	d.log.Info("ready", "after", now.Sub(d.started).Round(time.Millisecond), "kubeconfig", in.Paths.AdminKubeconfig())
+	ready := []any{"after", now.Sub(d.started).Round(time.Millisecond)}
+	if in.Config.Spec.ControlPlane() {
+		ready = append(ready, "kubeconfig", in.Paths.AdminKubeconfig())
+	}
+	d.log.Info("ready", ready...)
 	if err := notifyReady(); err != nil {
 		d.log.Warn("the init system was not told that we are ready", "err", err)
 	}
@@ -429,7 +465,11 @@ func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error)
 
 // prunePayloads removes what older versions left once the node is up, so that it costs no start-up time.
 func (d *Daemon) prunePayloads(ctx context.Context) {
-	if err := d.sup.Wait(ctx, "kube-apiserver", component.Ready); err != nil {
+	last := "kube-apiserver"
+	if !d.o.Config.Spec.ControlPlane() {
+		last = "kubelet"
+	}
+	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
 		return
 	}
 	d.mu.Lock()

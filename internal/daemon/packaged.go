@@ -61,7 +61,7 @@ func authID(reg registries.Registries) string {
 
 // writeRegistries turns the registries file into containerd's configuration.
 func writeRegistries(in component.Input, reg registries.Registries) error {
-	if in.Config.Spec.NoWorker {
+	if !in.Config.Spec.Worker() {
 		return nil
 	}
 	hosts, err := registries.Hosts(reg, in.Config.Spec.Images.DisableDefaultRegistry)

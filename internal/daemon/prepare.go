@@ -17,6 +17,7 @@ import (
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/kubeconfig"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/payload"
@@ -54,11 +55,13 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 
 // Plan renders what would run, without touching anything: the payload's directory is named but not made.
 func Plan(ctx context.Context, o Options) ([]component.Unit, error) {
-	if err := resolveDatastore(&o.Config); err != nil {
-		return nil, err
-	}
-	if _, err := datastoreID(o.Config.Spec.Datastore); err != nil { // plans are passed on, so it is not in them
-		return nil, err
+	if o.Config.Spec.ControlPlane() {
+		if err := resolveDatastore(&o.Config); err != nil {
+			return nil, err
+		}
+		if _, err := datastoreID(o.Config.Spec.Datastore); err != nil { // plans are passed on, so it is not in them
+			return nil, err
+		}
 	}
 	f, err := detectFacts(ctx, o)
 	if err != nil {
@@ -66,7 +69,11 @@ func Plan(ctx context.Context, o Options) ([]component.Unit, error) {
 	}
 	f.Proxy = withoutPasswords(f.Proxy) // plans are printed and passed on
 	in := component.Input{Config: o.Config, Paths: o.Paths, Facts: f, Payload: o.Paths.CurrentPayload()}
-	if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
+	if o.Config.Spec.ControlPlane() {
+		if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
+			return nil, err
+		}
+	} else if err := asMember(&in); err != nil {
 		return nil, err
 	}
 	if p, err := payload.Open(o.Executable); err == nil {
@@ -93,7 +100,7 @@ func readAuditPolicy(c config.Audit) (string, error) {
 // error too.
 func preflight(ctx context.Context, in component.Input, running []int) ([]health.Problem, error) {
 	checks := slices.DeleteFunc(platform.Checks(), func(c platform.Check) bool {
-		return c.Worker && in.Config.Spec.NoWorker
+		return c.Worker && !in.Config.Spec.Worker()
 	})
 	nft := ""
 	if in.Payload != "" {
@@ -114,7 +121,7 @@ func certificates(ctx context.Context, log *slog.Logger, in component.Input, all
 	}
 	report, err := pki.Ensure(ctx, pki.Request{
 		Paths: in.Paths, NodeName: in.Facts.NodeName, NodeIP: in.Facts.NodeIP, Domain: in.Config.Spec.Cluster.Domain,
-		ServiceCIDR: services, SANs: append(slices.Clone(in.Config.Spec.API.SANs), components.APIHosts(in)...), NoWorker: in.Config.Spec.NoWorker, Etcd: components.UsesEtcd(in),
+		ServiceCIDR: services, SANs: append(slices.Clone(in.Config.Spec.API.SANs), components.APIHosts(in)...), NoWorker: !in.Config.Spec.Worker(), Etcd: components.UsesEtcd(in),
 		All: all,
 	})
 	if err != nil {
@@ -128,12 +135,13 @@ func certificates(ctx context.Context, log *slog.Logger, in component.Input, all
 
 // clients are the components that talk to the API server, and the certificate each does it with.
 func clients(in component.Input) map[string]string {
-	m := map[string]string{
-		"kube-controller-manager": pki.ControllerManagerClient,
-		"kube-scheduler":          pki.SchedulerClient,
-		"addon-manager":           pki.AddonManagerClient,
+	m := map[string]string{}
+	if in.Config.Spec.ControlPlane() {
+		m["kube-controller-manager"] = pki.ControllerManagerClient
+		m["kube-scheduler"] = pki.SchedulerClient
+		m["addon-manager"] = pki.AddonManagerClient
 	}
-	if !in.Config.Spec.NoWorker {
+	if in.Config.Spec.Worker() {
 		m["kubelet"] = pki.KubeletClient
 		m["kube-proxy"] = pki.KubeProxyClient
 		m["flannel"] = pki.FlannelClient
@@ -142,18 +150,24 @@ func clients(in component.Input) map[string]string {
 }
 
 func kubeconfigs(ctx context.Context, log *slog.Logger, in component.Input) error {
-	ca := pki.CertFile(in.Paths, pki.CA)
+	ca, serverName := pki.CertFile(in.Paths, pki.CA), ""
+	if !in.Config.Spec.ControlPlane() {
+		serverName = join.ServerName // who answers is a server at another address
+	}
 	if err := os.MkdirAll(path.Dir(in.Paths.Kubeconfig("x")), 0o700); err != nil {
 		return fmt.Errorf("making the directory of the kubeconfigs: %w", err)
 	}
 	for name, cert := range clients(in) {
 		err := kubeconfig.WriteFile(in.Paths.Kubeconfig(name), kubeconfig.Config{
 			Name: in.Config.Spec.Cluster.Name, Server: components.URL(in), CAFile: ca,
-			CertFile: pki.CertFile(in.Paths, cert), KeyFile: pki.KeyFile(in.Paths, cert),
+			CertFile: pki.CertFile(in.Paths, cert), KeyFile: pki.KeyFile(in.Paths, cert), TLSServerName: serverName,
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if !in.Config.Spec.ControlPlane() {
+		return nil // nobody is administrator of the cluster because of an agent
 	}
 	admin, err := adminKubeconfig(in)
 	if err != nil {

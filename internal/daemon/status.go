@@ -35,30 +35,31 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
 	in, api, doing, readyAt, stopped := d.in, d.api, d.doing, d.readyAt, d.stopped
 	d.mu.Unlock()
+	spec := in.Config.Spec
 
 	s := control.Status{
 		Since: d.started, ReadyAt: readyAt, Doing: doing, PID: os.Getpid(),
 		Version: version.K1s, Kubernetes: version.Kubernetes, Payload: in.PayloadID,
-		Cluster: d.o.Config.Spec.Cluster.Name, DataDir: d.o.Paths.Data, Isolation: d.o.Config.Spec.Isolation,
-		Server: components.URL(component.Input{Config: d.o.Config}), Components: []control.Component{},
+		Role: spec.Role, Cluster: spec.Cluster.Name, DataDir: d.o.Paths.Data, Isolation: spec.Isolation,
+		Server: components.URL(in), Components: []control.Component{},
 	}
 	allReady := true
 	apiOpen := false
-	database := datastoreProblems(component.Input{Config: d.o.Config, Paths: d.o.Paths})
+	database := datastoreProblems(in)
 	parts := d.components(doing)
 	reasons(parts, append(d.board.List(), database...))
 	for _, c := range parts {
 		s.Components = append(s.Components, wireComponent(d.o, c))
 		if c.State != supervise.Ready {
 			allReady = false
-		} else if c.Component == "kube-apiserver" {
+		} else if c.Component == "kube-apiserver" || c.Component == "balancer" {
 			apiOpen = true
 		}
 	}
-	if api != nil && apiOpen && !d.o.Config.Spec.NoWorker {
+	if api != nil && apiOpen && spec.Worker() {
 		s.Node = askNode(ctx, api, in, d.kubeletStart())
 		allReady = allReady && s.Node.Ready
-		if s.Node.Ready && !slices.Contains(d.o.Config.Spec.Disable, dnsAddon) {
+		if s.Node.Ready && !slices.Contains(spec.Disable, dnsAddon) {
 			s.DNS = askDNS(ctx, in)
 		}
 	}

@@ -30,7 +30,7 @@ func (d *Daemon) endPods() error {
 	d.mu.Lock()
 	in := d.in
 	d.mu.Unlock()
-	if in.Config.Spec.NoWorker {
+	if !in.Config.Spec.Worker() {
 		return nil
 	}
 	plan, err := components.Plan(in)
@@ -116,7 +116,7 @@ func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
 		return 0, err
 	}
 	ro := offlineRunner(o, in)
-	if !pods || in.Config.Spec.NoWorker {
+	if !pods || !in.Config.Spec.Worker() {
 		return len(pids), runner.StopRecorded(ctx, ro, nil)
 	}
 	isRuntime := func(unit string) bool { return unit == "containerd" }

@@ -22,6 +22,7 @@ const (
 	Unsupported             // this machine or platform cannot do it
 	Timeout                 // it did not happen in time
 	Interrupted             // the user stopped it
+	Denied                  // who asks may not
 )
 
 // ExitCode is the process exit status for an error of this kind: 0 ok, 1 failure, 2 usage, 3 not

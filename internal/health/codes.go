@@ -66,6 +66,8 @@ const (
 	DatabaseAway       Code = "database-away"
 	DatabaseRefuses    Code = "database-refuses"
 	NodeNotReady       Code = "node-not-ready"
+	ServersAway        Code = "servers-away"
+	JoinClosed         Code = "join-closed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
 	CheckFailed        Code = "check-failed"
@@ -148,6 +150,8 @@ func registry() []section {
 			{EncryptionStuck, Warning, "Encrypting Secrets, or changing their key, does not go on. Nothing is lost and everything can be read; it is tried again.", "correct what the text names"},
 			{SecretsUnreadable, Error, "The API server cannot read Secrets in the database: they are encrypted with a key it does not have. Pods that need them do not start.", "put the directory encryption back that belongs to this database, from a backup of the data directory, and start k1s again"},
 			{NodeNotReady, Error, "This node is registered but not ready.", "run: k1s kubectl describe node"},
+			{ServersAway, Error, "An agent cannot reach a server of its cluster. One that has joined before goes on with its pods; a new one waits.", "check that the servers run (k1s status) and that this machine reaches port 6443 of one of them"},
+			{JoinClosed, Error, "Machines that want to join this server are not answered. Nodes that have joined are not concerned, until they have to renew their certificates.", "look at k1s' own log, and restart k1s"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},

@@ -26,6 +26,11 @@ type Client struct {
 
 // New reads the CA; certificate and key are read when needed.
 func New(server, caFile, certFile, keyFile string) (*Client, error) {
+	return NewNamed(server, "", caFile, certFile, keyFile)
+}
+
+// NewNamed is New for a server whose certificate is for another name than its address; "" is the address.
+func NewNamed(server, name, caFile, certFile, keyFile string) (*Client, error) {
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
@@ -40,7 +45,7 @@ func New(server, caFile, certFile, keyFile string) (*Client, error) {
 			Proxy:           nil,
 			IdleConnTimeout: 5 * time.Second,
 			TLSClientConfig: &tls.Config{
-				RootCAs: pool, MinVersion: tls.VersionTLS12,
+				RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12,
 				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 					c, err := tls.LoadX509KeyPair(certFile, keyFile)
 					return &c, err
@@ -149,6 +154,11 @@ func (c *Client) LabelNode(ctx context.Context, name, key, value string) error {
 	return c.do(ctx, http.MethodPatch, "/api/v1/nodes/"+url.PathEscape(name), patch, &struct{}{})
 }
 
+// DeleteNode removes a node from the cluster. An error of kind errs.NotFound says that it is not there.
+func (c *Client) DeleteNode(ctx context.Context, name string) error {
+	return kind(c.do(ctx, http.MethodDelete, "/api/v1/nodes/"+url.PathEscape(name), nil, &struct{}{}))
+}
+
 func (c *Client) get(ctx context.Context, path string, out any) error {
 	return c.do(ctx, http.MethodGet, path, nil, out)
 }
@@ -183,7 +193,7 @@ func (c *Client) ask(ctx context.Context, method, path, accept string, body []by
 	switch method {
 	case http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
-	case http.MethodPut:
+	case http.MethodPut, http.MethodPost:
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
@@ -195,7 +205,7 @@ func (c *Client) ask(ctx context.Context, method, path, accept string, body []by
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 		resp.Body.Close()
 	}()
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
 		var st struct {
 			Message  string `json:"message"`
 			Metadata struct {

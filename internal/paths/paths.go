@@ -79,11 +79,16 @@ func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.
 func (p Paths) EncryptionKeys() string   { return path.Join(p.Data, "encryption", "keys.json") }
 func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption", "config.json") }
 
+// Agent is what a node that joined keeps of its cluster, Servers the API servers it has learned of.
+func (p Paths) Agent() string   { return path.Join(p.Data, "agent.json") }
+func (p Paths) Servers() string { return path.Join(p.Data, "servers.json") }
+
 // Run-time state.
 func (p Paths) Lock() string             { return path.Join(p.Data, "daemon.lock") }
 func (p Paths) ControlSocket() string    { return path.Join(p.Run, "k1s.sock") }
 func (p Paths) ContainerdSocket() string { return path.Join(p.Run, "containerd", "containerd.sock") }
 func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd") }
+func (p Paths) JoinSocket() string       { return path.Join(p.Run, "join.sock") }
 func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
 
 // Datastore holds the DSN of a database of others, for kine; DatastoreStatus what kine has to say about it.

@@ -1,6 +1,6 @@
 // Package pki makes and keeps the certificates and keys of one cluster on one server: certificate
-// authorities, the service account key, and a certificate for every component. It is not an online
-// authority: it signs nothing for other nodes and writes no kubeconfigs. Used by the daemon at start and
+// authorities, the service account key, and a certificate for every component; and it signs, and installs, the
+// certificates of nodes that join. It writes no kubeconfigs. Used by the daemon at start and
 // when certificates are due; the components' Specs use CertFile and KeyFile to name what it makes.
 //
 // There are three authorities, as upstream documents: one for the cluster (API server, kubelets and
@@ -76,6 +76,8 @@ type Leaf struct {
 	IPs           []netip.Addr
 	Server        bool // may serve TLS
 	Client        bool // may be a TLS client
+	// Lifetime is how long it is valid; 0 is leafLifetime.
+	Lifetime time.Duration
 }
 
 // masters is the group that RBAC lets do anything, also before any role exists.
@@ -117,10 +119,6 @@ func (r Request) leaves() []Leaf {
 		domain = "cluster.local"
 	}
 	local := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
-	client := func(name, cn string, groups ...string) Leaf {
-		return Leaf{Name: name, CA: CA, CommonName: cn, Organizations: groups, Client: true}
-	}
-
 	api := Leaf{
 		Name: APIServer, CA: CA, CommonName: "kube-apiserver", Server: true,
 		DNSNames: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + domain, "localhost", r.NodeName},
@@ -151,15 +149,14 @@ func (r Request) leaves() []Leaf {
 		{Name: SchedulerServing, CA: CA, CommonName: "kube-scheduler", DNSNames: []string{"localhost"}, IPs: local, Server: true},
 	}
 	if !r.NoWorker {
-		all = append(all,
-			client(KubeletClient, "system:node:"+r.NodeName, "system:nodes"),
-			Leaf{
-				Name: KubeletServing, CA: CA, CommonName: "system:node:" + r.NodeName, Organizations: []string{"system:nodes"},
-				DNSNames: []string{r.NodeName, "localhost"}, IPs: append(slices.Clone(local), r.NodeIP), Server: true,
-			},
-			client(KubeProxyClient, "system:kube-proxy"),
-			client(FlannelClient, "system:k1s:flannel"),
-		)
+		worker := workerLeaves(r.NodeName, r.NodeIP)
+		for i := range worker {
+			if worker[i].Name == KubeletServing { // tools on this node ask the kubelet at loopback
+				worker[i].DNSNames = append(worker[i].DNSNames, "localhost")
+				worker[i].IPs = append(worker[i].IPs, local...)
+			}
+		}
+		all = append(all, worker...)
 	}
 	if r.Etcd {
 		member := Leaf{
@@ -173,6 +170,38 @@ func (r Request) leaves() []Leaf {
 	}
 	all = append(all, r.Extra...)
 	for i := range all {
+		all[i] = all[i].normal()
+	}
+	return all
+}
+
+func client(name, cn string, groups ...string) Leaf {
+	return Leaf{Name: name, CA: CA, CommonName: cn, Organizations: groups, Client: true}
+}
+
+// workerLeaves are the certificates of a node that runs pods.
+func workerLeaves(node string, ip netip.Addr) []Leaf {
+	return []Leaf{
+		client(KubeletClient, "system:node:"+node, "system:nodes"),
+		{
+			Name: KubeletServing, CA: CA, CommonName: "system:node:" + node, Organizations: []string{"system:nodes"},
+			DNSNames: []string{node}, IPs: []netip.Addr{ip}, Server: true,
+		},
+		client(KubeProxyClient, "system:kube-proxy"),
+		client(FlannelClient, "system:k1s:flannel"),
+	}
+}
+
+// joinedLifetime is that of the certificates of nodes that joined. They are short, because nothing takes them back but
+// their end: a node that is to be gone is refused when it wants to renew them.
+const joinedLifetime = 30 * 24 * time.Hour
+
+// JoinedLeaves are the certificates of a node that joined. None of them is valid for loopback or for a name of
+// the API server: who has the keys of one node must not be able to pass for a server on another.
+func JoinedLeaves(node string, ip netip.Addr) []Leaf {
+	all := workerLeaves(node, ip)
+	for i := range all {
+		all[i].Lifetime = joinedLifetime
 		all[i] = all[i].normal()
 	}
 	return all

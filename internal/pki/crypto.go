@@ -43,12 +43,16 @@ func newCA(name string, key crypto.Signer, now time.Time) (*x509.Certificate, er
 }
 
 // sign issues l for key. It never outlives its authority.
-func sign(l Leaf, key crypto.Signer, by issuer, now time.Time) (*x509.Certificate, error) {
+func sign(l Leaf, key crypto.PublicKey, by issuer, now time.Time) (*x509.Certificate, error) {
+	lifetime := l.Lifetime
+	if lifetime == 0 {
+		lifetime = leafLifetime
+	}
 	t := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: l.CommonName, Organization: l.Organizations},
 		DNSNames:              l.DNSNames,
 		NotBefore:             now.Add(-backdate).UTC(),
-		NotAfter:              now.Add(leafLifetime).UTC(),
+		NotAfter:              now.Add(lifetime).UTC(),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 	}
@@ -67,7 +71,7 @@ func sign(l Leaf, key crypto.Signer, by issuer, now time.Time) (*x509.Certificat
 	if l.Client {
 		t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, key.Public(), by.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, key, by.key)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
 )
 
 // Report is what Ensure did and when it is wanted again.
@@ -214,28 +215,33 @@ func issue(r Request, l Leaf, by issuer, now time.Time) (*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	cert, err := sign(l, key, by, now)
+	cert, err := sign(l, key.Public(), by, now)
 	if err != nil {
 		return nil, err
 	}
+	return cert, writePair(r.Paths, l.Name, key, cert)
+}
+
+// writePair puts a key and its certificate in the place of what is there.
+func writePair(p paths.Paths, name string, key crypto.Signer, cert *x509.Certificate) error {
 	keyPEM, err := encodeKey(key)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// Both are complete on disk before either takes its place: the moment in which they differ is two
 	// renames long.
-	k, err := durable.Stage(KeyFile(r.Paths, l.Name), keyPEM, 0o600)
+	k, err := durable.Stage(KeyFile(p, name), keyPEM, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c, err := durable.Stage(CertFile(r.Paths, l.Name), encodeCert(cert), 0o644)
+	c, err := durable.Stage(CertFile(p, name), encodeCert(cert), 0o644)
 	if err != nil {
-		return nil, errors.Join(err, k.Discard())
+		return errors.Join(err, k.Discard())
 	}
 	if err := k.Commit(); err != nil {
-		return nil, errors.Join(err, c.Discard())
+		return errors.Join(err, c.Discard())
 	}
-	return cert, c.Commit()
+	return c.Commit()
 }
 
 func (p *plan) report(r Request, issued map[string]*x509.Certificate) Report {

@@ -52,7 +52,7 @@ func RunChecks(ctx context.Context, checks []Check, in CheckInput) []health.Prob
 	results := make([][]health.Problem, len(checks))
 	var wg sync.WaitGroup
 	for i, c := range checks {
-		if c.Worker && in.Config.Spec.NoWorker {
+		if c.Worker && !in.Config.Spec.Worker() {
 			continue
 		}
 		wg.Go(func() { results[i] = c.Run(ctx, in) })

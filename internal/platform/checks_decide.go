@@ -193,15 +193,20 @@ func wantedPorts(s config.Spec) []wantedPort {
 	if err != nil {
 		bind = all
 	}
-	out := []wantedPort{
-		{uint16(s.API.Port), bind, "kube-apiserver", "stop it, or set spec.api.port to another port"},
-		{10257, local, "kube-controller-manager", ""},
-		{10259, local, "kube-scheduler", ""},
+	var out []wantedPort
+	if s.ControlPlane() {
+		out = []wantedPort{
+			{uint16(s.API.Port), bind, "kube-apiserver", "stop it, or set spec.api.port to another port"},
+			{10257, local, "kube-controller-manager", ""},
+			{10259, local, "kube-scheduler", ""},
+		}
+	} else {
+		out = []wantedPort{{uint16(s.API.Port), local, "balancer", "stop it, or set spec.api.port to another port: this node's own way to the servers"}}
 	}
-	if s.Datastore.Endpoint == "etcd" {
+	if s.ControlPlane() && s.Datastore.Endpoint == "etcd" {
 		out = append(out, wantedPort{2379, all, "etcd", ""}, wantedPort{2380, all, "etcd", ""})
 	}
-	if !s.NoWorker {
+	if s.Worker() {
 		out = append(out,
 			wantedPort{10250, all, "kubelet", ""}, wantedPort{10248, local, "kubelet", ""},
 			wantedPort{10249, local, "kube-proxy", ""}, wantedPort{10256, all, "kube-proxy", ""})

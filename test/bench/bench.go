@@ -13,7 +13,7 @@ import (
 )
 
 // Sections that can be chosen with -only.
-var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "idle"}
+var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "cluster", "idle"}
 
 // results are everything that was measured; with -json they are kept as they are.
 type results struct {
@@ -158,6 +158,13 @@ func (b *bench) measure(ctx context.Context) error {
 				if b.more(ctx, "isolation "+mode, 30*time.Second) {
 					b.fail("isolation "+mode, b.single(ctx, b.main, k1s, "isolation "+mode, goal{node: true}, "isolation: "+mode, withoutAddons))
 				}
+			}
+		}
+	}
+	if b.o.wants("cluster") {
+		for range min(b.o.runs, 3) {
+			if b.more(ctx, "cluster of five", time.Minute) {
+				b.fail("cluster of five", b.five(ctx))
 			}
 		}
 	}

@@ -149,6 +149,10 @@ func (r *results) rows() []row {
 		{"idle CPU, with add-ons", "", "", "% of a core", idleCPU(idleFull), 0},
 		{"consistent LIST after a write, median", "10 ms", "", "ms", sample("list", 1000), 0},
 		{"consistent LIST after a write, slowest", "", "", "ms", sample("list", 1000), 1},
+		{"cluster of a server and four agents, command to all Ready and DNS", "20 s", "", "s", sample(sampleFive, 1), 0},
+		{"one more agent, command to Ready", "", "", "s", sample(sampleAdded, 1), 0},
+		{"… its daemon's start to Ready, joining included", "", "", "s", sample(sampleJoined, 1), 0},
+		{"anonymous memory of an idle agent", "70 MB", "50 MB", "MB", sample(sampleMemory, 1), 0},
 		{"`k1s version`", "100 ms", "30 ms", "ms", sample("version", 1000), 0},
 		{"`k1s status`", "100 ms", "30 ms", "ms", sample("status", 1000), 0},
 	}

@@ -153,23 +153,33 @@ func (n *node) look(pid int) (process, bool, error) {
 	default:
 		p.Part = base
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	kb, err := rollup(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return p, false, nil
 	}
 	if err != nil {
 		return p, false, fmt.Errorf("measuring process %d: %w", pid, err)
 	}
+	p.AnonMB, p.PSSMB, p.FileMB = kb["Anonymous:"]/1024, kb["Pss:"]/1024, kb["Pss_File:"]/1024
+	return p, len(kb) > 0, nil
+}
+
+// rollup is what a process' memory consists of, in kB, by the kernel's names.
+func rollup(pid int) (map[string]float64, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return nil, err
+	}
 	defer f.Close()
 	kb := map[string]float64{}
-	for sc := bufio.NewScanner(f); sc.Scan(); {
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
 		w := strings.Fields(sc.Text())
 		if len(w) == 3 && w[2] == "kB" {
 			kb[w[0]], _ = strconv.ParseFloat(w[1], 64)
 		}
 	}
-	p.AnonMB, p.PSSMB, p.FileMB = kb["Anonymous:"]/1024, kb["Pss:"]/1024, kb["Pss_File:"]/1024
-	return p, len(kb) > 0, nil
+	return kb, sc.Err()
 }
 
 // scheduled is the time all threads of a process have run, in the kernel's own fine count.

@@ -74,6 +74,7 @@ func chain(opts options.CompletedOptions, inputs string) (*aggregatorapiserver.A
 	if err != nil {
 		return nil, nil, fmt.Errorf("building the configuration: %w", err)
 	}
+	serveJoining(&config.Aggregator.GenericConfig.Config)
 	// The set is shared by all three servers. Hooks in it are dropped while upstream registers its own;
 	// what is in it already was switched off for a reason (roles without the RBAC authorizer).
 	disabled := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks

@@ -27,6 +27,10 @@ type Deps struct {
 	Internal func(ctx context.Context, args []string) error
 	// Ready asks a node once whether it is ready for work; nil asks its control socket.
 	Ready func(ctx context.Context, n cluster.Node) error
+	// Token asks a server once for a token for agents; nil asks its control socket.
+	Token func(ctx context.Context, n cluster.Node) (string, error)
+	// Forget takes a node out of the cluster through a server; nil asks its control socket.
+	Forget func(ctx context.Context, server cluster.Node, name string) error
 	// Kubectl runs kubectl with a kubeconfig file; nil runs `k1s kubectl`.
 	Kubectl func(ctx context.Context, kubeconfig string, args []string) error
 	// Environ is the environment; nil is that of the process.
@@ -54,9 +58,15 @@ type env struct {
 }
 
 func (e env) manager(withKubeconfig bool) cluster.Manager {
-	m := cluster.Manager{Provider: e.deps.Provider, Ready: e.deps.Ready, Progress: newProgress(e.streams.ErrOut)}
+	m := cluster.Manager{Provider: e.deps.Provider, Ready: e.deps.Ready, Token: e.deps.Token, Forget: e.deps.Forget, Progress: newProgress(e.streams.ErrOut)}
 	if m.Ready == nil {
 		m.Ready = askNode
+	}
+	if m.Forget == nil {
+		m.Forget = forget
+	}
+	if m.Token == nil {
+		m.Token = askToken
 	}
 	if withKubeconfig {
 		m.Kubeconfigs = kubeconfig.Files(e.deps.getenv, e.deps.getenv("HOME"))
@@ -78,7 +88,7 @@ func New(streams iostreams.Streams, deps Deps) *cobra.Command {
 	}
 	cmd.AddCommand(
 		newCreateCmd(e), newLsCmd(e), newStartCmd(e), newStopCmd(e), newDeleteCmd(e),
-		newKubeconfigCmd(e), newKubectlCmd(e), newExecCmd(e),
+		newKubeconfigCmd(e), newKubectlCmd(e), newExecCmd(e), newNodeCmd(e), newNetCmd(e),
 	)
 	for _, name := range []string{"__switch", "__node", "__exec"} {
 		cmd.AddCommand(&cobra.Command{

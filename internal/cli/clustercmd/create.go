@@ -24,6 +24,7 @@ import (
 
 type createOptions struct {
 	name         string
+	agents       int
 	publish      []string
 	apiPort      uint16
 	egress       bool
@@ -46,9 +47,10 @@ func newCreateCmd(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create [NAME] [flags] [-- NODE-FLAG…]",
 		Short: "Create a cluster and wait until it is ready",
-		Long: "Creates a cluster, waits until its node is Ready and DNS answers, and adds its context to the kubeconfig.\n" +
-			"What follows -- is given to the node as flags of `k1s server`.",
+		Long: "Creates a cluster, waits until its nodes are Ready and DNS answers, and adds its context to the kubeconfig.\n" +
+			"What follows -- is given to every node as flags of `k1s server` and `k1s agent`.",
 		Example: "  k1s cluster create\n" +
+			"  k1s cluster create dev --agents 2\n" +
 			"  k1s cluster create dev --publish 8080:30080 --image-bundle app.tar\n" +
 			"  k1s cluster create dev -- --network-pod-cidr 10.50.0.0/16",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -66,6 +68,7 @@ func newCreateCmd(e env) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	f.IntVar(&o.agents, "agents", 0, "nodes that run pods beside the server")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "make a node's port appear on 127.0.0.1: HOSTPORT:NODEPORT[/tcp|/udp]; repeatable")
 	f.Uint16Var(&o.apiPort, "api-port", 0, "port of the Kubernetes API on 127.0.0.1 (default: a free one)")
 	f.BoolVar(&o.egress, "egress", false, "let nodes and pods open connections to the outside")
@@ -150,7 +153,15 @@ func (o createOptions) resolve(in io.Reader) (cluster.CreateOptions, error) {
 	if err := checkNode(&out.Spec, node); err != nil {
 		return out, err
 	}
+	if o.agents < 0 || o.agents > cluster.MaxAgents {
+		return out, usage("--agents %d: a cluster has room for %d", o.agents, cluster.MaxAgents)
+	}
 	out.Nodes = []cluster.NodeSpec{node}
+	for i := range o.agents {
+		agent := node
+		agent.Role, agent.Index = cluster.Agent, i
+		out.Nodes = append(out.Nodes, agent)
+	}
 	return out, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/control"
@@ -21,6 +22,25 @@ func askNode(ctx context.Context, n cluster.Node) error {
 		return err
 	}
 	return whyNotReady(s)
+}
+
+// tokenTTL is longer than any agent takes to join, and shorter than anybody would look for the file.
+const tokenTTL = time.Hour
+
+// askToken asks a server's daemon for a token for agents.
+func askToken(ctx context.Context, n cluster.Node) (string, error) {
+	t, err := control.NewClient(n.ControlSocket).CreateToken(ctx, control.TokenRequest{
+		Role: string(cluster.Agent), Description: "agents of cluster " + n.Cluster, TTL: tokenTTL,
+	})
+	if errs.Is(err, errs.NotRunning) {
+		return "", errors.New("its daemon is starting")
+	}
+	return t.Text, err
+}
+
+// forget asks a server's daemon to take a node out of its cluster.
+func forget(ctx context.Context, server cluster.Node, name string) error {
+	return control.NewClient(server.ControlSocket).RemoveNode(ctx, name)
 }
 
 // dnsAddon is the packaged component that says why DNS does not answer.

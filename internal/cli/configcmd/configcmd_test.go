@@ -53,6 +53,7 @@ spec:
   cluster:
     name: k1s # default
     domain: cluster.local # default
+  join: {}
   node:
     labels:
       "on": "true" # FILE:7:23
@@ -74,6 +75,7 @@ spec:
   audit:
     enabled: false # default
   secrets: {}
+  role: server # default
   isolation: grouped # default
   noWorker: false # default
   kubelet:

@@ -100,6 +100,7 @@ func (f *Fake) Create(ctx context.Context, n cluster.NodeSpec) (cluster.Node, er
 	if c == nil {
 		return cluster.Node{}, errs.New(errs.NotFound, "there is no cluster %q", n.Cluster)
 	}
+	n.Token = "" // no record keeps it
 	i := slices.IndexFunc(c.spec.Nodes, func(o cluster.NodeSpec) bool { return o.Name() == n.Name() })
 	if i < 0 {
 		c.spec.Nodes = append(c.spec.Nodes, n)

@@ -37,7 +37,7 @@ type Options struct {
 	// Program is what the switch and the nodes run: k1s itself. Empty is the running executable. The switch
 	// is `Program cluster __switch …`, a node's first process `/opt/k1s/k1s cluster __node`, see Main.
 	Program string
-	// NodeArgs are the arguments with which Program becomes the node; empty is "server". Those of the
+	// NodeArgs are the arguments with which Program becomes the node; empty is the node's role. Those of the
 	// NodeSpec follow.
 	NodeArgs []string
 	// StopArgs are the arguments with which Program ends what a node's daemon leaves running when it is
@@ -46,6 +46,8 @@ type Options struct {
 	// Egress is the command that carries traffic to the outside, see applets/egress; empty is the one of the
 	// unpacked payload.
 	Egress []string
+	// NFT is the nft program; empty is the one of the unpacked payload.
+	NFT string
 	// StopTimeout is how long a node may take to stop in order; 0 is 30 s. What is left then is killed.
 	StopTimeout time.Duration
 	Log         *slog.Logger
@@ -75,14 +77,14 @@ func (o Options) withDefaults() Options {
 	if o.CgroupRoot == "" {
 		o.CgroupRoot = defaultCgroup
 	}
-	if o.NodeArgs == nil {
-		o.NodeArgs = []string{"server"}
-	}
 	if o.StopArgs == nil {
 		o.StopArgs = []string{"stop", "--pods"}
 	}
 	if o.Egress == nil {
 		o.Egress = []string{filepath.Join(layout{state: o.State}.payload(), "current", payloadProgram), "egress"}
+	}
+	if o.NFT == "" {
+		o.NFT = filepath.Join(layout{state: o.State}.payload(), "current", "nft")
 	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 30 * time.Second

@@ -24,6 +24,7 @@ import (
 
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/cluster/clustertest"
+	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/testenv"
 	"k1s.io/k1s/internal/wait"
 )
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 				os.Exit(1)
 			}
 			os.Exit(0)
-		case "server":
+		case "server", "agent":
 			standIn()
 		case "refuse":
 			fmt.Fprintln(os.Stderr, "error: no such setting")
@@ -54,6 +55,14 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		case "pod":
 			_ = unix.Pause()
+			os.Exit(0)
+		case "dial":
+			c, err := net.DialTimeout("tcp", os.Args[2], 500*time.Millisecond)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			_ = c.Close()
 			os.Exit(0)
 		}
 	}
@@ -140,6 +149,7 @@ func testProvider(t *testing.T, change ...func(*Options)) *Provider {
 	o := Below(shortDir(t))
 	o.CgroupRoot = "/k1s-test-" + strconv.Itoa(os.Getpid())
 	o.StopTimeout = 10 * time.Second
+	o.NFT = "/usr/sbin/nft"
 	for _, c := range change {
 		c(&o)
 	}
@@ -968,4 +978,91 @@ func TestAnUnreadableRecordDoesNotPreventDeletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	clustertest.NothingLeft(t, p, "one")
+}
+
+func TestNodesAreCutOffFromEachOtherAndHealed(t *testing.T) {
+	p := testProvider(t)
+	s, _ := up(t, p, cluster.Spec{Name: "one"})
+	for i := range 2 {
+		if _, err := p.Create(t.Context(), cluster.NodeSpec{Cluster: "one", Role: cluster.Agent, Index: i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addr := map[string]string{"server-0": "10.88.0.10:6443", "agent-0": "10.88.0.30:6443", "agent-1": "10.88.0.31:6443"}
+	// reach tells who reaches whom, e.g. "agent-0>agent-1".
+	reach := func() string {
+		t.Helper()
+		var out []string
+		for from := range addr {
+			for to := range addr {
+				if from != to && p.Exec(t.Context(), "one", from, []string{programInNode, "dial", addr[to]}, cluster.Streams{}) == nil {
+					out = append(out, from+">"+to)
+				}
+			}
+		}
+		slices.Sort(out)
+		return strings.Join(out, " ")
+	}
+	const all = "agent-0>agent-1 agent-0>server-0 agent-1>agent-0 agent-1>server-0 server-0>agent-0 server-0>agent-1"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := wait.Until(ctx, 10*time.Millisecond, "all nodes to reach each other", func(context.Context) error {
+		if got := reach(); got != all {
+			return fmt.Errorf("%s", got)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := cluster.Manager{Provider: p}
+	for _, step := range []struct {
+		what string
+		do   func() error
+		want string
+	}{
+		{"two cut off", func() error { return m.CutLink(t.Context(), "one", "agent-1", "agent-0") }, "agent-0>server-0 agent-1>server-0 server-0>agent-0 server-0>agent-1"},
+		{"twice", func() error { return m.CutLink(t.Context(), "one", "agent-0", "agent-1") }, "agent-0>server-0 agent-1>server-0 server-0>agent-0 server-0>agent-1"},
+		{"one off from all", func() error { return m.CutLink(t.Context(), "one", "server-0", "") }, ""},
+		{"the two healed", func() error { return m.HealLink(t.Context(), "one", "agent-0", "agent-1") }, "agent-0>agent-1 agent-1>agent-0"},
+		{"stopped and started", func() error {
+			if err := p.Stop(t.Context(), "one", ""); err != nil {
+				return err
+			}
+			st := start(t, p, "one")
+			return wait.Until(ctx, 10*time.Millisecond, "the nodes", func(context.Context) error {
+				for i, n := range []string{"server-0", "agent-0", "agent-1"} {
+					if err := p.Exec(t.Context(), "one", n, []string{programInNode, "dial", addr[n]}, cluster.Streams{}); err != nil {
+						return fmt.Errorf("%s: %w", st.Nodes[i].Name, err)
+					}
+				}
+				return nil
+			})
+		}, "agent-0>agent-1 agent-1>agent-0"},
+		{"all healed", func() error { return m.HealLink(t.Context(), "one", "", "") }, all},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		// After a while: a node that found nobody at an address looks for it again a moment later.
+		err := wait.Until(ctx, 10*time.Millisecond, step.what, func(context.Context) error {
+			if got := reach(); got != step.want {
+				return fmt.Errorf("%q, want %q", got, step.want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		get(t, s, "/pid") // from this machine, always
+	}
+	if err := m.HealLink(t.Context(), "one", "agent-0", "agent-1"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("healing what is not cut: %v", err)
+	}
+	if err := m.CutLink(t.Context(), "one", "agent-0", "agent-7"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("cutting nobody: %v", err)
+	}
+	if err := m.CutLink(t.Context(), "one", "agent-0", "agent-0"); !errs.Is(err, errs.Usage) {
+		t.Errorf("cutting one off from itself: %v", err)
+	}
 }

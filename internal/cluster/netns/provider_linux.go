@@ -32,6 +32,7 @@ var (
 	_ cluster.Provider = (*Provider)(nil)
 	_ cluster.Executor = (*Provider)(nil)
 	_ cluster.Files    = (*Provider)(nil)
+	_ cluster.Links    = (*Provider)(nil)
 )
 
 // New touches nothing yet.
@@ -91,7 +92,7 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return spec, errs.Hint(err, "run: k1s cluster delete %s", spec.Name)
 	}
-	spec.Nodes = old.Nodes
+	spec.Nodes, spec.Cuts = old.Nodes, old.Cuts
 	if !spec.Subnet.IsValid() {
 		spec.Subnet = cluster.DefaultSubnet
 	}
@@ -131,6 +132,11 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		err := makeNamespaces(l, switchName, unix.CLONE_NEWNET, bridgeKinds, func() error { return setUpBridge(addr) })
 		if err != nil {
 			return spec, err
+		}
+		if len(spec.Cuts) > 0 {
+			if err := p.applyCuts(ctx, l, spec); err != nil {
+				return spec, err
+			}
 		}
 	}
 	return spec, p.startSwitch(ctx, l, ports)
@@ -271,6 +277,12 @@ func provision(l layout, node cluster.NodeSpec) error {
 			return err
 		}
 	}
+	if node.Token != "" {
+		file := filepath.Join(l.nodeEtc(name), filepath.Base(cluster.TokenFileInNode))
+		if err := durable.WriteFile(file, []byte(node.Token+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
 	dir := filepath.Join(l.nodeVar(name), "lib/k1s/images")
 	for _, b := range node.Bundles {
 		if err := copyBundle(b, dir); err != nil {
@@ -406,11 +418,15 @@ func readInitState(l layout, name string) (st initState, ok bool) {
 func (p *Provider) writeInitSpec(l layout, spec cluster.Spec, node cluster.NodeSpec) (generation int64, err error) {
 	name := node.Name()
 	cg := p.cgroup(l.cluster, name)
+	program := p.opts.NodeArgs
+	if program == nil {
+		program = []string{string(node.Role)}
+	}
 	generation = time.Now().UnixNano()
 	b, err := json.Marshal(initSpec{
 		Generation: generation,
 		Cgroup:     filepath.Join(cg, "init"),
-		Argv:       slices.Concat([]string{programInNode}, p.opts.NodeArgs, node.Args),
+		Argv:       slices.Concat([]string{programInNode}, program, node.Args),
 		Stop:       slices.Concat([]string{programInNode}, p.opts.StopArgs),
 		Env:        append(cluster.NodeEnviron(spec, node), nodeEnv(cg)...),
 		// Less than the provider waits, so that what is left is known to be left.

@@ -1,0 +1,76 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strings"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
+
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/join"
+)
+
+// maxJoining bounds how many machines are talked to at a time: they come before authentication, and so before upstream's
+// own limits.
+const maxJoining = 32
+
+// serveJoining lets machines that join talk to the daemon at the API's port. They have no credentials yet that the API
+// server knows, so their requests go past its handlers.
+func serveJoining(c *genericapiserver.Config) {
+	socket := os.Getenv(components.EnvJoin)
+	if socket == "" {
+		return
+	}
+	build := c.BuildHandlerChainFunc
+	c.BuildHandlerChainFunc = func(apis http.Handler, c *genericapiserver.Config) http.Handler {
+		return joining(build(apis, c), socket)
+	}
+}
+
+// joining hands requests below join.Prefix to a unix socket, and all others to next.
+func joining(next http.Handler, socket string) http.Handler {
+	var d net.Dialer
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "k1s"})
+			r.SetXForwarded() // replaces what the client says of itself
+		},
+		Transport: &http.Transport{
+			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+			DisableKeepAlives: true, // machines join seldom
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			slog.Warn("a machine that joins cannot be answered", "from", r.RemoteAddr, "err", err)
+			away(w, "the server's k1s does not answer; its pods and its API run without it")
+		},
+	}
+	places := make(chan struct{}, maxJoining)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, join.Prefix) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+			proxy.ServeHTTP(w, r)
+		default:
+			away(w, "too many machines are joining in this moment")
+		}
+	})
+}
+
+// away answers that it may go better later.
+func away(w http.ResponseWriter, why string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_ = json.NewEncoder(w).Encode(errs.ToWire(errs.New(errs.NotRunning, "%s", why)))
+}

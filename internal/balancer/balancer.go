@@ -1,0 +1,305 @@
+// Package balancer is an agent's way to its cluster's servers: a listener on loopback whose connections go to one of
+// them that is well. It passes bytes and sees no plain text; which servers there are and whether one is well it is told.
+// Used by the applet of the same name.
+package balancer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Options are what a Balancer is made with.
+type Options struct {
+	// Check asks a server, host:port, once whether it is well.
+	Check func(ctx context.Context, server string) error
+	// Every is how often servers are checked; 0 is 5 seconds.
+	Every time.Duration
+	// Dial connects to a server; nil is plain TCP.
+	Dial func(ctx context.Context, server string) (net.Conn, error)
+	Log  *slog.Logger
+}
+
+const (
+	defaultEvery = 5 * time.Second
+	checkLimit   = 3 * time.Second
+	dialLimit    = 3 * time.Second
+	// strikes are how many checks have to fail, one after the other, before a server's connections are ended.
+	strikes = 2
+)
+
+// Balancer forwards connections. Everything it does ends with the ctx of Run.
+type Balancer struct {
+	o Options
+
+	mu      sync.Mutex // guards what follows
+	servers []*server  // in the order in which they are tried
+	wake    chan struct{}
+}
+
+type server struct {
+	addr   string
+	rank   int // of the list: learned servers before those that are only a way to find them
+	failed int // checks in a row
+	known  bool
+	note   string
+	conns  map[*connection]struct{}
+}
+
+type connection struct{ client, server net.Conn }
+
+func (c *connection) end() {
+	// Whoever copies between them notices, and closes them for good.
+	_ = c.client.Close()
+	_ = c.server.Close()
+}
+
+// New makes a balancer without servers.
+func New(o Options) *Balancer {
+	if o.Every == 0 {
+		o.Every = defaultEvery
+	}
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, server string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: dialLimit}).DialContext(ctx, "tcp", server)
+		}
+	}
+	return &Balancer{o: o, wake: make(chan struct{}, 1)}
+}
+
+// Set says which servers there are: all of a list before those of the next one are tried. Within a list, a balancer
+// keeps to an order of its own, by chance, so that a cluster's agents spread over its servers. Connections to servers that
+// are gone go on until a check fails; then they end.
+func (b *Balancer) Set(lists ...[]string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := map[string]*server{}
+	for _, s := range b.servers {
+		old[s.addr] = s
+	}
+	var now []*server
+	for rank, list := range lists {
+		for _, addr := range list {
+			if slices.ContainsFunc(now, func(s *server) bool { return s.addr == addr }) {
+				continue
+			}
+			s, ok := old[addr]
+			if !ok {
+				s = &server{addr: addr, conns: map[*connection]struct{}{}}
+			}
+			s.rank = rank
+			delete(old, addr)
+			if ok {
+				now = append(now, s)
+				continue
+			}
+			now = slices.Insert(now, rand.IntN(len(now)+1), s)
+		}
+	}
+	slices.SortStableFunc(now, func(x, y *server) int { return x.rank - y.rank })
+	for _, s := range old {
+		for c := range s.conns {
+			c.end() // clients come back at once, to a server that is there
+		}
+	}
+	b.servers = now
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Server is one as it is.
+type Server struct {
+	Addr string `json:"addr"`
+	// Healthy tells that the last checks found it well; it is not known before the first.
+	Healthy bool   `json:"healthy"`
+	Note    string `json:"note,omitempty"`
+	// Connections are those that go through it now.
+	Connections int `json:"connections"`
+}
+
+// Servers tells how they are, in the order in which they are tried.
+func (b *Balancer) Servers() []Server {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]Server, 0, len(b.servers))
+	for _, s := range b.order() {
+		out = append(out, Server{Addr: s.addr, Healthy: s.known && s.failed == 0, Note: s.note, Connections: len(s.conns)})
+	}
+	return out
+}
+
+// order is the one in which servers are tried: those that have not failed, list by list and those that were found well
+// first; then the others. The caller holds mu.
+func (b *Balancer) order() []*server {
+	unknown := func(s *server) int {
+		if s.known {
+			return 0
+		}
+		return 1
+	}
+	out := slices.Clone(b.servers)
+	slices.SortStableFunc(out, func(x, y *server) int {
+		return cmp.Or(min(x.failed, strikes)-min(y.failed, strikes), x.rank-y.rank, unknown(x)-unknown(y))
+	})
+	return out
+}
+
+// Run forwards what l accepts until ctx ends, and closes l. It returns nil then, and when all it has begun has ended.
+func (b *Balancer) Run(ctx context.Context, l net.Listener) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { b.watch(ctx) })
+	ended := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer ended()
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accepting connections for the servers: %w", err)
+		case err != nil:
+			b.o.Log.Warn("a connection was not accepted", "err", err)
+			select { // out of file descriptors, most likely
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		wg.Go(func() { b.forward(ctx, c) })
+	}
+}
+
+// forward serves one connection.
+func (b *Balancer) forward(ctx context.Context, client net.Conn) {
+	defer client.Close()
+	s, upstream := b.connect(ctx)
+	if upstream == nil {
+		return // a client that is closed on tries again by itself
+	}
+	defer upstream.Close()
+	c := &connection{client, upstream}
+	b.mu.Lock()
+	gone := !slices.Contains(b.servers, s)
+	if !gone {
+		s.conns[c] = struct{}{}
+	}
+	b.mu.Unlock()
+	if gone {
+		return
+	}
+	defer func() {
+		b.mu.Lock()
+		delete(s.conns, c)
+		b.mu.Unlock()
+	}()
+	ended := context.AfterFunc(ctx, c.end)
+	defer ended()
+	copied := make(chan struct{})
+	go func() {
+		pass(upstream, client)
+		close(copied)
+	}()
+	pass(client, upstream)
+	<-copied
+}
+
+// pass copies until one side ends, and tells the other one.
+func pass(to, from net.Conn) {
+	_, err := io.Copy(to, from) // splices: no byte comes to us
+	if w, ok := to.(interface{ CloseWrite() error }); ok && err == nil {
+		_ = w.CloseWrite()
+		return
+	}
+	_ = to.Close()
+	_ = from.Close()
+}
+
+// connect finds a server that takes a connection.
+func (b *Balancer) connect(ctx context.Context) (*server, net.Conn) {
+	b.mu.Lock()
+	order := b.order()
+	b.mu.Unlock()
+	for _, s := range order {
+		dctx, cancel := context.WithTimeout(ctx, dialLimit)
+		c, err := b.o.Dial(dctx, s.addr)
+		cancel()
+		if err == nil {
+			return s, c
+		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		b.result(s, err)
+	}
+	return nil, nil
+}
+
+// result notes what was found out about a server; what one that fails again had is ended.
+func (b *Balancer) result(s *server, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	was := s.known && s.failed == 0
+	first := !s.known
+	s.known = true
+	if err == nil {
+		if !was {
+			b.o.Log.Info("server is well", "server", s.addr)
+		}
+		s.failed, s.note = 0, ""
+		return
+	}
+	s.failed++
+	s.note = err.Error()
+	if was || first {
+		b.o.Log.Warn("server does not answer", "server", s.addr, "err", err)
+	}
+	if s.failed < strikes {
+		return
+	}
+	for c := range s.conns {
+		c.end()
+	}
+}
+
+// watch checks the servers, all at once, and again when there are others.
+func (b *Balancer) watch(ctx context.Context) {
+	tick := time.NewTicker(b.o.Every)
+	defer tick.Stop()
+	for {
+		b.mu.Lock()
+		all := slices.Clone(b.servers)
+		b.mu.Unlock()
+		var wg sync.WaitGroup
+		for _, s := range all {
+			wg.Go(func() {
+				cctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %s", checkLimit))
+				defer cancel()
+				err := b.o.Check(cctx, s.addr)
+				if ctx.Err() == nil {
+					b.result(s, err)
+				}
+			})
+		}
+		wg.Wait()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-b.wake:
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package clustercmd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/printer"
+)
+
+// newNodeCmd manages the nodes of one cluster.
+func newNodeCmd(e env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "node", Short: "Add, list, stop, start and delete the nodes of a cluster", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newNodeAddCmd(e), newNodeLsCmd(e), newNodeStopCmd(e), newNodeStartCmd(e), newNodeDeleteCmd(e))
+	return cmd
+}
+
+// clusterAndNode reads [CLUSTER] NODE.
+func clusterAndNode(args []string) (name, node string) {
+	if len(args) == 1 {
+		return cluster.DefaultName, args[0]
+	}
+	return args[0], args[1]
+}
+
+func oneNode(_ *cobra.Command, args []string) error {
+	if len(args) == 0 || len(args) > 2 {
+		return usage("say which node: [CLUSTER] NODE")
+	}
+	name, _ := clusterAndNode(args)
+	return cluster.ValidateName(name)
+}
+
+func newNodeAddCmd(e env) *cobra.Command {
+	count, limit := 1, defaultWait
+	cmd := &cobra.Command{
+		Use: "add [CLUSTER]", Short: "Add agents to a running cluster, and wait until they are ready", Args: atMostName,
+		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3",
+		ValidArgsFunction: completeName(e),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if count < 1 {
+				return usage("--count %d: nothing to add", count)
+			}
+			added, err := e.manager(false).AddAgents(cmd.Context(), nameOf(args), count, limit)
+			if err != nil {
+				return err
+			}
+			for _, n := range added {
+				fmt.Fprintf(e.streams.ErrOut, "node %s is there, at %s\n", n.Name, n.Addr)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&count, "count", count, "how many")
+	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until they are ready")
+	return cmd
+}
+
+func newNodeLsCmd(e env) *cobra.Command {
+	format := printer.Table
+	cmd := &cobra.Command{
+		Use: "ls [CLUSTER]", Aliases: []string{"list"}, Short: "List the nodes of a cluster", Args: atMostName,
+		ValidArgsFunction: completeName(e),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, err := e.manager(false).Provider.Describe(cmd.Context(), nameOf(args))
+			if err != nil {
+				return cluster.Missing(err)
+			}
+			return printer.Print(e.streams.Out, format, st.Nodes, func(w io.Writer) error {
+				var rows [][]string
+				for _, n := range st.Nodes {
+					rows = append(rows, []string{n.Name, string(n.Role), string(n.State), n.Addr.String(), n.Note})
+				}
+				return printer.Columns(w, []string{"NODE", "ROLE", "STATE", "ADDRESS", "NOTE"}, rows)
+			})
+		},
+	}
+	cmd.Flags().VarP(&format, "output", "o", "output format")
+	return cmd
+}
+
+func newNodeStopCmd(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "stop [CLUSTER] NODE", Short: "Stop a node with its pods; its data stays", Args: oneNode,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, node := clusterAndNode(args)
+			return e.tell(e.manager(false).StopNode(cmd.Context(), name, node), "node "+node+" is stopped")
+		},
+	}
+}
+
+func newNodeStartCmd(e env) *cobra.Command {
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use: "start [CLUSTER] NODE", Short: "Start a node that was stopped, and wait until it is ready", Args: oneNode,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, node := clusterAndNode(args)
+			return e.tell(e.manager(false).StartNode(cmd.Context(), name, node, limit), "node "+node+" runs")
+		},
+	}
+	cmd.Flags().DurationVar(&limit, "wait", defaultWait, "how long to wait until it is ready")
+	return cmd
+}
+
+type nodeDeleteOptions struct {
+	cluster, node string
+	yes           bool
+}
+
+func newNodeDeleteCmd(e env) *cobra.Command {
+	var o nodeDeleteOptions
+	cmd := &cobra.Command{
+		Use: "delete [CLUSTER] NODE", Aliases: []string{"rm"}, Short: "Delete an agent with all its data, and take it out of the cluster", Args: oneNode,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.cluster, o.node = clusterAndNode(args)
+			return runNodeDelete(cmd.Context(), e, o)
+		},
+	}
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func runNodeDelete(ctx context.Context, e env, o nodeDeleteOptions) error {
+	if err := e.confirm(ctx, "deleting node "+o.node+" of cluster "+o.cluster+" with all data", o.yes); err != nil {
+		return err
+	}
+	return e.tell(e.manager(false).DeleteNode(ctx, o.cluster, o.node), "node "+o.node+" is deleted")
+}
+
+// tell says what has been done, unless it has not.
+func (e env) tell(err error, done string) error {
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(e.streams.ErrOut, done)
+	return err
+}

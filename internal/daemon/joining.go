@@ -1,0 +1,344 @@
+package daemon
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
+	"k1s.io/k1s/internal/version"
+)
+
+// Where tokens and nodes are kept: Secrets of kube-system, which are part of every backup and of no user's business.
+const (
+	systemNamespace = "kube-system"
+	tokenPrefix     = "k1s-token-"
+	nodePrefix      = "k1s-node-"
+	tokenType       = "k1s.io/token"
+	nodeType        = "k1s.io/node"
+	typeLabel       = "k1s.io/type" // its value is "token" or "node"
+)
+
+// clusterStore is join.Store over the cluster's own API.
+type clusterStore struct {
+	api *kubeapi.Client
+	// own is this server, told when the API does not know of any yet.
+	own string
+}
+
+var _ join.Store = clusterStore{}
+
+func (s clusterStore) Token(ctx context.Context, id string) (token.Record, error) {
+	sec, err := s.api.Secret(ctx, systemNamespace, tokenPrefix+id)
+	if err != nil {
+		return token.Record{}, err
+	}
+	return token.FromData(id, sec.Data)
+}
+
+func (s clusterStore) Binding(ctx context.Context, node string) (join.Binding, error) {
+	sec, err := s.api.Secret(ctx, systemNamespace, nodePrefix+node)
+	if err != nil {
+		return join.Binding{}, err
+	}
+	return bindingOf(node, sec)
+}
+
+func bindingOf(node string, sec kubeapi.Secret) (join.Binding, error) {
+	b := join.Binding{Node: node, Identity: string(sec.Data["identity"])}
+	raw, err := base64.RawURLEncoding.DecodeString(b.Identity)
+	if err == nil && len(raw) == 0 {
+		err = errors.New("it holds no identity")
+	}
+	if err == nil {
+		b.Since, err = time.Parse(time.RFC3339, string(sec.Data["since"]))
+	}
+	if err == nil {
+		b.IP, err = netip.ParseAddr(string(sec.Data["ip"]))
+	}
+	if err != nil {
+		return b, fmt.Errorf("the secret %s/%s is damaged: %w", systemNamespace, nodePrefix+node, err)
+	}
+	return b, nil
+}
+
+func (s clusterStore) Bind(ctx context.Context, b join.Binding, old *join.Binding) error {
+	sec := kubeapi.Secret{
+		Metadata: kubeapi.SecretMeta{Name: nodePrefix + b.Node, Labels: map[string]string{typeLabel: "node"}},
+		Type:     nodeType,
+		Data: map[string][]byte{
+			"identity": []byte(b.Identity), "since": []byte(b.Since.UTC().Format(time.RFC3339)), "ip": []byte(b.IP.String()),
+		},
+	}
+	if old == nil {
+		return s.api.CreateSecret(ctx, systemNamespace, sec)
+	}
+	now, err := s.api.Secret(ctx, systemNamespace, sec.Metadata.Name)
+	if err != nil {
+		return err
+	}
+	is, err := bindingOf(b.Node, now)
+	if err != nil {
+		return err
+	}
+	if is.Identity != old.Identity {
+		return errs.New(errs.Exists, "the name %s has gone to another machine in this moment", b.Node)
+	}
+	sec.Metadata.ResourceVersion = now.Metadata.ResourceVersion
+	return s.api.ReplaceSecret(ctx, systemNamespace, sec)
+}
+
+func (s clusterStore) NodeExists(ctx context.Context, node string) (bool, error) {
+	_, err := s.api.Node(ctx, node)
+	var st *kubeapi.StatusError
+	if errors.As(err, &st) && st.Code == http.StatusNotFound {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (s clusterStore) Servers(ctx context.Context) ([]string, error) {
+	all, err := s.api.Servers(ctx)
+	if err == nil && len(all) == 0 {
+		all = []string{s.own} // it has not told the cluster about itself yet
+	}
+	return all, err
+}
+
+// serveJoining answers machines that join until ctx ends. They come through the API server, see applets/apiserver.
+func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kubeapi.Client) error {
+	c := in.Config.Spec
+	var private []netip.Prefix
+	for _, cidr := range []string{c.Network.PodCIDR, c.Network.ServiceCIDR} {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return err
+		}
+		private = append(private, p)
+	}
+	s := &join.Server{
+		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))},
+		// Read for each machine: certificates are renewed, and nobody joins often.
+		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
+		Reserved: func() ([]string, error) {
+			names, err := pki.Names(in.Paths, pki.APIServer)
+			return append(names, in.Facts.NodeName), err
+		},
+		Settings: config.Shared(in.Config), Private: private, Kubernetes: version.Kubernetes, Now: time.Now,
+		Log: d.log.With("component", "join"),
+	}
+	socket := in.Paths.JoinSocket()
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing a stale socket: %w", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return fmt.Errorf("opening the socket for machines that join: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	srv := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second}
+	ended := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer ended()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("answering machines that join: %w", err)
+	}
+	return nil
+}
+
+// serveJoiners keeps the servers' end of joining, and its records in order.
+func (d *Daemon) serveJoiners(ctx context.Context) {
+	d.mu.Lock()
+	in, api := d.in, d.api
+	d.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := d.serveJoining(ctx, in, api); err != nil {
+			d.log.Error("machines cannot join", "err", err)
+			d.board.Report("join", []health.Problem{health.FromError(err, health.JoinClosed, "")})
+		}
+	})
+	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
+		return
+	}
+	tick := time.NewTicker(expireEvery)
+	defer tick.Stop()
+	for {
+		if err := d.expireTokens(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("expired tokens not removed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// expireEvery is how often tokens that nobody can use any more are looked for.
+const expireEvery = 6 * time.Hour
+
+// server is the API of a running server.
+func (d *Daemon) server() (component.Input, *kubeapi.Client, error) {
+	d.mu.Lock()
+	in, api := d.in, d.api
+	d.mu.Unlock()
+	if !d.o.Config.Spec.ControlPlane() {
+		return in, nil, errs.Hint(errs.New(errs.Unsupported, "this node is an agent"), "run the command on a server")
+	}
+	if api == nil {
+		return in, nil, errs.Hint(errs.New(errs.NotRunning, "the node is starting"), "try again when it runs: k1s status")
+	}
+	return in, api, nil
+}
+
+// Tokens implements control.Backend.
+func (d *Daemon) Tokens(ctx context.Context) ([]control.Token, error) {
+	_, api, err := d.server()
+	if err != nil {
+		return nil, err
+	}
+	all, err := api.Secrets(ctx, systemNamespace, typeLabel+"=token")
+	if err != nil {
+		return nil, fmt.Errorf("listing tokens: %w", err)
+	}
+	out := []control.Token{}
+	for _, s := range all {
+		id := strings.TrimPrefix(s.Metadata.Name, tokenPrefix)
+		t := control.Token{Record: token.Record{ID: id}}
+		if r, err := token.FromData(id, s.Data); err != nil {
+			t.Problem = err.Error()
+		} else {
+			t.Record, t.Expired = r, r.Expired(time.Now())
+		}
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b control.Token) int { return a.Created.Compare(b.Created) })
+	return out, nil
+}
+
+// CreateToken implements control.Backend. The text is in the answer and nowhere else.
+func (d *Daemon) CreateToken(ctx context.Context, r control.TokenRequest) (control.NewToken, error) {
+	in, api, err := d.server()
+	if err != nil {
+		return control.NewToken{}, err
+	}
+	role, err := token.ParseRole(r.Role)
+	if err != nil {
+		return control.NewToken{}, err
+	}
+	if r.TTL < 0 {
+		return control.NewToken{}, errs.New(errs.Usage, "a token cannot be valid for %s", r.TTL)
+	}
+	ca, err := pki.ReadCA(in.Paths)
+	if err != nil {
+		return control.NewToken{}, err
+	}
+	t, err := token.New(role, ca)
+	if err != nil {
+		return control.NewToken{}, err
+	}
+	now, expires := time.Now(), time.Time{}
+	if r.TTL > 0 {
+		expires = now.Add(r.TTL)
+	}
+	rec := t.Record(r.Description, now, expires)
+	err = api.CreateSecret(ctx, systemNamespace, kubeapi.Secret{
+		Metadata: kubeapi.SecretMeta{Name: tokenPrefix + t.ID, Labels: map[string]string{typeLabel: "token"}},
+		Type:     tokenType, Data: rec.Data(),
+	})
+	if err != nil {
+		return control.NewToken{}, fmt.Errorf("keeping the token: %w", err)
+	}
+	d.log.Info("token created", "id", t.ID, "role", t.Role, "expires", rec.Expires)
+	return control.NewToken{
+		Token: control.Token{Record: rec}, Text: t.Text(),
+		Server: "https://" + net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(in.Config.Spec.API.Port)),
+	}, nil
+}
+
+// RevokeToken implements control.Backend.
+func (d *Daemon) RevokeToken(ctx context.Context, id string) error {
+	_, api, err := d.server()
+	if err != nil {
+		return err
+	}
+	err = api.DeleteSecret(ctx, systemNamespace, tokenPrefix+id)
+	if errs.Is(err, errs.NotFound) {
+		return errs.Hint(errs.New(errs.NotFound, "there is no token %q", id), "see: k1s token ls")
+	}
+	if err == nil {
+		d.log.Info("token revoked", "id", id)
+	}
+	return err
+}
+
+// RemoveNode implements control.Backend.
+func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
+	in, api, err := d.server()
+	if err != nil {
+		return err
+	}
+	if name == in.Facts.NodeName {
+		return errs.Hint(errs.New(errs.Invalid, "%s is this server itself", name), "to give it up: k1s reset")
+	}
+	// The name first: a node whose name is free cannot renew its certificates.
+	binding, node := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name), api.DeleteNode(ctx, name)
+	if errs.Is(binding, errs.NotFound) && errs.Is(node, errs.NotFound) {
+		return errs.Hint(errs.New(errs.NotFound, "there is no node %q", name), "see: k1s kubectl get nodes")
+	}
+	for _, err := range []error{binding, node} {
+		if err != nil && !errs.Is(err, errs.NotFound) {
+			return fmt.Errorf("removing node %s: %w", name, err)
+		}
+	}
+	d.log.Info("node removed", "node", name)
+	return nil
+}
+
+// expireTokens removes what can no longer be used.
+func (d *Daemon) expireTokens(ctx context.Context) error {
+	all, err := d.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, t := range all {
+		// A day later, so that who comes with it is told that it has expired.
+		if !t.Expires.IsZero() && time.Since(t.Expires) > 24*time.Hour {
+			failed = append(failed, d.RevokeToken(ctx, t.ID))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// apiClient asks the API as this node reaches it, with the rights it has.
+func apiClient(in component.Input) (*kubeapi.Client, error) {
+	cert := pki.DaemonClient
+	name := ""
+	if !in.Config.Spec.ControlPlane() {
+		cert, name = pki.KubeletClient, join.ServerName // the node's own rights: its Node and its pods
+	}
+	return kubeapi.NewNamed(components.URL(in), name, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, cert), pki.KeyFile(in.Paths, cert))
+}

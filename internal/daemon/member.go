@@ -1,0 +1,300 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
+	"k1s.io/k1s/internal/version"
+	"k1s.io/k1s/internal/wait"
+)
+
+// kept is what a node that joined keeps of its cluster, with which it starts while no server answers.
+type kept struct {
+	// Server is the address it joined at.
+	Server string `json:"server"`
+	// Servers are those that were there then; what has become of them the balancer learns.
+	Servers  []string                   `json:"servers"`
+	Settings map[string]json.RawMessage `json:"settings"`
+}
+
+// readKept returns nil for a node that has not joined.
+func readKept(p paths.Paths) (*kept, error) {
+	b, err := os.ReadFile(p.Agent())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var k kept
+	if err == nil {
+		err = json.Unmarshal(b, &k)
+	}
+	if err != nil {
+		return nil, errs.Hint(fmt.Errorf("reading what this node knows of its cluster: %w", err), "remove %s and start again: the node asks its cluster", p.Agent())
+	}
+	return &k, nil
+}
+
+// sameRole refuses to make a server of an agent or the other way round: neither could use what the other has left.
+func sameRole(in component.Input) error {
+	agent := !in.Config.Spec.ControlPlane()
+	_, noKey := os.Stat(pki.KeyFile(in.Paths, pki.CA))
+	_, noServer := os.Stat(pki.CertFile(in.Paths, pki.APIServer))
+	_, noMember := os.Stat(in.Paths.Agent())
+	switch {
+	case agent && (noKey == nil || noServer == nil):
+		return errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster (%s); it cannot be an agent", in.Paths.Data), "run: k1s server; to give up what is on it: k1s reset")
+	case !agent && noMember == nil:
+		return errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s); it cannot be a server", in.Paths.Data), "run: k1s agent; to give up what is on it: k1s reset")
+	}
+	return nil
+}
+
+// membership is what a start has found out about the node's cluster; settle makes it last. Between them the
+// machine is checked: what fails there has changed nothing.
+type membership struct {
+	requests pki.Requests
+	welcome  *join.Welcome // nil: nothing had to be asked
+	kept     kept
+}
+
+// askAgainAfter is how long to wait before servers are asked again that did not answer.
+const askAgainAfter = time.Second
+
+// join finds out which cluster this node is of, and takes its settings into in. A node that has joined before needs no
+// server for that, unless its certificates have ended.
+func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, error) {
+	before, err := readKept(in.Paths)
+	if err != nil {
+		return nil, err
+	}
+	m := &membership{}
+	if before != nil {
+		m.kept = *before
+	}
+	if err := m.address(in.Config.Spec.Join, before != nil); err != nil {
+		return nil, err
+	}
+	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
+	due := pki.DueOf(in.Paths, leaves, time.Now())
+	if before == nil || !due.Usable {
+		d.step("joining the cluster at " + m.kept.Server)
+		if m.requests, err = pki.NewRequests(leaves); err != nil {
+			return nil, err
+		}
+		var refused error
+		err = wait.Until(ctx, askAgainAfter, "a server of the cluster", func(ctx context.Context) error {
+			w, err := ask(ctx, *in, m.candidates(in.Paths), m.requests)
+			if err == nil {
+				m.welcome = &w
+				return nil
+			}
+			var away *join.Unreachable
+			if !errors.As(err, &away) {
+				refused = err
+				return wait.Permanent(err)
+			}
+			d.step("joining the cluster: " + err.Error())
+			d.board.Report("join", []health.Problem{health.New(health.ServersAway, "%s", err)})
+			return err
+		})
+		if refused != nil {
+			return nil, refused // what was waited for does not matter
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.board.Report("join", nil)
+		m.kept.Servers, m.kept.Settings = m.welcome.Servers, m.welcome.Settings
+	}
+	in.Server = m.kept.Server
+	return m, config.Adopt(&in.Config, m.kept.Settings)
+}
+
+// address finds out where servers are.
+func (m *membership) address(j config.Join, joined bool) error {
+	if j.Server == "" {
+		if joined {
+			return nil
+		}
+		return errs.Hint(errs.New(errs.Invalid, "this agent does not know its cluster: spec.join.server is empty"), "say where a server is: k1s agent --server https://HOST:6443 --token-file FILE")
+	}
+	addr, err := join.Address(j.Server)
+	if err != nil {
+		return err
+	}
+	m.kept.Server = addr
+	return nil
+}
+
+// candidates are the servers to ask, those that were known last first.
+func (m *membership) candidates(p paths.Paths) []string {
+	var learned struct {
+		Servers []string `json:"servers"`
+	}
+	if b, err := os.ReadFile(p.Servers()); err == nil {
+		_ = json.Unmarshal(b, &learned) // the balancer's; without it there are others
+	}
+	var out []string
+	for _, s := range slices.Concat([]string{m.kept.Server}, learned.Servers, m.kept.Servers) {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// ask sends requests to servers until one of them decides.
+func ask(ctx context.Context, in component.Input, servers []string, requests pki.Requests) (join.Welcome, error) {
+	identity, err := pki.Identity(in.Paths)
+	if err != nil {
+		return join.Welcome{}, err
+	}
+	ca, err := pki.ReadCA(in.Paths)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return join.Welcome{}, err
+	}
+	t, err := readToken(in.Config.Spec.Join)
+	if err != nil && ca == nil {
+		return join.Welcome{}, err // once it has joined, what has become of its token does not matter
+	}
+	r := join.Request{
+		Role: token.Agent, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, CSRs: requests.CSRs, K1s: version.K1s, Kubernetes: version.Kubernetes,
+	}
+	var away error
+	for _, s := range servers {
+		w, err := join.Client{Server: s, CA: ca}.Ask(ctx, identity, r, t)
+		var unreachable *join.Unreachable
+		switch {
+		case err == nil:
+			return w, nil
+		case !errors.As(err, &unreachable):
+			return w, err
+		case away == nil:
+			away = err // that of the server that was named
+		}
+	}
+	return join.Welcome{}, away
+}
+
+// readToken is nil where there is none.
+func readToken(j config.Join) (*token.Token, error) {
+	text := j.Token.Reveal()
+	if text == "" && j.TokenFile == "" {
+		return nil, nil
+	}
+	if text != "" && j.TokenFile != "" {
+		return nil, errs.New(errs.Invalid, "there are two tokens: spec.join.token and the one in spec.join.tokenFile")
+	}
+	if text == "" {
+		st, err := os.Stat(j.TokenFile)
+		if err != nil {
+			return nil, errs.Hint(errs.New(errs.Invalid, "reading the token (spec.join.tokenFile): %w", err), "write the token into that file; get one on a server with: k1s token create")
+		}
+		if st.Mode().Perm()&0o007 != 0 {
+			return nil, errs.Hint(errs.New(errs.Invalid, "%s (spec.join.tokenFile) can be read by everybody on this machine", j.TokenFile), "run: chmod 600 %s", j.TokenFile)
+		}
+		b, err := os.ReadFile(j.TokenFile)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "reading the token (spec.join.tokenFile): %w", err)
+		}
+		text = string(b)
+	}
+	t, err := token.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	return &t, nil
+}
+
+// settle writes what the node was given.
+func (m *membership) settle(ctx context.Context, log *slog.Logger, in component.Input) (pki.Report, error) {
+	if m.welcome != nil {
+		if err := m.requests.Install(ctx, in.Paths, m.welcome.CA, m.welcome.Certificates); err != nil {
+			return pki.Report{}, err
+		}
+	}
+	b, err := json.Marshal(m.kept)
+	if err != nil {
+		return pki.Report{}, err
+	}
+	// Last, so that a node that has it has certificates too.
+	if err := writeIfChanged(in.Paths.Agent(), append(b, '\n'), 0o600); err != nil {
+		return pki.Report{}, fmt.Errorf("keeping what this node knows of its cluster: %w", err)
+	}
+	return memberReport(in, nil), kubeconfigs(ctx, log, in)
+}
+
+func memberReport(in component.Input, issued []pki.Change) pki.Report {
+	due := pki.DueOf(in.Paths, pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP), time.Now())
+	r := pki.Report{Issued: issued, RenewAt: due.RenewAt}
+	if ca, err := pki.ReadCA(in.Paths); err == nil {
+		r.CAExpires = ca.NotAfter
+	}
+	return r
+}
+
+// renewMember renews what is due, or all certificates, of a node that joined. The node's own way to the servers leads to
+// one that is well.
+func renewMember(ctx context.Context, log *slog.Logger, in component.Input, all bool) (pki.Report, error) {
+	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
+	due := pki.DueOf(in.Paths, leaves, time.Now())
+	issued := due.Changes
+	if all {
+		issued = nil
+		for _, l := range leaves {
+			issued = append(issued, pki.Change{Name: l.Name, Reason: "asked for"})
+		}
+	}
+	if len(issued) == 0 {
+		return memberReport(in, nil), nil
+	}
+	leaves = slices.DeleteFunc(leaves, func(l pki.Leaf) bool {
+		return !slices.ContainsFunc(issued, func(c pki.Change) bool { return c.Name == l.Name })
+	})
+	requests, err := pki.NewRequests(leaves)
+	if err != nil {
+		return pki.Report{}, err
+	}
+	own := net.JoinHostPort("127.0.0.1", strconv.Itoa(in.Config.Spec.API.Port))
+	w, err := ask(ctx, in, []string{own, in.Server}, requests)
+	if err != nil {
+		return pki.Report{}, fmt.Errorf("renewing certificates: %w", err)
+	}
+	if err := requests.Install(ctx, in.Paths, w.CA, w.Certificates); err != nil {
+		return pki.Report{}, err
+	}
+	return memberReport(in, issued), kubeconfigs(ctx, log, in)
+}
+
+// asMember lets a plan that is only printed be that of the node's cluster, if it has joined one.
+func asMember(in *component.Input) error {
+	k, err := readKept(in.Paths)
+	if err != nil {
+		return err
+	}
+	m := membership{}
+	if k != nil {
+		m.kept = *k
+	}
+	if err := m.address(in.Config.Spec.Join, k != nil); err != nil {
+		return err
+	}
+	in.Server = m.kept.Server
+	return config.Adopt(&in.Config, m.kept.Settings)
+}

@@ -1,0 +1,219 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/kubeconfig"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+)
+
+// agentInput is an agent on an empty machine.
+func agentInput(t *testing.T) component.Input {
+	t.Helper()
+	dir := t.TempDir()
+	c := config.Default()
+	c.Spec.Role, c.Spec.Join.Server = config.Agent, "https://127.0.0.1:1" // nobody is there
+	return component.Input{
+		Config: c, Paths: paths.Paths{Data: dir + "/data", Run: dir + "/run", Config: dir + "/etc"},
+		Facts: component.Facts{NodeName: "agent-0", NodeIP: netip.MustParseAddr("10.0.0.30")},
+	}
+}
+
+// joined makes it one that has joined a cluster whose pods are in 10.60.0.0/16, at a time, with certificates that last
+// an hour.
+func joined(t *testing.T, in component.Input, at time.Time) {
+	t.Helper()
+	server := paths.Paths{Data: t.TempDir()}
+	_, err := pki.Ensure(t.Context(), pki.Request{
+		Paths: server, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), NoWorker: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.OpenAuthority(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
+	requests, err := pki.NewRequests(leaves)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := map[string][]byte{}
+	for _, l := range leaves {
+		l.Lifetime = time.Hour
+		if signed[l.Name], err = ca.Sign(l, requests.CSRs[l.Name], at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := requests.Install(t.Context(), in.Paths, ca.PEM(), signed); err != nil {
+		t.Fatal(err)
+	}
+	theirs := config.Default()
+	theirs.Spec.Network.PodCIDR = "10.60.0.0/16"
+	b, err := json.Marshal(kept{Server: "10.0.0.1:6443", Servers: []string{"10.0.0.1:6443"}, Settings: config.Shared(theirs)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in.Paths.Agent(), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func agentDaemon() *Daemon {
+	return &Daemon{log: slog.New(slog.NewTextHandler(io.Discard, nil)), board: health.NewBoard(time.Now), started: time.Now()}
+}
+
+func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
+	in := agentInput(t)
+	in.Config.Spec.Join = config.Join{TokenFile: "/nowhere"} // needed once, and gone since
+	joined(t, in, time.Now())
+	d := agentDaemon()
+	m, err := d.join(t.Context(), &in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in.Config.Spec.Network.PodCIDR != "10.60.0.0/16" || in.Server != "10.0.0.1:6443" {
+		t.Errorf("it has pods in %s, its server is %s", in.Config.Spec.Network.PodCIDR, in.Server)
+	}
+	report, err := m.settle(t.Context(), d.log, in)
+	if err != nil || report.RenewAt.IsZero() || report.CAExpires.IsZero() {
+		t.Errorf("%+v, %v", report, err)
+	}
+	c, err := kubeconfig.Load(in.Paths.Kubeconfig("kubelet"))
+	if err != nil || c.Server != "https://127.0.0.1:6443" || c.TLSServerName != "kubernetes" {
+		t.Errorf("the kubelet's kubeconfig: %+v, %v", c, err)
+	}
+	if _, err := os.Stat(in.Paths.AdminKubeconfig()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an agent has an administrator's kubeconfig: %v", err)
+	}
+}
+
+func TestANodeWhoseCertificatesHaveEndedAsksForNewOnesAndSaysSo(t *testing.T) {
+	for name, at := range map[string]time.Time{"ended": time.Now().Add(-70 * time.Minute), "of a clock that was ahead": time.Now().Add(60 * 24 * time.Hour)} {
+		t.Run(name, func(t *testing.T) {
+			in := agentInput(t)
+			joined(t, in, at)
+			d := agentDaemon()
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if _, err := d.join(ctx, &in); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "connection refused") {
+				t.Errorf("%v", err)
+			}
+			problems := d.board.List()
+			if len(problems) != 1 || problems[0].Code != health.ServersAway || !strings.Contains(problems[0].String(), "127.0.0.1:1") {
+				t.Errorf("problems %+v", problems)
+			}
+			if !strings.Contains(d.doing, "joining the cluster: server 127.0.0.1:1") {
+				t.Errorf("doing %q", d.doing)
+			}
+		})
+	}
+}
+
+func TestAnAgentThatCannotEverJoinSaysWhy(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string, mode os.FileMode) string {
+		t.Helper()
+		f := filepath.Join(dir, name)
+		if err := os.WriteFile(f, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(f, mode); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for name, tc := range map[string]struct {
+		join config.Join
+		want string
+	}{
+		"no server":       {config.Join{}, "spec.join.server is empty"},
+		"no URL":          {config.Join{Server: "ftp://x"}, "has to be https"},
+		"no token":        {config.Join{Server: "127.0.0.1:1"}, "neither a token"},
+		"no such file":    {config.Join{Server: "127.0.0.1:1", TokenFile: "/nowhere"}, "spec.join.tokenFile"},
+		"open to all":     {config.Join{Server: "127.0.0.1:1", TokenFile: file("open", "x", 0o644)}, "can be read by everybody"},
+		"two tokens":      {config.Join{Server: "127.0.0.1:1", Token: "x", TokenFile: file("second", "x", 0o600)}, "two tokens"},
+		"no token in it":  {config.Join{Server: "127.0.0.1:1", TokenFile: file("empty", "\n", 0o600)}, "it is empty"},
+		"something else":  {config.Join{Server: "127.0.0.1:1", Token: "K10secret::server:x"}, "no token of k1s"},
+		"a damaged token": {config.Join{Server: "127.0.0.1:1", Token: "k1s1.agent.0123456789.short.x"}, "was it cut off"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := agentInput(t)
+			in.Config.Spec.Join = tc.join
+			_, err := agentDaemon().join(t.Context(), &in)
+			if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("%v, want %q", err, tc.want)
+			}
+			if text := tc.join.Token.Reveal(); err != nil && len(text) > 1 && strings.Contains(err.Error(), text) {
+				t.Errorf("the token is in the error: %v", err)
+			}
+		})
+	}
+}
+
+func TestSettingsOtherThanTheClustersAreNamedBeforeAnythingIsMade(t *testing.T) {
+	in := agentInput(t)
+	joined(t, in, time.Now())
+	in.Config.Spec.Network.PodCIDR = "10.99.0.0/16"
+	if _, err := agentDaemon().join(t.Context(), &in); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "spec.network.podCIDR") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestADamagedMemoryOfTheClusterIsToldWithARemedy(t *testing.T) {
+	in := agentInput(t)
+	joined(t, in, time.Now())
+	if err := os.WriteFile(in.Paths.Agent(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := agentDaemon().join(t.Context(), &in)
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(hint, in.Paths.Agent()) {
+		t.Errorf("%v (%s)", err, hint)
+	}
+}
+
+func TestAServerIsNotMadeAnAgentNorAnAgentAServer(t *testing.T) {
+	agent := agentInput(t)
+	if err := sameRole(agent); err != nil {
+		t.Errorf("an empty machine: %v", err)
+	}
+	joined(t, agent, time.Now())
+	if err := sameRole(agent); err != nil {
+		t.Errorf("an agent: %v", err)
+	}
+	agent.Config.Spec.Role = config.Server
+	if err := sameRole(agent); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "is an agent") {
+		t.Errorf("an agent as a server: %v", err)
+	}
+	server := agentInput(t)
+	server.Config.Spec.Role = config.Server
+	_, err := pki.Ensure(t.Context(), pki.Request{
+		Paths: server.Paths, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), NoWorker: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sameRole(server); err != nil {
+		t.Errorf("a server: %v", err)
+	}
+	server.Config.Spec.Role = config.Agent
+	if err := sameRole(server); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "is a server") {
+		t.Errorf("a server as an agent: %v", err)
+	}
+}

@@ -1,0 +1,153 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/token"
+)
+
+// Client is a node's end of joining.
+type Client struct {
+	// Server is host:port.
+	Server string
+	// CA is the cluster's; nil before the first time, then the token tells which is right.
+	CA *x509.Certificate
+}
+
+// askLimit bounds one question. A server that is just starting refuses, it does not keep us waiting.
+const askLimit = 15 * time.Second
+
+// Unreachable says that no server answered, or none that could decide: asking again may help.
+type Unreachable struct {
+	Server string
+	Err    error
+}
+
+func (e *Unreachable) Error() string {
+	return fmt.Sprintf("server %s: %v", e.Server, e.Err)
+}
+func (e *Unreachable) Unwrap() error { return e.Err }
+
+// Ask sends a request, signed with the node's identity, and with the token if there is one. Errors are *Unreachable where
+// it may go better later; all others are final.
+func (c Client) Ask(ctx context.Context, identity crypto.Signer, r Request, t *token.Token) (Welcome, error) {
+	var w Welcome
+	ca := c.CA
+	if ca == nil {
+		if t == nil {
+			return w, errs.Hint(errs.New(errs.Invalid, "cannot join: there is neither a token nor the CA of the cluster"), "give a token: --token-file FILE")
+		}
+		var err error
+		if ca, err = c.pinned(ctx, t.Pin); err != nil {
+			return w, err
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	var err error
+	if r.Identity, err = x509.MarshalPKIXPublicKey(identity.Public()); err != nil {
+		return w, fmt.Errorf("joining: %w", err)
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return w, fmt.Errorf("joining: %w", err)
+	}
+	header := http.Header{"Content-Type": {"application/json"}}
+	sig, err := sign(identity, body)
+	if err != nil {
+		return w, err
+	}
+	header.Set(signatureHeader, sig)
+	if t != nil {
+		header.Set("Authorization", "Bearer "+t.Text())
+	}
+	answer, err := c.do(ctx, &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodPost, pathNode, header, body)
+	if err != nil {
+		return w, err
+	}
+	if err := json.Unmarshal(answer, &w); err != nil {
+		return w, &Unreachable{c.Server, fmt.Errorf("its answer cannot be read: %w", err)}
+	}
+	return w, nil
+}
+
+// pinned gets the CA whose key the token names. The connection is not trusted, and nothing is told on it.
+func (c Client) pinned(ctx context.Context, pin string) (*x509.Certificate, error) {
+	// #nosec G402: what is fetched is public, and checked against the pin.
+	answer, err := c.do(ctx, &tls.Config{InsecureSkipVerify: true, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodGet, pathCA, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	for rest := answer; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && token.Pin(cert) == pin {
+			return cert, nil
+		}
+	}
+	return nil, errs.Hint(errs.New(errs.Denied, "%s is not a server of the cluster that the token is for: its CA is another one", c.Server),
+		"check the address and the token; if they are right, somebody else answers in the server's place")
+}
+
+func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, header http.Header, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askLimit, fmt.Errorf("no answer within %s", askLimit))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+c.Server+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, errs.As(errs.Invalid, err)
+	}
+	req.Header = header.Clone()
+	// No proxy: tokens go to servers only.
+	t := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+	defer t.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(req)
+	if err != nil {
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) {
+			return nil, errs.Hint(errs.New(errs.Denied, "%s is not a server of this cluster: its certificate is signed by another CA", c.Server),
+				"check the address; a machine that is to join another cluster is reset first: k1s reset")
+		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, &Unreachable{c.Server, err}
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, &Unreachable{c.Server, err}
+	}
+	if resp.StatusCode == http.StatusOK {
+		return answer, nil
+	}
+	var e errs.Wire
+	told := error(nil)
+	if json.Unmarshal(answer, &e) == nil {
+		told = e.Err()
+	}
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotImplemented:
+		if told != nil && e.Kind != 0 {
+			return nil, told
+		}
+	}
+	if told == nil {
+		told = fmt.Errorf("it answers %s to %s; is it a server of k1s?", resp.Status, path)
+	}
+	return nil, &Unreachable{c.Server, told}
+}

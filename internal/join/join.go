@@ -1,0 +1,241 @@
+// Package join is how a machine becomes a node of a cluster: what it sends to a server and gets back, who may, and
+// both ends of the conversation. The servers' end is a handler below Prefix on the Kubernetes API's port; it decides
+// over a Store, and knows no files and no API server. The other end is Client. docs/adr/0022-joining.md says why it is so.
+package join
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/token"
+)
+
+// Prefix is where the servers' end is found on the API's port.
+const Prefix = "/k1s/v1/"
+
+// The paths below it.
+const (
+	pathCA   = Prefix + "ca"   // GET: the cluster's CA, PEM, for anybody: it is public, and the token tells which is right
+	pathNode = Prefix + "node" // POST: Request in, Welcome out; certificates for a node
+)
+
+// ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,
+// whatever address a node reaches them at.
+const ServerName = "kubernetes"
+
+// signatureHeader carries the signature of the body by the node's identity key: ASN.1 ECDSA over SHA-256, base64.
+const signatureHeader = "K1s-Signature"
+
+// maxBody bounds a request and an answer: a handful of certificates.
+const maxBody = 256 << 10
+
+// Request asks for certificates for a node. The first one of a node carries a token; later ones are known by the
+// identity key alone, whatever has become of the token and of the certificates.
+type Request struct {
+	Role token.Role `json:"role"`
+	Node string     `json:"node"`
+	IP   netip.Addr `json:"ip"`
+	// Identity is the public half of the node's identity key: SubjectPublicKeyInfo, DER.
+	Identity []byte `json:"identity"`
+	// CSRs by name of the certificate, see pki.JoinedLeaves; DER, PKCS #10.
+	CSRs map[string][]byte `json:"csrs"`
+	// K1s and Kubernetes are the versions of the node's programs.
+	K1s        string `json:"k1s"`
+	Kubernetes string `json:"kubernetes"`
+}
+
+// Welcome is what a node needs to be one.
+type Welcome struct {
+	// CA is PEM, and so are Certificates, by name.
+	CA           []byte            `json:"ca"`
+	Certificates map[string][]byte `json:"certificates"`
+	// Settings are those all nodes have to agree about, see config.Shared.
+	Settings map[string]json.RawMessage `json:"settings"`
+	// Servers are the cluster's API servers, as host:port.
+	Servers []string `json:"servers"`
+}
+
+// Address reads where a server is: a URL, or a host with or without a port. The answer is host:port.
+func Address(server string) (string, error) {
+	bad := func(why string) (string, error) {
+		return "", errs.Hint(errs.New(errs.Invalid, "%q cannot be the address of a server: %s", server, why), "write it as https://HOST:6443")
+	}
+	s := strings.TrimSpace(server)
+	if s == "" {
+		return bad("it is empty")
+	}
+	if !strings.Contains(s, "://") {
+		if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
+			s = "[" + s + "]"
+		}
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return bad("it is no URL")
+	case u.Scheme != "https":
+		return bad("it has to be https")
+	case u.User != nil:
+		return bad("a token is given in another way than in the URL")
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "":
+		return bad("there is something behind the port")
+	case u.Hostname() == "":
+		return bad("there is no host in it")
+	}
+	port := u.Port()
+	if port == "" {
+		port = "6443"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return bad("its port is none")
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// sign is the value of signatureHeader.
+func sign(identity crypto.Signer, body []byte) (string, error) {
+	sum := digest(body)
+	sig, err := identity.Sign(rand.Reader, sum[:], crypto.SHA256)
+	if err != nil {
+		return "", fmt.Errorf("signing the request to join: %w", err)
+	}
+	return base64.StdEncoding.EncodeToString(sig), nil
+}
+
+// signedBy checks it against the public key of the request itself.
+func signedBy(identity, body []byte, header string) error {
+	bad := func(why string) error {
+		return errs.New(errs.Invalid, "the request is not signed by the node's identity key: %s", why)
+	}
+	pub, err := x509.ParsePKIXPublicKey(identity)
+	if err != nil {
+		return bad("it has none that can be read")
+	}
+	key, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return bad(fmt.Sprintf("it has a %T", pub))
+	}
+	sig, err := base64.StdEncoding.DecodeString(header)
+	if err != nil || len(sig) == 0 {
+		return bad("there is no signature")
+	}
+	if sum := digest(body); !ecdsa.VerifyASN1(key, sum[:], sig) {
+		return bad("the signature is wrong")
+	}
+	return nil
+}
+
+// digest is of this use only, so that a signature given for something else is none here.
+func digest(body []byte) [sha256.Size]byte {
+	return sha256.Sum256(append([]byte("k1s node request v1\x00"), body...))
+}
+
+// Binding is what the cluster keeps of a node that joined: whose name it is.
+type Binding struct {
+	Node string
+	// Identity is the SHA-256 of the node's public identity key, base64url.
+	Identity string
+	IP       netip.Addr
+	Since    time.Time
+}
+
+func fingerprint(identity []byte) string {
+	sum := sha256.Sum256(identity)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// settleIn is how long a node that joined may take to register itself before its name may go to another machine.
+const settleIn = 10 * time.Minute
+
+// claim decides who has a node's name.
+type claim struct {
+	bound  *Binding // nil: nobody
+	exists bool     // there is a Node of that name
+}
+
+// decide tells whether the machine with an identity may be the node; known tells that it has been let in before and
+// needs no token. Errors are of kind errs.Denied.
+func (c claim) decide(node, identity string, now time.Time) (known bool, err error) {
+	switch {
+	case c.bound != nil && c.bound.Identity == identity:
+		return true, nil
+	case c.bound == nil && !c.exists:
+		return false, nil
+	case c.bound != nil && !c.exists && now.Sub(c.bound.Since) > settleIn:
+		return false, nil // its node was deleted
+	}
+	return false, errs.Hint(errs.New(errs.Denied, "the name %s belongs to another machine of this cluster", node),
+		"give this machine another name (--node-name); if it takes the place of the other one, which is gone, run on a server: k1s node remove %s", node)
+}
+
+var nodeNameRE = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+
+// maxNodeName leaves room for a prefix within the 253 characters of a name in the API.
+const maxNodeName = 240
+
+// check finds what is wrong with a request by itself. reserved are the names and addresses in certificates of servers,
+// with which a node could pass for one.
+func (r Request) check(reserved []string, private []netip.Prefix) error {
+	bad := func(format string, a ...any) error {
+		return errs.New(errs.Invalid, "this machine cannot join: "+format, a...)
+	}
+	switch {
+	case len(r.Node) > maxNodeName || !nodeNameRE.MatchString(r.Node):
+		return errs.Hint(bad("%q cannot be the name of a node", r.Node), "set spec.node.name (--node-name)")
+	case !r.IP.IsValid() || r.IP.IsUnspecified() || r.IP.IsLoopback() || r.IP.IsMulticast() || r.IP.IsLinkLocalUnicast():
+		return errs.Hint(bad("%s is no address at which servers can reach it", r.IP), "set spec.node.ip (--node-ip)")
+	}
+	for _, n := range reserved {
+		if strings.EqualFold(n, r.Node) {
+			return errs.Hint(bad("the name %s is that of a server, or of the API itself", r.Node), "set spec.node.name (--node-name)")
+		}
+		if a, err := netip.ParseAddr(n); err == nil && a.Unmap() == r.IP.Unmap() {
+			return errs.Hint(bad("the address %s is that of a server, or of the API itself", r.IP), "set spec.node.ip (--node-ip)")
+		}
+	}
+	for _, p := range private {
+		if p.Contains(r.IP) {
+			return errs.Hint(bad("the address %s is one of the cluster's pods or services (%s)", r.IP, p), "set spec.node.ip (--node-ip)")
+		}
+	}
+	return nil
+}
+
+// Skew tells whether a kubelet may join an API server of another version: the same minor version or up to three older
+// ones, as upstream's version skew policy says (https://kubernetes.io/releases/version-skew-policy/).
+func Skew(kubelet, server string) error {
+	k, kerr := minor(kubelet)
+	s, serr := minor(server)
+	switch {
+	case kerr != nil || serr != nil:
+		return errs.New(errs.Invalid, "the versions of Kubernetes %q and %q cannot be compared", kubelet, server)
+	case k > s:
+		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is newer than the servers' %s", kubelet, server), "upgrade the servers first, or use the k1s they have")
+	case s-k > 3:
+		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is too old for the servers' %s", kubelet, server), "use the k1s the servers have")
+	}
+	return nil
+}
+
+func minor(version string) (int, error) {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	if len(parts) < 2 || parts[0] != "1" {
+		return 0, fmt.Errorf("%q is no version", version)
+	}
+	return strconv.Atoi(parts[1])
+}

@@ -1,0 +1,449 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
+)
+
+// memory is a Store.
+type memory struct {
+	mu       sync.Mutex
+	tokens   map[string]token.Record
+	bindings map[string]Binding
+	nodes    map[string]bool
+	broken   error
+}
+
+func (m *memory) Token(_ context.Context, id string) (token.Record, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.tokens[id]
+	if !ok {
+		return r, errs.New(errs.NotFound, "no token %s", id)
+	}
+	return r, m.broken
+}
+
+func (m *memory) Binding(_ context.Context, node string) (Binding, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b, ok := m.bindings[node]
+	if !ok {
+		return b, errs.New(errs.NotFound, "no binding")
+	}
+	return b, nil
+}
+
+func (m *memory) Bind(_ context.Context, b Binding, old *Binding) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now, ok := m.bindings[b.Node]; ok && (old == nil || now.Identity != old.Identity) {
+		return errs.New(errs.Exists, "somebody was faster")
+	}
+	m.bindings[b.Node] = b
+	return nil
+}
+
+func (m *memory) NodeExists(_ context.Context, node string) (bool, error) { return m.nodes[node], nil }
+func (m *memory) Servers(context.Context) ([]string, error) {
+	return []string{"10.0.0.1:6443", "10.0.0.2:6443"}, nil
+}
+
+// cluster is a server's end with a real CA behind a real TLS listener.
+type cluster struct {
+	*memory
+	server *Server
+	paths  paths.Paths
+	addr   string
+	now    time.Time
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{
+		memory: &memory{tokens: map[string]token.Record{}, bindings: map[string]Binding{}, nodes: map[string]bool{}},
+		paths:  paths.Paths{Data: t.TempDir()}, now: time.Now(),
+	}
+	_, err := pki.Ensure(t.Context(), pki.Request{
+		Paths: c.paths, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.server = &Server{
+		Store: c.memory, Authority: func() (Authority, error) { return pki.OpenAuthority(c.paths) },
+		Settings: config.Shared(config.Default()), Reserved: func() ([]string, error) { return pki.Names(c.paths, pki.APIServer) },
+		Private: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}, Kubernetes: "v1.36.3",
+		Now: func() time.Time { return c.now }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	srv := httptest.NewUnstartedServer(c.server.Handler())
+	cert, err := tls.LoadX509KeyPair(pki.CertFile(c.paths, pki.APIServer), pki.KeyFile(c.paths, pki.APIServer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError) // handshakes are refused on purpose
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	c.addr = strings.TrimPrefix(srv.URL, "https://")
+	return c
+}
+
+func (c *cluster) token(t *testing.T, role token.Role, ttl time.Duration) *token.Token {
+	t.Helper()
+	ca, err := pki.ReadCA(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := token.New(role, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.tokens[tok.ID] = tok.Record("", c.now, c.now.Add(ttl))
+	return &tok
+}
+
+// machine is one that joins.
+type machine struct {
+	paths    paths.Paths
+	identity crypto.Signer
+	requests pki.Requests
+	req      Request
+}
+
+func newMachine(t *testing.T, name string) *machine {
+	t.Helper()
+	m := &machine{paths: paths.Paths{Data: t.TempDir()}}
+	var err error
+	if m.identity, err = pki.Identity(m.paths); err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.0.0.30")
+	if m.requests, err = pki.NewRequests(pki.JoinedLeaves(name, ip)); err != nil {
+		t.Fatal(err)
+	}
+	m.req = Request{Role: token.Agent, Node: name, IP: ip, CSRs: m.requests.CSRs, K1s: "v0.1.0", Kubernetes: "v1.36.3"}
+	return m
+}
+
+func (m *machine) join(t *testing.T, c *cluster, tok *token.Token) (Welcome, error) {
+	t.Helper()
+	ca, _ := pki.ReadCA(m.paths)
+	return Client{Server: c.addr, CA: ca}.Ask(t.Context(), m.identity, m.req, tok)
+}
+
+func TestAMachineBecomesANodeAndRenewsItsCertificatesWithoutAToken(t *testing.T) {
+	c, m := newCluster(t), newMachine(t, "agent-0")
+	w, err := m.join(t, c, c.token(t, token.Agent, time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(w.Servers) != 2 || string(w.Settings["spec.network.podCIDR"]) != `"10.42.0.0/16"` {
+		t.Errorf("told: %v %s", w.Servers, w.Settings)
+	}
+	if err := m.requests.Install(t.Context(), m.paths, w.CA, w.Certificates); err != nil {
+		t.Fatal(err)
+	}
+	leaves := pki.JoinedLeaves(m.req.Node, m.req.IP)
+	if due := pki.DueOf(m.paths, leaves, time.Now()); len(due.Changes) > 0 || !due.Usable {
+		t.Errorf("certificates that were just issued: %+v", due)
+	}
+	later := time.Now().Add(25 * 24 * time.Hour)
+	if due := pki.DueOf(m.paths, leaves, later); len(due.Changes) != len(leaves) || !due.Usable {
+		t.Errorf("near their end: %+v", due)
+	}
+	if due := pki.DueOf(m.paths, leaves, time.Now().Add(40*24*time.Hour)); due.Usable {
+		t.Error("certificates that have ended count as usable")
+	}
+	if w, err = m.join(t, c, nil); err != nil || len(w.Certificates) != len(leaves) {
+		t.Errorf("renewing: %d certificates, %v", len(w.Certificates), err)
+	}
+	// With another address, too.
+	m.req.IP = netip.MustParseAddr("10.0.0.77")
+	if _, err = m.join(t, c, nil); err != nil || c.bindings["agent-0"].IP != m.req.IP {
+		t.Errorf("with another address: %v, kept %v", err, c.bindings["agent-0"].IP)
+	}
+}
+
+func TestCertificatesOfANodeServeForNothingElse(t *testing.T) {
+	c, m := newCluster(t), newMachine(t, "agent-0")
+	w, err := m.join(t, c, c.token(t, token.Agent, time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.requests.Install(t.Context(), m.paths, w.CA, w.Certificates); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.LoadX509KeyPair(pki.CertFile(m.paths, pki.KubeletServing), pki.KeyFile(m.paths, pki.KubeletServing))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{ServerName, "localhost", "127.0.0.1", "kubernetes.default.svc", "10.0.0.1", "10.43.0.1"} {
+		if leaf.VerifyHostname(name) == nil {
+			t.Errorf("the node's certificate is good for %s", name)
+		}
+	}
+	// Somebody with a node's keys in the place of a server is found out.
+	fake := httptest.NewUnstartedServer(http.NotFoundHandler())
+	fake.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	fake.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError)
+	fake.StartTLS()
+	defer fake.Close()
+	ca, err := pki.ReadCA(m.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Client{Server: strings.TrimPrefix(fake.URL, "https://"), CA: ca}.Ask(t.Context(), m.identity, m.req, nil)
+	var names x509.HostnameError
+	if !errors.As(err, &names) {
+		t.Errorf("asked in a server's place: %v", err)
+	}
+}
+
+func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
+	c := newCluster(t)
+	good := c.token(t, token.Agent, time.Hour)
+	other := newCluster(t)
+	revoked := c.token(t, token.Agent, time.Hour)
+	delete(c.tokens, revoked.ID)
+	wrong := *good
+	wrong.Secret = revoked.Secret
+	expired := c.token(t, token.Agent, -time.Minute)
+	c.nodes["registered"] = true
+	for name, tc := range map[string]struct {
+		tok    *token.Token
+		change func(*Request)
+		kind   errs.Kind
+		want   string
+	}{
+		"no token at all":          {nil, nil, errs.Invalid, "neither a token nor the CA"},
+		"a wrong secret":           {&wrong, nil, errs.Denied, "its secret is not"},
+		"an expired token":         {expired, nil, errs.Denied, "expired on"},
+		"a revoked token":          {revoked, nil, errs.Denied, "not known"},
+		"another cluster's token":  {other.token(t, token.Agent, time.Hour), nil, errs.Denied, "not a server of the cluster"},
+		"a server's token":         {c.token(t, token.Server, time.Hour), nil, errs.Denied, "not as agent"},
+		"a node that is there":     {good, func(r *Request) { r.Node = "registered" }, errs.Denied, "belongs to another machine"},
+		"the API's name":           {good, func(r *Request) { r.Node = "kubernetes" }, errs.Invalid, "that of a server"},
+		"a server's name":          {good, func(r *Request) { r.Node = "server-0" }, errs.Invalid, "that of a server"},
+		"a server's address":       {good, func(r *Request) { r.IP = netip.MustParseAddr("10.0.0.1") }, errs.Invalid, "that of a server"},
+		"a pod's address":          {good, func(r *Request) { r.IP = netip.MustParseAddr("10.42.1.1") }, errs.Invalid, "pods or services"},
+		"loopback":                 {good, func(r *Request) { r.IP = netip.MustParseAddr("127.0.0.1") }, errs.Invalid, "no address"},
+		"no name":                  {good, func(r *Request) { r.Node = "../x" }, errs.Invalid, "cannot be the name"},
+		"a newer Kubernetes":       {good, func(r *Request) { r.Kubernetes = "v1.37.0" }, errs.Denied, "newer than the servers"},
+		"a much older Kubernetes":  {good, func(r *Request) { r.Kubernetes = "v1.32.9" }, errs.Denied, "too old"},
+		"a certificate of another": {good, func(r *Request) { r.CSRs = map[string][]byte{pki.AdminClient: r.CSRs[pki.KubeletClient]} }, errs.Invalid, "no certificate"},
+		"a role that is none":      {good, func(r *Request) { r.Role = "admin" }, errs.Unsupported, "not possible"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, "agent-9")
+			if tc.change != nil {
+				tc.change(&m.req)
+			}
+			w, err := m.join(t, c, tc.tok)
+			if !errs.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v (kind %v), want %q", err, errs.KindOf(err), tc.want)
+			}
+			if len(w.Certificates) > 0 {
+				t.Error("it has certificates")
+			}
+			if _, ok := c.bindings[m.req.Node]; ok {
+				t.Error("it has the name")
+			}
+		})
+	}
+}
+
+func TestANameStaysWithItsMachine(t *testing.T) {
+	c := newCluster(t)
+	first, second := newMachine(t, "agent-0"), newMachine(t, "agent-0")
+	tok := c.token(t, token.Agent, 24*time.Hour)
+	if _, err := first.join(t, c, tok); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes["agent-0"] = true
+	if _, err := second.join(t, c, tok); !errs.Is(err, errs.Denied) || !strings.Contains(err.Error(), "belongs to another machine") {
+		t.Errorf("a second machine: %v", err)
+	}
+	// Just joined, and not registered yet: as much its own.
+	c.nodes["agent-0"] = false
+	if _, err := second.join(t, c, tok); !errs.Is(err, errs.Denied) {
+		t.Errorf("a second machine in the first one's first minutes: %v", err)
+	}
+	// The node was deleted: the name is free for whoever has a token, and lost to the first machine.
+	c.now = c.now.Add(settleIn + time.Minute)
+	if _, err := second.join(t, c, nil); err == nil {
+		t.Error("the name was taken without a token")
+	}
+	if _, err := second.join(t, c, tok); err != nil {
+		t.Errorf("after the node was deleted: %v", err)
+	}
+	c.nodes["agent-0"] = true
+	if _, err := first.join(t, c, nil); !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.Denied) {
+		t.Errorf("the first machine comes back: %v", err)
+	}
+}
+
+func TestOfManyMachinesOfOneNameOneJoins(t *testing.T) {
+	c := newCluster(t)
+	tok := c.token(t, token.Agent, time.Hour)
+	const n = 8
+	results := make(chan error, n)
+	for range n {
+		m := newMachine(t, "agent-0")
+		go func() {
+			_, err := m.join(t, c, tok)
+			results <- err
+		}()
+	}
+	in := 0
+	for range n {
+		if err := <-results; err == nil {
+			in++
+		} else if !errs.Is(err, errs.Denied) {
+			t.Errorf("%v", err)
+		}
+	}
+	if in != 1 {
+		t.Errorf("%d of %d joined", in, n)
+	}
+}
+
+func TestARequestThatItsIdentityHasNotSignedIsRefused(t *testing.T) {
+	c, m, thief := newCluster(t), newMachine(t, "agent-0"), newMachine(t, "agent-0")
+	if _, err := m.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	// The thief knows the public half.
+	r := m.req
+	var err error
+	if r.Identity, err = x509.MarshalPKIXPublicKey(m.identity.Public()); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := sign(thief.identity, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := sign(m.identity, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := bytes.Replace(body, []byte("10.0.0.30"), []byte("10.0.0.31"), 1)
+	for name, tc := range map[string]struct {
+		body []byte
+		sig  string
+	}{"another key": {body, theirs}, "nothing": {body, ""}, "another body": {changed, ours}} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pathNode, bytes.NewReader(tc.body))
+		req.Header.Set(signatureHeader, tc.sig)
+		w := httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, req)
+		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "not signed") {
+			t.Errorf("signed by %s: %d %s", name, w.Code, w.Body)
+		}
+	}
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pathNode, bytes.NewReader(body))
+	req.Header.Set(signatureHeader, ours)
+	w := httptest.NewRecorder()
+	if c.server.Handler().ServeHTTP(w, req); w.Code != http.StatusOK {
+		t.Errorf("signed by its own: %d %s", w.Code, w.Body)
+	}
+}
+
+func TestAServerThatCannotDecideIsAskedAgain(t *testing.T) {
+	c, m := newCluster(t), newMachine(t, "agent-0")
+	tok := c.token(t, token.Agent, time.Hour)
+	c.broken = errors.New("the database is away")
+	_, err := m.join(t, c, tok)
+	var away *Unreachable
+	if !errors.As(err, &away) || !strings.Contains(err.Error(), "the database is away") {
+		t.Errorf("%v", err)
+	}
+	c.broken = nil
+	if _, err := m.join(t, c, tok); err != nil {
+		t.Error(err)
+	}
+	// Nobody there, and somebody else there.
+	for _, h := range []http.Handler{http.NotFoundHandler(), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })} {
+		other := httptest.NewUnstartedServer(h)
+		other.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError)
+		other.StartTLS()
+		_, err := Client{Server: strings.TrimPrefix(other.URL, "https://")}.Ask(t.Context(), m.identity, m.req, tok)
+		if !errors.As(err, &away) {
+			t.Errorf("%v", err)
+		}
+		other.Close()
+		if _, err = (Client{Server: strings.TrimPrefix(other.URL, "https://")}).Ask(t.Context(), m.identity, m.req, tok); !errors.As(err, &away) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestAnAnswerThatDoesNotFitIsNotInstalled(t *testing.T) {
+	c, m := newCluster(t), newMachine(t, "agent-0")
+	w, err := m.join(t, c, c.token(t, token.Agent, time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := newMachine(t, "agent-1")
+	fw, err := foreign.join(t, c, c.token(t, token.Agent, time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newCluster(t)
+	oca, err := other.server.Authority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := map[string][]byte{pki.KubeletClient: w.Certificates[pki.KubeletClient]}
+	for name, tc := range map[string]struct {
+		ca    []byte
+		certs map[string][]byte
+	}{"for another key": {w.CA, fw.Certificates}, "of another CA": {oca.PEM(), w.Certificates}, "missing": {w.CA, missing}, "without a CA": {nil, w.Certificates}} {
+		if err := m.requests.Install(t.Context(), m.paths, tc.ca, tc.certs); err == nil {
+			t.Errorf("certificates %s were installed", name)
+		}
+		if due := pki.DueOf(m.paths, pki.JoinedLeaves("agent-0", m.req.IP), time.Now()); due.Usable {
+			t.Errorf("certificates %s were written", name)
+		}
+	}
+}
+
+func TestAddressesOfServers(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://10.0.0.1:6443": "10.0.0.1:6443", "https://k8s.example/": "k8s.example:6443", "10.0.0.1": "10.0.0.1:6443", "k8s.example:7443": "k8s.example:7443",
+		"2001:db8::1": "[2001:db8::1]:6443", "https://[2001:db8::1]:443": "[2001:db8::1]:443",
+		"": "", "http://10.0.0.1": "", "https://": "", "https://a:0": "", "https://a:99999": "", "https://u:p@a": "", "https://a/x": "", "a b": "",
+	} {
+		got, err := Address(in)
+		if got != want || (err == nil) != (want != "") || err != nil && !errs.Is(err, errs.Invalid) {
+			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package pki
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"k1s.io/k1s/internal/durable"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
+)
+
+// NodeIdentity is the key by which the servers know a node that joined. It has no certificate, is never renewed and
+// never leaves the node.
+const NodeIdentity = "node"
+
+// Identity reads the node's identity key, or makes one.
+func Identity(p paths.Paths) (crypto.Signer, error) {
+	file := KeyFile(p, NodeIdentity)
+	b, err := os.ReadFile(file)
+	if err == nil {
+		key, err := parseKey(b)
+		if err != nil {
+			// A new one would be another machine to the servers.
+			return nil, errs.Hint(fmt.Errorf("the key %s, by which the servers know this node, is damaged: %w", file, err),
+				"restore it from a backup, or remove it and, on a server, the node: kubectl delete node NAME; then start again with a token")
+		}
+		return key, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading the node's identity: %w", err)
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	if b, err = encodeKey(key); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(p.PKI(), 0o755); err != nil {
+		return nil, fmt.Errorf("making the node's identity: %w", err)
+	}
+	return key, durable.WriteFile(file, b, 0o600)
+}
+
+// Authority signs certificates of nodes that join.
+type Authority struct{ by issuer }
+
+// OpenAuthority reads the cluster's CA with its key. An error of kind errs.Unsupported says that the key is kept
+// elsewhere.
+func OpenAuthority(p paths.Paths) (*Authority, error) {
+	cert, err := readCert(CertFile(p, CA))
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(KeyFile(p, CA))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errs.New(errs.Unsupported, "this server cannot sign certificates: the CA's key %s is not on it", KeyFile(p, CA))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA's key: %w", err)
+	}
+	key, err := parseKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA's key %s: %w", KeyFile(p, CA), err)
+	}
+	if !samePublic(cert.PublicKey, key.Public()) {
+		return nil, fmt.Errorf("the CA's key %s does not belong to %s", KeyFile(p, CA), CertFile(p, CA))
+	}
+	return &Authority{issuer{cert, key}}, nil
+}
+
+// Certificate is the authority's own.
+func (a *Authority) Certificate() *x509.Certificate { return a.by.cert }
+
+// PEM is the authority's own certificate.
+func (a *Authority) PEM() []byte { return encodeCert(a.by.cert) }
+
+// Sign issues l for the key of a request (DER, PKCS #10). Whatever else the request asks for is not looked at: who it
+// is for has been found out in another way. The certificate is PEM.
+func (a *Authority) Sign(l Leaf, csr []byte, now time.Time) ([]byte, error) {
+	req, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "the request for certificate %s cannot be read: %w", l.Name, err)
+	}
+	if err := req.CheckSignature(); err != nil {
+		return nil, errs.New(errs.Invalid, "the request for certificate %s is not signed by its own key: %w", l.Name, err)
+	}
+	cert, err := sign(l, req.PublicKey, a.by, now)
+	if err != nil {
+		return nil, err
+	}
+	return encodeCert(cert), nil
+}
+
+// Names are those a certificate of ours is valid for, DNS names and addresses as text.
+func Names(p paths.Paths, name string) ([]string, error) {
+	cert, err := readCert(CertFile(p, name))
+	if err != nil {
+		return nil, err
+	}
+	return sans(leafOf(cert)), nil
+}
+
+func readCert(file string) (*x509.Certificate, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading a certificate: %w", err)
+	}
+	cert, err := parseCert(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate %s: %w", file, err)
+	}
+	return cert, nil
+}
+
+// ReadCA is the cluster's CA as it is on this machine; fs.ErrNotExist where there is none.
+func ReadCA(p paths.Paths) (*x509.Certificate, error) { return readCert(CertFile(p, CA)) }
+
+// Due is what a node that joined has to ask for.
+type Due struct {
+	Changes []Change
+	// Usable tells that all certificates are still good, and only come to their end.
+	Usable bool
+	// RenewAt is when the first of them is due, if none is now.
+	RenewAt time.Time
+}
+
+// DueOf tells which of the certificates of a node that joined have to be issued, and why. It reads and writes nothing else.
+func DueOf(p paths.Paths, leaves []Leaf, now time.Time) Due {
+	d := Due{Usable: true}
+	ca, err := ReadCA(p)
+	for _, l := range leaves {
+		if err != nil {
+			d.Changes, d.Usable = append(d.Changes, Change{l.Name, "there is no CA yet"}), false
+			continue
+		}
+		reason, cert, due := assess(l, pair{cert: readFile(CertFile(p, l.Name)), key: readFile(KeyFile(p, l.Name))}, ca, now)
+		switch {
+		case reason != "":
+			d.Changes, d.Usable = append(d.Changes, Change{l.Name, reason}), d.Usable && due
+		case d.RenewAt.IsZero() || renewAt(cert).Before(d.RenewAt):
+			d.RenewAt = renewAt(cert)
+		}
+	}
+	return d
+}
+
+// Requests are new keys and what is sent to a server to have them signed.
+type Requests struct {
+	keys map[string]crypto.Signer
+	// CSRs by name of the certificate, DER.
+	CSRs map[string][]byte
+}
+
+// NewRequests makes a key and a request for each of the leaves.
+func NewRequests(leaves []Leaf) (Requests, error) {
+	r := Requests{keys: map[string]crypto.Signer{}, CSRs: map[string][]byte{}}
+	for _, l := range leaves {
+		key, err := newKey()
+		if err != nil {
+			return r, err
+		}
+		t := &x509.CertificateRequest{Subject: pkix.Name{CommonName: l.CommonName, Organization: l.Organizations}}
+		if r.CSRs[l.Name], err = x509.CreateCertificateRequest(rand.Reader, t, key); err != nil {
+			return r, fmt.Errorf("requesting certificate %s: %w", l.Name, err)
+		}
+		r.keys[l.Name] = key
+	}
+	return r, nil
+}
+
+// Install writes what a server has signed (PEM, by name), and the CA. Nothing is written unless all of it is there, was
+// signed by that CA and belongs to the keys.
+func (r Requests) Install(ctx context.Context, p paths.Paths, ca []byte, signed map[string][]byte) error {
+	root, err := parseCert(ca)
+	if err != nil {
+		return fmt.Errorf("the server's answer has no CA in it: %w", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(root)
+	certs := map[string]*x509.Certificate{}
+	for _, name := range sorted(r.keys) {
+		cert, err := parseCert(signed[name])
+		if err != nil {
+			return fmt.Errorf("the server's answer has no certificate %s in it: %w", name, err)
+		}
+		if !samePublic(cert.PublicKey, r.keys[name].Public()) {
+			return fmt.Errorf("the server's answer has a certificate %s for another key", name)
+		}
+		// By its own clock: whether ours is right is found out when it is used.
+		_, err = cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: cert.NotBefore.Add(time.Second)})
+		if err != nil {
+			return fmt.Errorf("the server's answer has a certificate %s that its CA has not signed: %w", name, err)
+		}
+		certs[name] = cert
+	}
+	if err := os.MkdirAll(p.PKI(), 0o755); err != nil {
+		return fmt.Errorf("writing certificates: %w", err)
+	}
+	unlock, err := durable.Lock(ctx, p.PKI(".lock"))
+	if err != nil {
+		return fmt.Errorf("writing certificates: %w", err)
+	}
+	defer unlock()
+	if err := durable.CleanTemp(p.PKI()); err != nil {
+		return fmt.Errorf("writing certificates: %w", err)
+	}
+	// The CA first: certificates of another than the one that is there are damaged to whoever looks at them.
+	if old := readFile(CertFile(p, CA)); old.err != nil || !bytes.Equal(old.data, ca) {
+		if err := durable.WriteFile(CertFile(p, CA), ca, 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range sorted(certs) {
+		if err := writePair(p, name, r.keys[name], certs[name]); err != nil {
+			return err
+		}
+	}
+	return durable.SyncDir(p.PKI())
+}

@@ -1,0 +1,328 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/control"
+)
+
+// member is one node of a cluster of several.
+type member struct {
+	*Cluster
+	node string
+}
+
+// disk is where a file of the node is on this machine.
+func (m member) disk(path string) string {
+	return filepath.Join(m.clusters(), "state", m.name, "nodes", m.node, path)
+}
+
+// in runs a command in the node.
+func (m member) in(ctx context.Context, argv ...string) result {
+	return m.k1s(ctx, append([]string{"cluster", "exec", m.name, m.node, "--"}, argv...)...)
+}
+
+// status asks the node's daemon.
+func (m member) status(ctx context.Context) (control.Status, error) {
+	socket := filepath.Join(filepath.Dir(filepath.Dir(m.where().ControlSocket)), "k1s", "k1s.sock")
+	return control.NewClient(strings.Replace(socket, m.where().Name, m.node, 1)).Status(ctx)
+}
+
+// untilState waits until the node is in a state.
+func (m member) untilState(t *testing.T, want control.State) control.Status {
+	t.Helper()
+	var s control.Status
+	eventually(t, limit, m.node+" to be "+string(want), func(ctx context.Context) error {
+		var err error
+		if s, err = m.status(ctx); err != nil {
+			return err
+		}
+		if s.State != want {
+			return fmt.Errorf("it is %s %s: %s", s.State, s.Doing, notReady(s))
+		}
+		return nil
+	})
+	return s
+}
+
+// nodeCommand runs `k1s cluster node VERB CLUSTER NODE`.
+func (m member) nodeCommand(t *testing.T, verb string, args ...string) result {
+	t.Helper()
+	return m.k1s(within(t, limit), append([]string{"cluster", "node", verb, m.name, m.node}, args...)...)
+}
+
+func (m member) must(t *testing.T, r result) {
+	t.Helper()
+	if err := r.error(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// everywhere is an application with a pod on every node.
+type everywhere struct{ space }
+
+// podIPs by node.
+func (e everywhere) podIPs(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for line := range strings.Lines(e.kubectl(t, "get", "pods", "-l", "app=everywhere", "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.podIP} {.metadata.name}{"\n"}{end}`)) {
+		if f := strings.Fields(line); len(f) == 3 { // it has an address
+			out[f[0]] = f[1] + " " + f[2]
+		}
+	}
+	return out
+}
+
+// reach checks that every pod reaches every other one by its address, and all of them through the service by its name.
+func (e everywhere) reach(t *testing.T, nodes int) {
+	t.Helper()
+	var pods map[string]string
+	eventually(t, limit, fmt.Sprintf("a pod on each of %d nodes", nodes), func(context.Context) error {
+		if pods = e.podIPs(t); len(pods) != nodes { // those of a node that is gone go after a while
+			return fmt.Errorf("there are %v", pods)
+		}
+		return nil
+	})
+	e.rolledOut(t, "daemonset/everywhere")
+	pods = e.podIPs(t)
+	for from, f := range pods {
+		_, pod, _ := strings.Cut(f, " ")
+		for to, p := range pods {
+			ip, _, _ := strings.Cut(p, " ")
+			e.untilOutput(t, limit, "the pod on "+from+" to reach that on "+to, is("on "+to), "exec", pod, "--", "wget", "-q", "-T", "5", "-O", "-", "http://"+ip+":8080/")
+		}
+		answered := map[string]bool{}
+		eventually(t, limit, "answers of all pods through the service, on "+from, func(ctx context.Context) error {
+			r := e.try(ctx, "exec", pod, "--", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do /bin/wget -q -T 5 -O - http://everywhere/ || exit; done")
+			for line := range strings.Lines(r.out) {
+				answered[strings.TrimSpace(line)] = true
+			}
+			if len(answered) != nodes {
+				return fmt.Errorf("answered have %v: %v", answered, r)
+			}
+			return nil
+		})
+	}
+}
+
+// uids are the pods and how often their containers were started.
+func (e everywhere) uids(t *testing.T) string {
+	t.Helper()
+	return e.kubectl(t, "get", "pods", "-l", "app=everywhere", "--sort-by=.spec.nodeName", "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.metadata.uid} {.status.containerStatuses[0].containerID}{"\n"}{end}`)
+}
+
+func TestAgentsJoinAndStay(t *testing.T) {
+	c := created(t, "agents", withImages(t, "--agents", "2")...)
+	agents := []member{{c, "agent-0"}, {c, "agent-1"}}
+	app := everywhere{c.namespace(t, "everywhere")}
+	app.apply(t, "everywhere.yaml")
+
+	t.Run("pods of all nodes reach each other", func(t *testing.T) {
+		app.reach(t, 3)
+		out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}={.status.addresses[?(@.type=="InternalIP")].address} {end}`)
+		if strings.TrimSpace(out) != "agent-0=10.88.0.30 agent-1=10.88.0.31 server-0=10.88.0.10" {
+			t.Errorf("nodes: %s", out)
+		}
+		// host-gw: a route for each other node, and no tunnel.
+		r := agents[0].in(within(t, limit), "ip", "route")
+		if strings.Count(r.out, " via 10.88.0.") < 2 || strings.Contains(r.out, "flannel") {
+			t.Errorf("routes of agent-0:\n%s", r.out)
+		}
+	})
+	t.Run("an agent has its own rights only", func(t *testing.T) {
+		a := agents[0]
+		for _, secret := range []string{"ca.key", "sa.key", "front-proxy-ca.key", "admin-client.key", "daemon-client.key"} {
+			if _, err := os.Stat(a.disk("var/lib/k1s/pki/" + secret)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s on an agent: %v", secret, err)
+			}
+		}
+		a.in(within(t, limit), "k1s", "kubectl", "get", "nodes").wants(t, 4, "is an agent")
+		a.in(within(t, limit), "k1s", "token", "create").wants(t, 4, "is an agent", "on a server")
+		// With the kubelet's credentials: its own node, and no secrets.
+		as := []string{"k1s", "kubectl", "--kubeconfig", "/var/lib/k1s/kubeconfig/kubelet.kubeconfig"}
+		if err := a.in(within(t, limit), append(as, "get", "node", "agent-0")...).error(); err != nil {
+			t.Error(err)
+		}
+		for _, denied := range [][]string{{"get", "secrets", "-n", "kube-system"}, {"label", "node", "agent-1", "a=b"}, {"delete", "node", "server-0"}} {
+			if r := a.in(within(t, limit), append(as, denied...)...); r.code == 0 || !strings.Contains(r.err, "orbidden") {
+				t.Errorf("kubectl %v as an agent: %v", denied, r)
+			}
+		}
+	})
+	t.Run("certificates are renewed while pods are talked to", func(t *testing.T) {
+		a := agents[0]
+		before := readCertificate(t, a.disk("var/lib/k1s/pki/kubelet-serving.crt"))
+		identity := decoded(t, a.disk("var/lib/k1s/pki/node.key"))
+		a.in(within(t, limit), "k1s", "certs", "renew", "--all").wants(t, 0, "4 certificates are renewed")
+		after := readCertificate(t, a.disk("var/lib/k1s/pki/kubelet-serving.crt"))
+		if before.Equal(after) {
+			t.Error("the kubelet's certificate is the old one")
+		}
+		if string(decoded(t, a.disk("var/lib/k1s/pki/node.key"))) != string(identity) {
+			t.Error("the node's identity changed")
+		}
+		app.reach(t, 3)
+	})
+	t.Run("a wrong token lets nobody in", func(t *testing.T) {
+		token := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create", "--ttl", "10m", "--description", "of a test").out)
+		other := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create").out)
+		parts, others := strings.Split(token, "."), strings.Split(other, ".")
+		if len(parts) != 5 || len(others) != 5 {
+			t.Fatalf("tokens %q, %q", token, other)
+		}
+		if out := c.in(within(t, limit), "k1s", "token", "ls").out; !strings.Contains(out, "of a test") || strings.Contains(out, parts[3]) {
+			t.Errorf("token ls:\n%s", out)
+		}
+		if out := c.kubectl(t, "get", "secrets", "-A", "-o", "yaml"); strings.Contains(out, parts[3]) {
+			t.Error("the token's secret is in the cluster")
+		}
+		c.in(within(t, limit), "k1s", "token", "revoke", others[2]).wants(t, 0, "revoked")
+		wrong := strings.Join([]string{parts[0], parts[1], parts[2], others[3], parts[4]}, ".")
+		foreign := strings.Join([]string{parts[0], parts[1], parts[2], parts[3], strings.Repeat("A", 43)}, ".")
+		for name, tc := range map[string]struct {
+			token, says string
+			code        int
+		}{
+			"cut off":            {token[:len(token)-4], "was it cut off", 2},
+			"wrong secret":       {wrong, "its secret is not the one", 1},
+			"revoked":            {other, "is not known", 1},
+			"of another cluster": {foreign, "is not a server of the cluster that the token is for", 1},
+		} {
+			t.Run(name, func(t *testing.T) {
+				// A second node program beside agent-1's, with a directory of its own; it gets no further than joining.
+				r := c.k1sWith(within(t, limit), tc.token, "cluster", "exec", c.name, "agent-1", "--", "sh", "-c",
+					"rm -rf /run/other && mkdir -p /run/other/data && ln -s /var/lib/k1s/payload /run/other/data/payload && cat > /run/other/token && chmod 600 /run/other/token && "+
+						"K1S_DATA_DIR=/run/other/data K1S_RUN_DIR=/run/other/run K1S_CONFIG_DIR=/run/other/etc K1S_TOKEN_FILE=/run/other/token "+
+						"K1S_NODE_NAME=agent-9 K1S_NODE_IP=10.88.0.31 K1S_SERVER=https://10.88.0.10:6443 k1s agent; "+
+						"code=$?; rm -rf /run/other; exit $code")
+				r.wants(t, tc.code, tc.says)
+				if strings.Contains(r.out+r.err, parts[3]) {
+					t.Error("the token's secret is in its output")
+				}
+			})
+		}
+		if out := c.kubectl(t, "get", "secrets", "-n", "kube-system", "-o", "name"); strings.Contains(out, "agent-9") {
+			t.Errorf("the cluster knows agent-9:\n%s", out)
+		}
+	})
+	t.Run("a name belongs to one machine", func(t *testing.T) {
+		a := agents[1]
+		a.must(t, a.nodeCommand(t, "stop"))
+		// Another machine that says it is agent-1, with a good token.
+		for _, f := range []string{"var/lib/k1s/pki", "var/lib/k1s/agent.json", "var/lib/k1s/servers.json"} {
+			if err := os.RemoveAll(a.disk(f)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		token := c.in(within(t, limit), "k1s", "token", "create").out
+		if err := os.WriteFile(a.disk("etc/token"), []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a.nodeCommand(t, "start", "--wait", "20s").wants(t, 5, "agent-1")
+		log, err := os.ReadFile(filepath.Join(c.clusters(), "state", c.name, "log", "agent-1.log"))
+		if err != nil || !strings.Contains(string(log), "the name agent-1 belongs to another machine") {
+			t.Errorf("the log of agent-1 does not say it: %v\n%s", err, lastLines(string(log), 10))
+		}
+		c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--yes").wants(t, 0, "agent-1 is removed")
+		a.must(t, a.nodeCommand(t, "start"))
+		app.reach(t, 3)
+	})
+	t.Run("pods of agents go on without a server", func(t *testing.T) {
+		a := agents[0]
+		// Nothing arrives and nothing is refused: open connections hang.
+		net := func(args ...string) {
+			t.Helper()
+			if err := c.k1s(within(t, limit), append([]string{"cluster", "net", "--cluster", c.name}, args...)...).error(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pods := app.podIPs(t)
+		before := app.uids(t)
+		net("cut", "server-0")
+		ask := func() {
+			t.Helper()
+			ip, _, _ := strings.Cut(pods["agent-1"], " ")
+			eventually(t, limit, "the pod on agent-1 to answer agent-0", func(ctx context.Context) error {
+				r := a.in(ctx, "wget", "-q", "-T", "5", "-O", "-", "http://"+ip+":8080/")
+				if err := r.error(); err != nil {
+					return err
+				}
+				if strings.TrimSpace(r.out) != "on agent-1" {
+					return fmt.Errorf("it answers %q", r.out)
+				}
+				return nil
+			})
+		}
+		ask()
+		s := a.untilState(t, control.Degraded)
+		eventually(t, limit, "the agent to see that no server answers", func(ctx context.Context) error {
+			now, err := a.status(ctx)
+			if err != nil {
+				return err
+			}
+			balancer, err := componentOf(now, "balancer")
+			if err == nil && balancer.State == "ready" {
+				err = errors.New("the balancer counts as ready")
+			}
+			return err
+		})
+		// All of k1s on the agent dies, and starts again, with no server to ask.
+		kill(t, s.PID)
+		for _, comp := range []string{"kubelet", "containerd"} {
+			cs, err := componentOf(s, comp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kill(t, cs.PID)
+		}
+		eventually(t, limit, "the agent's kubelet without a server", func(ctx context.Context) error {
+			now, err := a.status(ctx)
+			if err != nil {
+				return err
+			}
+			k, err := componentOf(now, "kubelet")
+			if err == nil && (now.PID == s.PID || k.State != "ready") {
+				err = fmt.Errorf("daemon %d, kubelet %s %s", now.PID, k.State, k.Note)
+			}
+			return err
+		})
+		ask()
+		net("heal")
+		a.untilState(t, control.Running)
+		app.reach(t, 3)
+		after := app.uids(t)
+		for _, line := range strings.Split(before, "\n") {
+			if strings.HasPrefix(line, "agent-") && !strings.Contains(after, line) {
+				t.Errorf("a pod of an agent was started anew: before\n%s\nafter\n%s", before, after)
+			}
+		}
+	})
+	t.Run("the cluster stops and starts, and grows and shrinks", func(t *testing.T) {
+		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
+			t.Fatal(err)
+		}
+		if left := c.processes(t); len(left) > 0 {
+			t.Errorf("processes after the stop: %v", left)
+		}
+		c.starts(t)
+		app.reach(t, 3)
+		c.k1s(within(t, limit), "cluster", "node", "add", c.name).wants(t, 0, "node agent-2 is there, at 10.88.0.32")
+		app.reach(t, 4)
+		last := member{c, "agent-2"}
+		last.nodeCommand(t, "delete", "--yes").wants(t, 0, "agent-2 is deleted")
+		if out := c.kubectl(t, "get", "nodes", "-o", "name"); strings.Contains(out, "agent-2") {
+			t.Errorf("nodes after the deletion:\n%s", out)
+		}
+		if r := c.k1s(within(t, limit), "cluster", "node", "ls", c.name); strings.Count(r.out, "running") != 3 {
+			t.Errorf("node ls:\n%s", r.out)
+		}
+	})
+}
