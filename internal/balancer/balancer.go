@@ -32,7 +32,8 @@ const (
 	defaultEvery = 5 * time.Second
 	checkLimit   = 3 * time.Second
 	dialLimit    = 3 * time.Second
-	// strikes are how many checks have to fail, one after the other, before a server's connections are ended.
+	// strikes are how many checks have to fail, one after the other, before a server counts as sick: then its connections
+	// are ended, if there is one that is well.
 	strikes = 2
 )
 
@@ -49,9 +50,13 @@ type server struct {
 	addr   string
 	rank   int // of the list: learned servers before those that are only a way to find them
 	failed int // checks in a row
-	known  bool
-	note   string
-	conns  map[*connection]struct{}
+	// refused: a connection could not be made since the last check. It is tried after the others until then.
+	refused bool
+	// gone: it is in no list any more, and stays for the connections it has.
+	gone  bool
+	known bool
+	note  string
+	conns map[*connection]struct{}
 }
 
 type connection struct{ client, server net.Conn }
@@ -69,7 +74,9 @@ func New(o Options) *Balancer {
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, server string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: dialLimit}).DialContext(ctx, "tcp", server)
+			// A server that vanishes says nothing; then the kernel finds out.
+			alive := net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}
+			return (&net.Dialer{Timeout: dialLimit, KeepAliveConfig: alive}).DialContext(ctx, "tcp", server)
 		}
 	}
 	return &Balancer{o: o, wake: make(chan struct{}, 1)}
@@ -77,7 +84,7 @@ func New(o Options) *Balancer {
 
 // Set says which servers there are: all of a list before those of the next one are tried. Within a list, a balancer
 // keeps to an order of its own, by chance, so that a cluster's agents spread over its servers. Connections to servers that
-// are gone go on until a check fails; then they end.
+// are in no list any more go on until the server is sick.
 func (b *Balancer) Set(lists ...[]string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -95,7 +102,7 @@ func (b *Balancer) Set(lists ...[]string) {
 			if !ok {
 				s = &server{addr: addr, conns: map[*connection]struct{}{}}
 			}
-			s.rank = rank
+			s.rank, s.gone = rank, false
 			delete(old, addr)
 			if ok {
 				now = append(now, s)
@@ -106,15 +113,13 @@ func (b *Balancer) Set(lists ...[]string) {
 	}
 	slices.SortStableFunc(now, func(x, y *server) int { return x.rank - y.rank })
 	for _, s := range old {
-		for c := range s.conns {
-			c.end() // clients come back at once, to a server that is there
+		if len(s.conns) > 0 {
+			s.gone = true
+			now = append(now, s)
 		}
 	}
 	b.servers = now
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
+	b.again()
 }
 
 // Server is one as it is.
@@ -133,6 +138,9 @@ func (b *Balancer) Servers() []Server {
 	defer b.mu.Unlock()
 	out := make([]Server, 0, len(b.servers))
 	for _, s := range b.order() {
+		if s.gone {
+			continue
+		}
 		out = append(out, Server{Addr: s.addr, Healthy: s.known && s.failed == 0, Note: s.note, Connections: len(s.conns)})
 	}
 	return out
@@ -147,9 +155,18 @@ func (b *Balancer) order() []*server {
 		}
 		return 1
 	}
+	bad := func(s *server) int {
+		switch {
+		case s.failed > 0:
+			return min(s.failed, strikes) + 1
+		case s.refused:
+			return 1
+		}
+		return 0
+	}
 	out := slices.Clone(b.servers)
 	slices.SortStableFunc(out, func(x, y *server) int {
-		return cmp.Or(min(x.failed, strikes)-min(y.failed, strikes), x.rank-y.rank, unknown(x)-unknown(y))
+		return cmp.Or(bad(x)-bad(y), x.rank-y.rank, unknown(x)-unknown(y))
 	})
 	return out
 }
@@ -193,18 +210,21 @@ func (b *Balancer) forward(ctx context.Context, client net.Conn) {
 	defer upstream.Close()
 	c := &connection{client, upstream}
 	b.mu.Lock()
-	gone := !slices.Contains(b.servers, s)
-	if !gone {
+	there := slices.Contains(b.servers, s)
+	if there {
 		s.conns[c] = struct{}{}
 	}
 	b.mu.Unlock()
-	if gone {
+	if !there {
 		return
 	}
 	defer func() {
 		b.mu.Lock()
+		defer b.mu.Unlock()
 		delete(s.conns, c)
-		b.mu.Unlock()
+		if s.gone && len(s.conns) == 0 {
+			b.servers = slices.DeleteFunc(slices.Clone(b.servers), func(o *server) bool { return o == s })
+		}
 	}()
 	ended := context.AfterFunc(ctx, c.end)
 	defer ended()
@@ -234,6 +254,9 @@ func (b *Balancer) connect(ctx context.Context) (*server, net.Conn) {
 	order := b.order()
 	b.mu.Unlock()
 	for _, s := range order {
+		if s.gone {
+			continue
+		}
 		dctx, cancel := context.WithTimeout(ctx, dialLimit)
 		c, err := b.o.Dial(dctx, s.addr)
 		cancel()
@@ -243,18 +266,37 @@ func (b *Balancer) connect(ctx context.Context) (*server, net.Conn) {
 		if ctx.Err() != nil {
 			return nil, nil
 		}
-		b.result(s, err)
+		b.refuse(s, err)
 	}
 	return nil, nil
 }
 
-// result notes what was found out about a server; what one that fails again had is ended.
+// refuse notes that a connection could not be made. That may be a matter of this machine, so it ends nothing; a check tells.
+func (b *Balancer) refuse(s *server, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.refused = true; s.failed == 0 {
+		s.note = err.Error()
+	}
+	b.again()
+}
+
+// again makes watch check now. The caller holds mu.
+func (b *Balancer) again() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// result notes what a check has found out. Connections end when a server becomes sick and another one is well; where there
+// is nowhere else to go they stay, because ending them would only add to what ails it.
 func (b *Balancer) result(s *server, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was := s.known && s.failed == 0
 	first := !s.known
-	s.known = true
+	s.known, s.refused = true, false
 	if err == nil {
 		if !was {
 			b.o.Log.Info("server is well", "server", s.addr)
@@ -267,7 +309,7 @@ func (b *Balancer) result(s *server, err error) {
 	if was || first {
 		b.o.Log.Warn("server does not answer", "server", s.addr, "err", err)
 	}
-	if s.failed < strikes {
+	if s.failed < strikes || !slices.ContainsFunc(b.servers, func(o *server) bool { return o.known && o.failed == 0 && !o.gone }) {
 		return
 	}
 	for c := range s.conns {

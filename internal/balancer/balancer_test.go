@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -217,11 +218,56 @@ func TestConnectionsToAServerThatIsNotWellEndSoThatClientsLeaveIt(t *testing.T) 
 		}
 	}
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := c.r.ReadByte(); err == nil || errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("the connection goes on: %v", err)
 	}
 	if again, err := dial(t, r.addr).ask(); err != nil || again == name {
 		t.Errorf("the next one went to %q, %v", again, err)
+	}
+}
+
+func TestTheOnlyServerKeepsItsConnectionsHoweverSickItIs(t *testing.T) {
+	r := newRig(t, "a")
+	r.Set(r.addrs())
+	c := dial(t, r.addr)
+	if _, err := c.ask(); err != nil {
+		t.Fatal(err)
+	}
+	r.servers[0].setSick(true)
+	until(t, "the server to be sick for a while", func() error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n := r.Balancer.servers[0].failed; n < 5*strikes {
+			return fmt.Errorf("%d checks failed", n)
+		}
+		return nil
+	})
+	if name, err := c.ask(); err != nil || name != "a" {
+		t.Errorf("%q, %v", name, err)
+	}
+}
+
+func TestAConnectionThatCannotBeMadeEndsNoOthers(t *testing.T) {
+	r := newRig(t, "a", "b")
+	r.Set(r.addrs())
+	c := dial(t, r.addr)
+	name, err := c.ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	var s *server
+	for _, o := range r.Balancer.servers {
+		if len(o.conns) > 0 {
+			s = o
+		}
+	}
+	r.mu.Unlock()
+	for range 5 * strikes {
+		r.refuse(s, errors.New("too many open files"))
+	}
+	if again, err := c.ask(); err != nil || again != name {
+		t.Errorf("%q, %v", again, err)
 	}
 }
 
@@ -250,7 +296,7 @@ func TestAServerThatWasKilledIsReplacedByTheNextAndUsedAgainWhenItIsBack(t *test
 	})
 }
 
-func TestServersThatAreNoLongerThereLoseTheirConnections(t *testing.T) {
+func TestServersThatAreNoLongerThereGetNoConnections(t *testing.T) {
 	r := newRig(t, "a", "b", "lb")
 	r.Set(r.addrs()[:1], r.addrs()[2:])
 	c := dial(t, r.addr)
@@ -258,11 +304,19 @@ func TestServersThatAreNoLongerThereLoseTheirConnections(t *testing.T) {
 		t.Fatalf("%q, %v", name, err)
 	}
 	r.Set(r.addrs()[1:2], r.addrs()[2:])
-	if name, err := c.ask(); err == nil {
-		t.Errorf("the connection goes on with %q", name)
+	if name, err := c.ask(); err != nil || name != "a" {
+		t.Errorf("a connection to a server that left the list was not let end by itself: %q, %v", name, err)
+	}
+	if s := r.Servers(); len(s) != 2 {
+		t.Errorf("servers %+v", s)
 	}
 	if name, err := dial(t, r.addr).ask(); err != nil || name != "b" {
 		t.Errorf("%q, %v", name, err)
+	}
+	r.servers[0].setSick(true)
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := c.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection to a sick server that is in no list goes on: %v", err)
 	}
 	// The last resort is one, and stays: it is in the second list.
 	r.servers[1].kill()

@@ -42,8 +42,25 @@ type Spec struct {
 	Created time.Time      `json:"created"`
 	// Cuts are connections between nodes that carry nothing.
 	Cuts []Cut `json:"cuts,omitempty"`
+	// NextAgent is above the index of every agent there has been: their names are not used again.
+	NextAgent int `json:"nextAgent,omitempty"`
 	// Nodes are those that were created, in order.
 	Nodes []NodeSpec `json:"nodes,omitempty"`
+}
+
+// Keep puts a node into the record of its cluster.
+func (s *Spec) Keep(n NodeSpec) {
+	n.Token = ""
+	if n.Role == Agent {
+		s.NextAgent = max(s.NextAgent, n.Index+1)
+	}
+	for i := range s.Nodes {
+		if s.Nodes[i].Name() == n.Name() {
+			s.Nodes[i] = n
+			return
+		}
+	}
+	s.Nodes = append(s.Nodes, n)
 }
 
 // NodeSpec is one node as it was asked for.

@@ -349,13 +349,10 @@ func (m Manager) AddAgents(ctx context.Context, name string, count int, limit ti
 	if !slices.ContainsFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }) {
 		return nil, errs.Hint(errs.New(errs.NotRunning, "no server of cluster %q runs: nothing can join it", name), "run: k1s cluster start %s", name)
 	}
-	like, free := NodeSpec{}, 0
+	like, free := NodeSpec{}, st.Spec.NextAgent
 	for _, n := range st.Spec.Nodes {
 		if n.Role == Agent || like.Role == "" {
 			like = n // as the agents that are there, or else as the server
-		}
-		if n.Role == Agent {
-			free = max(free, n.Index+1) // a name is not used again for another machine
 		}
 	}
 	token, err := m.token(ctx, name, cmp.Or(limit, tokenLimit))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
@@ -34,10 +35,20 @@ func (d *Daemon) reportCertificates(r pki.Report) {
 func (d *Daemon) renewCertificates(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
+	// A server has looked at its certificates just now; an agent needs a server for that.
+	soon := make(chan struct{})
+	if !d.o.Config.Spec.ControlPlane() {
+		if d.sup.Wait(ctx, "balancer", component.Ready) != nil {
+			return
+		}
+		close(soon)
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-soon:
+			soon = nil
 		case <-tick.C:
 		}
 		if _, err := d.renew(ctx, false); err != nil && ctx.Err() == nil {
@@ -60,7 +71,7 @@ func (d *Daemon) renew(ctx context.Context, all bool) (pki.Report, error) {
 	if in.Config.Spec.ControlPlane() {
 		report, err = certificates(ctx, d.log, in, all)
 	} else {
-		report, err = renewMember(ctx, d.log, in, all)
+		report, err = d.refreshMember(ctx, in, all)
 	}
 	if err != nil {
 		return report, err

@@ -377,6 +377,14 @@ func (d *Daemon) announceReady(ctx context.Context) {
 	if in.Config.Spec.Worker() {
 		last = "kubelet"
 	}
+	if !in.Config.Spec.ControlPlane() {
+		// An agent has started when its parts run. Whether it is Ready depends on servers that may be away; an init system
+		// that waits for that would stop it.
+		if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+			return
+		}
+		d.notify()
+	}
 	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
 		return // ctx ended; what keeps it from being ready is in the status
 	}
@@ -412,6 +420,13 @@ func (d *Daemon) announceReady(ctx context.Context) {
 		ready = append(ready, "kubeconfig", in.Paths.AdminKubeconfig())
 	}
 	d.log.Info("ready", ready...)
+	if in.Config.Spec.ControlPlane() {
+		d.notify()
+	}
+}
+
+// notify tells the init system that the start is complete.
+func (d *Daemon) notify() {
 	if err := notifyReady(); err != nil {
 		d.log.Warn("the init system was not told that we are ready", "err", err)
 	}

@@ -55,65 +55,76 @@ func (s clusterStore) Token(ctx context.Context, id string) (token.Record, error
 	return token.FromData(id, sec.Data)
 }
 
-func (s clusterStore) Binding(ctx context.Context, node string) (join.Binding, error) {
-	sec, err := s.api.Secret(ctx, systemNamespace, nodePrefix+node)
+func (s clusterStore) Bindings(ctx context.Context) ([]join.Binding, error) {
+	all, err := s.api.Secrets(ctx, systemNamespace, typeLabel+"=node")
 	if err != nil {
-		return join.Binding{}, err
+		return nil, err
 	}
-	return bindingOf(node, sec)
+	out := make([]join.Binding, 0, len(all))
+	for _, sec := range all {
+		b, err := bindingOf(sec)
+		if err != nil {
+			return nil, err // whose name it is cannot be guessed
+		}
+		out = append(out, b)
+	}
+	return out, nil
 }
 
-func bindingOf(node string, sec kubeapi.Secret) (join.Binding, error) {
-	b := join.Binding{Node: node, Identity: string(sec.Data["identity"])}
+func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
+	b := join.Binding{
+		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
+		Version: sec.Metadata.ResourceVersion,
+	}
 	raw, err := base64.RawURLEncoding.DecodeString(b.Identity)
 	if err == nil && len(raw) == 0 {
 		err = errors.New("it holds no identity")
 	}
-	if err == nil {
-		b.Since, err = time.Parse(time.RFC3339, string(sec.Data["since"]))
+	for field, to := range map[string]*time.Time{"since": &b.Since, "until": &b.Until} {
+		if err == nil {
+			*to, err = time.Parse(time.RFC3339, string(sec.Data[field]))
+		}
 	}
 	if err == nil {
 		b.IP, err = netip.ParseAddr(string(sec.Data["ip"]))
 	}
 	if err != nil {
-		return b, fmt.Errorf("the secret %s/%s is damaged: %w", systemNamespace, nodePrefix+node, err)
+		return b, errs.Hint(fmt.Errorf("the secret %s/%s is damaged: %w", systemNamespace, sec.Metadata.Name, err), "run: k1s node remove %s; the machine joins again with a token", b.Node)
 	}
 	return b, nil
 }
 
-func (s clusterStore) Bind(ctx context.Context, b join.Binding, old *join.Binding) error {
+func (s clusterStore) Bind(ctx context.Context, b join.Binding) error {
 	sec := kubeapi.Secret{
-		Metadata: kubeapi.SecretMeta{Name: nodePrefix + b.Node, Labels: map[string]string{typeLabel: "node"}},
+		Metadata: kubeapi.SecretMeta{Name: nodePrefix + b.Node, Labels: map[string]string{typeLabel: "node"}, ResourceVersion: b.Version},
 		Type:     nodeType,
 		Data: map[string][]byte{
-			"identity": []byte(b.Identity), "since": []byte(b.Since.UTC().Format(time.RFC3339)), "ip": []byte(b.IP.String()),
+			"identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
+			"since": []byte(b.Since.UTC().Format(time.RFC3339)), "until": []byte(b.Until.UTC().Format(time.RFC3339)),
 		},
 	}
-	if old == nil {
+	if b.Version == "" {
 		return s.api.CreateSecret(ctx, systemNamespace, sec)
 	}
-	now, err := s.api.Secret(ctx, systemNamespace, sec.Metadata.Name)
-	if err != nil {
-		return err
-	}
-	is, err := bindingOf(b.Node, now)
-	if err != nil {
-		return err
-	}
-	if is.Identity != old.Identity {
-		return errs.New(errs.Exists, "the name %s has gone to another machine in this moment", b.Node)
-	}
-	sec.Metadata.ResourceVersion = now.Metadata.ResourceVersion
 	return s.api.ReplaceSecret(ctx, systemNamespace, sec)
 }
 
-func (s clusterStore) NodeExists(ctx context.Context, node string) (bool, error) {
-	_, err := s.api.Node(ctx, node)
-	var st *kubeapi.StatusError
-	if errors.As(err, &st) && st.Code == http.StatusNotFound {
-		return false, nil
+func (s clusterStore) Nodes(ctx context.Context) ([]join.Node, error) {
+	all, err := s.api.Nodes(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return err == nil, err
+	out := make([]join.Node, 0, len(all))
+	for _, n := range all {
+		node := join.Node{Name: n.Metadata.Name, Ready: n.Ready(time.Time{}) == nil}
+		for _, a := range n.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == "InternalIP" {
+				node.Addresses = append(node.Addresses, ip.Unmap())
+			}
+		}
+		out = append(out, node)
+	}
+	return out, nil
 }
 
 func (s clusterStore) Servers(ctx context.Context) ([]string, error) {
@@ -139,6 +150,8 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))},
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
+		CA:        func() ([]byte, error) { return os.ReadFile(pki.CertFile(in.Paths, pki.CA)) },
+		Domain:    c.Cluster.Domain,
 		Reserved: func() ([]string, error) {
 			names, err := pki.Names(in.Paths, pki.APIServer)
 			return append(names, in.Facts.NodeName), err
@@ -158,12 +171,22 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		return errors.Join(err, l.Close())
 	}
 	srv := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second}
-	ended := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer ended()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	select {
+	case err := <-served:
 		return fmt.Errorf("answering machines that join: %w", err)
+	case <-ctx.Done():
 	}
-	return nil
+	// What is being decided is kept and told.
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	err = srv.Shutdown(stop)
+	if err != nil {
+		err = srv.Close()
+	}
+	<-served
+	return err
 }
 
 // serveJoiners keeps the servers' end of joining, and its records in order.

@@ -1,16 +1,19 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -40,6 +43,9 @@ func readKept(p paths.Paths) (*kept, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, errs.Hint(fmt.Errorf("reading what this node knows of its cluster: %w", err), "run it as root")
+	}
 	var k kept
 	if err == nil {
 		err = json.Unmarshal(b, &k)
@@ -55,7 +61,7 @@ func sameRole(in component.Input) error {
 	agent := !in.Config.Spec.ControlPlane()
 	_, noKey := os.Stat(pki.KeyFile(in.Paths, pki.CA))
 	_, noServer := os.Stat(pki.CertFile(in.Paths, pki.APIServer))
-	_, noMember := os.Stat(in.Paths.Agent())
+	_, noMember := os.Stat(pki.KeyFile(in.Paths, pki.NodeIdentity))
 	switch {
 	case agent && (noKey == nil || noServer == nil):
 		return errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster (%s); it cannot be an agent", in.Paths.Data), "run: k1s server; to give up what is on it: k1s reset")
@@ -73,7 +79,8 @@ type membership struct {
 	kept     kept
 }
 
-// askAgainAfter is how long to wait before servers are asked again that did not answer.
+// askAgainAfter is how long to wait before servers are asked again that did not answer. A node adds to it by chance, so that
+// those of a site that was off do not come all at once.
 const askAgainAfter = time.Second
 
 // join finds out which cluster this node is of, and takes its settings into in. A node that has joined before needs no
@@ -98,7 +105,8 @@ func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, er
 			return nil, err
 		}
 		var refused error
-		err = wait.Until(ctx, askAgainAfter, "a server of the cluster", func(ctx context.Context) error {
+		said := ""
+		err = wait.Until(ctx, askAgainAfter+rand.N(askAgainAfter), "a server of the cluster", func(ctx context.Context) error {
 			w, err := ask(ctx, *in, m.candidates(in.Paths), m.requests)
 			if err == nil {
 				m.welcome = &w
@@ -109,7 +117,10 @@ func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, er
 				refused = err
 				return wait.Permanent(err)
 			}
-			d.step("joining the cluster: " + err.Error())
+			if d.step("joining the cluster: " + err.Error()); said != err.Error() {
+				said = err.Error()
+				d.log.Info("waiting for a server", "err", err)
+			}
 			d.board.Report("join", []health.Problem{health.New(health.ServersAway, "%s", err)})
 			return err
 		})
@@ -123,7 +134,15 @@ func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, er
 		m.kept.Servers, m.kept.Settings = m.welcome.Servers, m.welcome.Settings
 	}
 	in.Server = m.kept.Server
-	return m, config.Adopt(&in.Config, m.kept.Settings)
+	return m, adopt(in, m.kept.Settings)
+}
+
+// adopt takes the cluster's settings, which have to be ones a node can have.
+func adopt(in *component.Input, settings map[string]json.RawMessage) error {
+	if err := config.Adopt(&in.Config, settings); err != nil {
+		return err
+	}
+	return config.Invalid(config.Validate(in.Config, config.Known{}))
 }
 
 // address finds out where servers are.
@@ -169,27 +188,29 @@ func ask(ctx context.Context, in component.Input, servers []string, requests pki
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return join.Welcome{}, err
 	}
-	t, err := readToken(in.Config.Spec.Join)
-	if err != nil && ca == nil {
-		return join.Welcome{}, err // once it has joined, what has become of its token does not matter
+	t, tokenErr := readToken(in.Config.Spec.Join)
+	if tokenErr != nil && ca == nil {
+		return join.Welcome{}, tokenErr // once it has joined, what has become of its token does not matter
 	}
 	r := join.Request{
 		Role: token.Agent, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, CSRs: requests.CSRs, K1s: version.K1s, Kubernetes: version.Kubernetes,
 	}
-	var away error
+	var first error
 	for _, s := range servers {
 		w, err := join.Client{Server: s, CA: ca}.Ask(ctx, identity, r, t)
-		var unreachable *join.Unreachable
-		switch {
-		case err == nil:
+		if err == nil {
 			return w, nil
-		case !errors.As(err, &unreachable):
-			return w, err
-		case away == nil:
-			away = err // that of the server that was named
+		}
+		// Another may see it otherwise: an address that was a server's once may be that of another cluster's now, and not all
+		// servers are upgraded at once. If none does, what the one says that was named counts.
+		if first == nil {
+			first = err
 		}
 	}
-	return join.Welcome{}, away
+	if errs.Is(first, errs.Denied) && tokenErr != nil {
+		return join.Welcome{}, errors.Join(first, tokenErr)
+	}
+	return join.Welcome{}, first
 }
 
 // readToken is nil where there is none.
@@ -249,20 +270,16 @@ func memberReport(in component.Input, issued []pki.Change) pki.Report {
 	return r
 }
 
-// renewMember renews what is due, or all certificates, of a node that joined. The node's own way to the servers leads to
-// one that is well.
-func renewMember(ctx context.Context, log *slog.Logger, in component.Input, all bool) (pki.Report, error) {
+// refreshMember asks a server what has changed, and renews certificates that are due, or all of them. The node's own way to
+// the servers leads to one that is well.
+func (d *Daemon) refreshMember(ctx context.Context, in component.Input, all bool) (pki.Report, error) {
 	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
-	due := pki.DueOf(in.Paths, leaves, time.Now())
-	issued := due.Changes
+	issued := pki.DueOf(in.Paths, leaves, time.Now()).Changes
 	if all {
 		issued = nil
 		for _, l := range leaves {
 			issued = append(issued, pki.Change{Name: l.Name, Reason: "asked for"})
 		}
-	}
-	if len(issued) == 0 {
-		return memberReport(in, nil), nil
 	}
 	leaves = slices.DeleteFunc(leaves, func(l pki.Leaf) bool {
 		return !slices.ContainsFunc(issued, func(c pki.Change) bool { return c.Name == l.Name })
@@ -274,12 +291,41 @@ func renewMember(ctx context.Context, log *slog.Logger, in component.Input, all 
 	own := net.JoinHostPort("127.0.0.1", strconv.Itoa(in.Config.Spec.API.Port))
 	w, err := ask(ctx, in, []string{own, in.Server}, requests)
 	if err != nil {
-		return pki.Report{}, fmt.Errorf("renewing certificates: %w", err)
+		return pki.Report{}, fmt.Errorf("asking the cluster for certificates: %w", err)
 	}
-	if err := requests.Install(ctx, in.Paths, w.CA, w.Certificates); err != nil {
-		return pki.Report{}, err
+	if len(issued) > 0 {
+		if err := requests.Install(ctx, in.Paths, w.CA, w.Certificates); err != nil {
+			return pki.Report{}, err
+		}
+		if err := kubeconfigs(ctx, d.log, in); err != nil {
+			return pki.Report{}, err
+		}
 	}
-	return memberReport(in, issued), kubeconfigs(ctx, log, in)
+	return memberReport(in, issued), d.noteSettings(in, w)
+}
+
+// noteSettings keeps what the cluster says now for the next start, and tells when this one is another.
+func (d *Daemon) noteSettings(in component.Input, w join.Welcome) error {
+	b, err := json.Marshal(kept{Server: in.Server, Servers: w.Servers, Settings: w.Settings})
+	if err != nil {
+		return err
+	}
+	if err := writeIfChanged(in.Paths.Agent(), append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("keeping what this node knows of its cluster: %w", err)
+	}
+	var differ []string
+	for path, ours := range config.Shared(in.Config) {
+		if theirs, ok := w.Settings[path]; ok && !bytes.Equal(ours, theirs) {
+			differ = append(differ, fmt.Sprintf("%s is %s here and %s there", path, ours, theirs))
+		}
+	}
+	slices.Sort(differ)
+	var problems []health.Problem
+	if len(differ) > 0 {
+		problems = append(problems, health.New(health.SettingsChanged, "the cluster has other settings than this node runs with: %s", strings.Join(differ, "; ")))
+	}
+	d.board.Report("settings", problems)
+	return nil
 }
 
 // asMember lets a plan that is only printed be that of the node's cluster, if it has joined one.
@@ -296,5 +342,5 @@ func asMember(in *component.Input) error {
 		return err
 	}
 	in.Server = m.kept.Server
-	return config.Adopt(&in.Config, m.kept.Settings)
+	return adopt(in, m.kept.Settings)
 }

@@ -17,6 +17,7 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/kubeconfig"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
@@ -47,6 +48,9 @@ func joined(t *testing.T, in component.Input, at time.Time) {
 	}
 	ca, err := pki.OpenAuthority(server)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.Identity(in.Paths); err != nil {
 		t.Fatal(err)
 	}
 	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
@@ -101,6 +105,59 @@ func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
 	}
 	if _, err := os.Stat(in.Paths.AdminKubeconfig()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an agent has an administrator's kubeconfig: %v", err)
+	}
+}
+
+func TestANodeWithAnotherAddressStartsWithoutAServer(t *testing.T) {
+	in := agentInput(t)
+	joined(t, in, time.Now())
+	in.Facts.NodeIP = netip.MustParseAddr("10.0.0.77")
+	if _, err := agentDaemon().join(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	due := pki.DueOf(in.Paths, pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP), time.Now())
+	if len(due.Changes) != 1 || due.Changes[0].Name != pki.KubeletServing {
+		t.Errorf("due %+v", due)
+	}
+}
+
+func TestSettingsThatHaveChangedAreKeptForTheNextStartAndTold(t *testing.T) {
+	in := agentInput(t)
+	joined(t, in, time.Now())
+	d := agentDaemon()
+	if _, err := d.join(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	now := in.Config
+	now.Spec.Network.Backend = "vxlan"
+	if err := d.noteSettings(in, join.Welcome{Servers: []string{"10.0.0.2:6443"}, Settings: config.Shared(now)}); err != nil {
+		t.Fatal(err)
+	}
+	problems := d.board.List()
+	if len(problems) != 1 || problems[0].Code != health.SettingsChanged || !strings.Contains(problems[0].Text, `spec.network.backend is "host-gw" here and "vxlan" there`) {
+		t.Errorf("problems %+v", problems)
+	}
+	again := agentInput(t)
+	again.Paths = in.Paths
+	if _, err := d.join(t.Context(), &again); err != nil || again.Config.Spec.Network.Backend != "vxlan" {
+		t.Errorf("the next start: %v, backend %s", err, again.Config.Spec.Network.Backend)
+	}
+}
+
+func TestSettingsNoNodeCanHaveAreRefused(t *testing.T) {
+	in := agentInput(t)
+	joined(t, in, time.Now())
+	settings := config.Shared(config.Default())
+	settings["spec.network.podCIDR"] = []byte(`"nonsense"`)
+	b, err := json.Marshal(kept{Server: "10.0.0.1:6443", Settings: settings})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in.Paths.Agent(), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := agentDaemon().join(t.Context(), &in); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -144,7 +144,7 @@ func clients(in component.Input) map[string]string {
 	if in.Config.Spec.Worker() {
 		m["kubelet"] = pki.KubeletClient
 		m["kube-proxy"] = pki.KubeProxyClient
-		m["flannel"] = pki.FlannelClient
+		m["flannel"] = pki.KubeletClient // it writes to its own node only
 	}
 	return m
 }

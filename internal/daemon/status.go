@@ -69,6 +69,9 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.board.Report("images", imageProblems(in))
 	d.board.Report("encryption files", d.encryptionProblems())
 	d.board.Report("kine", database)
+	if !spec.ControlPlane() && readyAt != nil {
+		d.board.Report("servers", serversAway(s.Components))
+	}
 	s.Problems = d.board.List()
 	switch {
 	case stopped != nil:
@@ -81,6 +84,16 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		s.State = control.Degraded
 	}
 	return s
+}
+
+// serversAway tells that no server answers a node that runs.
+func serversAway(all []control.Component) []health.Problem {
+	for _, c := range all {
+		if c.Name == "balancer" && c.State == string(supervise.Degraded) {
+			return []health.Problem{health.New(health.ServersAway, "no server of the cluster answers; the pods of this node go on")}
+		}
+	}
+	return nil
 }
 
 // components are those of this node with what is known about each. Before anything can be started they wait

@@ -68,6 +68,7 @@ const (
 	NodeNotReady       Code = "node-not-ready"
 	ServersAway        Code = "servers-away"
 	JoinClosed         Code = "join-closed"
+	SettingsChanged    Code = "settings-changed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
 	CheckFailed        Code = "check-failed"
@@ -152,6 +153,7 @@ func registry() []section {
 			{NodeNotReady, Error, "This node is registered but not ready.", "run: k1s kubectl describe node"},
 			{ServersAway, Error, "An agent cannot reach a server of its cluster. One that has joined before goes on with its pods; a new one waits.", "check that the servers run (k1s status) and that this machine reaches port 6443 of one of them"},
 			{JoinClosed, Error, "Machines that want to join this server are not answered. Nodes that have joined are not concerned, until they have to renew their certificates.", "look at k1s' own log, and restart k1s"},
+			{SettingsChanged, Warning, "The servers have settings now, such as the network backend, that this agent was not started with.", "restart k1s on this node: it takes the cluster's settings"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},

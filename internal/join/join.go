@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -152,6 +153,12 @@ type Binding struct {
 	Identity string
 	IP       netip.Addr
 	Since    time.Time
+	// Until is when the last certificate ends that was issued to it. Before that it may speak as the node.
+	Until time.Time
+	// Token is the ID of the token it came with.
+	Token string
+	// Version is the store's, of what was read.
+	Version string
 }
 
 func fingerprint(identity []byte) string {
@@ -159,52 +166,104 @@ func fingerprint(identity []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// settleIn is how long a node that joined may take to register itself before its name may go to another machine.
-const settleIn = 10 * time.Minute
-
-// claim decides who has a node's name.
-type claim struct {
-	bound  *Binding // nil: nobody
-	exists bool     // there is a Node of that name
+// Node is a node as the API has it.
+type Node struct {
+	Name      string
+	Addresses []netip.Addr
+	Ready     bool
 }
 
-// decide tells whether the machine with an identity may be the node; known tells that it has been let in before and
-// needs no token. Errors are of kind errs.Denied.
-func (c claim) decide(node, identity string, now time.Time) (known bool, err error) {
+// settleIn is how long a node that joined may take to register itself, with its address.
+const settleIn = 10 * time.Minute
+
+// claims are who has which name and address. They are all there is to decide by.
+type claims struct {
+	bindings []Binding
+	nodes    []Node
+}
+
+func (c claims) binding(node string) *Binding {
+	for i := range c.bindings {
+		if c.bindings[i].Node == node {
+			return &c.bindings[i]
+		}
+	}
+	return nil
+}
+
+func (c claims) node(name string) *Node {
+	for i := range c.nodes {
+		if c.nodes[i].Name == name {
+			return &c.nodes[i]
+		}
+	}
+	return nil
+}
+
+// name decides whether the machine with an identity may be the node; known tells that it has been let in before and
+// needs no token. A name goes to another machine only when nobody can speak as the node any more: it was removed (k1s
+// node remove), or its last certificate has ended and there is no such node. Errors are of kind errs.Denied.
+func (c claims) name(node, identity string, now time.Time) (known bool, err error) {
+	b := c.binding(node)
 	switch {
-	case c.bound != nil && c.bound.Identity == identity:
+	case b != nil && b.Identity == identity:
 		return true, nil
-	case c.bound == nil && !c.exists:
+	case b == nil && c.node(node) == nil:
 		return false, nil
-	case c.bound != nil && !c.exists && now.Sub(c.bound.Since) > settleIn:
-		return false, nil // its node was deleted
+	case b != nil && c.node(node) == nil && now.After(b.Until):
+		return false, nil
 	}
 	return false, errs.Hint(errs.New(errs.Denied, "the name %s belongs to another machine of this cluster", node),
 		"give this machine another name (--node-name); if it takes the place of the other one, which is gone, run on a server: k1s node remove %s", node)
 }
 
-var nodeNameRE = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+// address decides whether a node may have an address: not while another one is there with it, because servers know
+// kubelets by their addresses.
+func (c claims) address(node string, ip netip.Addr, now time.Time) error {
+	taken := func(by string) error {
+		return errs.Hint(errs.New(errs.Denied, "the address %s is that of node %s, which is there", ip, by),
+			"set spec.node.ip (--node-ip); if that node is gone, run on a server: k1s node remove %s", by)
+	}
+	for _, n := range c.nodes {
+		if n.Name != node && n.Ready && slices.Contains(n.Addresses, ip) {
+			return taken(n.Name)
+		}
+	}
+	for _, b := range c.bindings {
+		if b.Node != node && b.IP == ip && c.node(b.Node) == nil && now.Sub(b.Since) < settleIn {
+			return taken(b.Node)
+		}
+	}
+	return nil
+}
+
+// A node's name is a DNS subdomain (RFC 1123), as the API wants it.
+var nodeNameRE = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$`)
 
 // maxNodeName leaves room for a prefix within the 253 characters of a name in the API.
 const maxNodeName = 240
 
-// check finds what is wrong with a request by itself. reserved are the names and addresses in certificates of servers,
-// with which a node could pass for one.
-func (r Request) check(reserved []string, private []netip.Prefix) error {
+// check finds what is wrong with a request by itself, and brings its address into the form in which addresses are
+// compared. reserved are the names and addresses in certificates of servers, with which a node could pass for one; domain
+// is that of the cluster.
+func (r *Request) check(reserved []string, private []netip.Prefix, domain string) error {
 	bad := func(format string, a ...any) error {
 		return errs.New(errs.Invalid, "this machine cannot join: "+format, a...)
 	}
+	r.IP = r.IP.Unmap().WithZone("")
 	switch {
 	case len(r.Node) > maxNodeName || !nodeNameRE.MatchString(r.Node):
-		return errs.Hint(bad("%q cannot be the name of a node", r.Node), "set spec.node.name (--node-name)")
-	case !r.IP.IsValid() || r.IP.IsUnspecified() || r.IP.IsLoopback() || r.IP.IsMulticast() || r.IP.IsLinkLocalUnicast():
+		return errs.Hint(bad("%q cannot be the name of a node", shorten(r.Node)), "set spec.node.name (--node-name)")
+	case !r.IP.IsValid() || r.IP.IsUnspecified() || r.IP.IsLoopback() || r.IP.IsMulticast() || r.IP.IsLinkLocalUnicast() || r.IP == broadcast:
 		return errs.Hint(bad("%s is no address at which servers can reach it", r.IP), "set spec.node.ip (--node-ip)")
+	case strings.HasSuffix(r.Node, ".svc") || strings.HasSuffix(r.Node, "."+domain):
+		return errs.Hint(bad("the name %s is one of the cluster's services", r.Node), "set spec.node.name (--node-name)")
 	}
 	for _, n := range reserved {
-		if strings.EqualFold(n, r.Node) {
+		if rest, wild := strings.CutPrefix(n, "*."); strings.EqualFold(n, r.Node) || wild && strings.HasSuffix(r.Node, "."+strings.ToLower(rest)) {
 			return errs.Hint(bad("the name %s is that of a server, or of the API itself", r.Node), "set spec.node.name (--node-name)")
 		}
-		if a, err := netip.ParseAddr(n); err == nil && a.Unmap() == r.IP.Unmap() {
+		if a, err := netip.ParseAddr(n); err == nil && a.Unmap().WithZone("") == r.IP {
 			return errs.Hint(bad("the address %s is that of a server, or of the API itself", r.IP), "set spec.node.ip (--node-ip)")
 		}
 	}
@@ -216,6 +275,16 @@ func (r Request) check(reserved []string, private []netip.Prefix) error {
 	return nil
 }
 
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// shorten keeps what a stranger sends from filling logs.
+func shorten(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
+}
+
 // Skew tells whether a kubelet may join an API server of another version: the same minor version or up to three older
 // ones, as upstream's version skew policy says (https://kubernetes.io/releases/version-skew-policy/).
 func Skew(kubelet, server string) error {
@@ -223,11 +292,11 @@ func Skew(kubelet, server string) error {
 	s, serr := minor(server)
 	switch {
 	case kerr != nil || serr != nil:
-		return errs.New(errs.Invalid, "the versions of Kubernetes %q and %q cannot be compared", kubelet, server)
+		return errs.New(errs.Invalid, "the versions of Kubernetes %q and %q cannot be compared", shorten(kubelet), server)
 	case k > s:
-		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is newer than the servers' %s", kubelet, server), "upgrade the servers first, or use the k1s they have")
+		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is newer than the servers' %s", shorten(kubelet), server), "upgrade the servers first, or use the k1s they have")
 	case s-k > 3:
-		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is too old for the servers' %s", kubelet, server), "use the k1s the servers have")
+		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is too old for the servers' %s", shorten(kubelet), server), "use the k1s the servers have")
 	}
 	return nil
 }

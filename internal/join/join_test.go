@@ -10,9 +10,13 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,7 +34,8 @@ type memory struct {
 	mu       sync.Mutex
 	tokens   map[string]token.Record
 	bindings map[string]Binding
-	nodes    map[string]bool
+	nodes    map[string]Node
+	version  int
 	broken   error
 }
 
@@ -44,27 +49,30 @@ func (m *memory) Token(_ context.Context, id string) (token.Record, error) {
 	return r, m.broken
 }
 
-func (m *memory) Binding(_ context.Context, node string) (Binding, error) {
+func (m *memory) Bindings(context.Context) ([]Binding, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	b, ok := m.bindings[node]
-	if !ok {
-		return b, errs.New(errs.NotFound, "no binding")
-	}
-	return b, nil
+	return slices.Collect(maps.Values(m.bindings)), nil
 }
 
-func (m *memory) Bind(_ context.Context, b Binding, old *Binding) error {
+func (m *memory) Bind(_ context.Context, b Binding) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if now, ok := m.bindings[b.Node]; ok && (old == nil || now.Identity != old.Identity) {
+	if m.bindings[b.Node].Version != b.Version {
 		return errs.New(errs.Exists, "somebody was faster")
 	}
+	m.version++
+	b.Version = strconv.Itoa(m.version)
 	m.bindings[b.Node] = b
 	return nil
 }
 
-func (m *memory) NodeExists(_ context.Context, node string) (bool, error) { return m.nodes[node], nil }
+func (m *memory) Nodes(context.Context) ([]Node, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.nodes)), nil
+}
+
 func (m *memory) Servers(context.Context) ([]string, error) {
 	return []string{"10.0.0.1:6443", "10.0.0.2:6443"}, nil
 }
@@ -81,7 +89,7 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{
-		memory: &memory{tokens: map[string]token.Record{}, bindings: map[string]Binding{}, nodes: map[string]bool{}},
+		memory: &memory{tokens: map[string]token.Record{}, bindings: map[string]Binding{}, nodes: map[string]Node{}},
 		paths:  paths.Paths{Data: t.TempDir()}, now: time.Now(),
 	}
 	_, err := pki.Ensure(t.Context(), pki.Request{
@@ -92,7 +100,11 @@ func newCluster(t *testing.T) *cluster {
 	}
 	c.server = &Server{
 		Store: c.memory, Authority: func() (Authority, error) { return pki.OpenAuthority(c.paths) },
-		Settings: config.Shared(config.Default()), Reserved: func() ([]string, error) { return pki.Names(c.paths, pki.APIServer) },
+		Settings: config.Shared(config.Default()), Reserved: func() ([]string, error) {
+			names, err := pki.Names(c.paths, pki.APIServer)
+			return append(names, "*.example.com", "fd00::1"), err
+		},
+		CA: func() ([]byte, error) { return os.ReadFile(pki.CertFile(c.paths, pki.CA)) }, Domain: "cluster.local",
 		Private: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}, Kubernetes: "v1.36.3",
 		Now: func() time.Time { return c.now }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
@@ -129,6 +141,7 @@ type machine struct {
 	identity crypto.Signer
 	requests pki.Requests
 	req      Request
+	joined   bool
 }
 
 func newMachine(t *testing.T, name string) *machine {
@@ -149,7 +162,15 @@ func newMachine(t *testing.T, name string) *machine {
 func (m *machine) join(t *testing.T, c *cluster, tok *token.Token) (Welcome, error) {
 	t.Helper()
 	ca, _ := pki.ReadCA(m.paths)
-	return Client{Server: c.addr, CA: ca}.Ask(t.Context(), m.identity, m.req, tok)
+	if tok == nil && m.joined { // it would have installed what it was given
+		var err error
+		if ca, err = pki.ReadCA(c.paths); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := Client{Server: c.addr, CA: ca}.Ask(t.Context(), m.identity, m.req, tok)
+	m.joined = m.joined || err == nil
+	return w, err
 }
 
 func TestAMachineBecomesANodeAndRenewsItsCertificatesWithoutAToken(t *testing.T) {
@@ -233,30 +254,40 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 	wrong := *good
 	wrong.Secret = revoked.Secret
 	expired := c.token(t, token.Agent, -time.Minute)
-	c.nodes["registered"] = true
+	c.nodes["registered"] = Node{Name: "registered"}
+	c.nodes["ready"] = Node{Name: "ready", Ready: true, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.44")}}
 	for name, tc := range map[string]struct {
 		tok    *token.Token
 		change func(*Request)
 		kind   errs.Kind
 		want   string
 	}{
-		"no token at all":          {nil, nil, errs.Invalid, "neither a token nor the CA"},
-		"a wrong secret":           {&wrong, nil, errs.Denied, "its secret is not"},
-		"an expired token":         {expired, nil, errs.Denied, "expired on"},
-		"a revoked token":          {revoked, nil, errs.Denied, "not known"},
-		"another cluster's token":  {other.token(t, token.Agent, time.Hour), nil, errs.Denied, "not a server of the cluster"},
-		"a server's token":         {c.token(t, token.Server, time.Hour), nil, errs.Denied, "not as agent"},
-		"a node that is there":     {good, func(r *Request) { r.Node = "registered" }, errs.Denied, "belongs to another machine"},
-		"the API's name":           {good, func(r *Request) { r.Node = "kubernetes" }, errs.Invalid, "that of a server"},
-		"a server's name":          {good, func(r *Request) { r.Node = "server-0" }, errs.Invalid, "that of a server"},
-		"a server's address":       {good, func(r *Request) { r.IP = netip.MustParseAddr("10.0.0.1") }, errs.Invalid, "that of a server"},
-		"a pod's address":          {good, func(r *Request) { r.IP = netip.MustParseAddr("10.42.1.1") }, errs.Invalid, "pods or services"},
-		"loopback":                 {good, func(r *Request) { r.IP = netip.MustParseAddr("127.0.0.1") }, errs.Invalid, "no address"},
-		"no name":                  {good, func(r *Request) { r.Node = "../x" }, errs.Invalid, "cannot be the name"},
-		"a newer Kubernetes":       {good, func(r *Request) { r.Kubernetes = "v1.37.0" }, errs.Denied, "newer than the servers"},
-		"a much older Kubernetes":  {good, func(r *Request) { r.Kubernetes = "v1.32.9" }, errs.Denied, "too old"},
-		"a certificate of another": {good, func(r *Request) { r.CSRs = map[string][]byte{pki.AdminClient: r.CSRs[pki.KubeletClient]} }, errs.Invalid, "no certificate"},
-		"a role that is none":      {good, func(r *Request) { r.Role = "admin" }, errs.Unsupported, "not possible"},
+		"no token at all":                      {nil, nil, errs.Invalid, "neither a token nor the CA"},
+		"a wrong secret":                       {&wrong, nil, errs.Denied, "its secret is not"},
+		"an expired token":                     {expired, nil, errs.Denied, "expired on"},
+		"a revoked token":                      {revoked, nil, errs.Denied, "not known"},
+		"another cluster's token":              {other.token(t, token.Agent, time.Hour), nil, errs.Denied, "not a server of the cluster"},
+		"a server's token":                     {c.token(t, token.Server, time.Hour), nil, errs.Denied, "not as agent"},
+		"a node that is there":                 {good, func(r *Request) { r.Node = "registered" }, errs.Denied, "belongs to another machine"},
+		"the API's name":                       {good, func(r *Request) { r.Node = "kubernetes" }, errs.Invalid, "that of a server"},
+		"a server's name":                      {good, func(r *Request) { r.Node = "server-0" }, errs.Invalid, "that of a server"},
+		"a server's address":                   {good, func(r *Request) { r.IP = netip.MustParseAddr("10.0.0.1") }, errs.Invalid, "that of a server"},
+		"a pod's address":                      {good, func(r *Request) { r.IP = netip.MustParseAddr("10.42.1.1") }, errs.Invalid, "pods or services"},
+		"loopback":                             {good, func(r *Request) { r.IP = netip.MustParseAddr("127.0.0.1") }, errs.Invalid, "no address"},
+		"a service's address, in another form": {good, func(r *Request) { r.IP = netip.MustParseAddr("::ffff:10.43.0.10") }, errs.Invalid, "pods or services"},
+		"a server's address, with a zone":      {good, func(r *Request) { r.IP = netip.MustParseAddr("fd00::1%eth0") }, errs.Invalid, "that of a server"},
+		"everybody's address":                  {good, func(r *Request) { r.IP = netip.MustParseAddr("255.255.255.255") }, errs.Invalid, "no address"},
+		"a name below one of the API's":        {good, func(r *Request) { r.Node = "api.example.com" }, errs.Invalid, "that of a server"},
+		"a service's name":                     {good, func(r *Request) { r.Node = "metrics-server.kube-system.svc" }, errs.Invalid, "services"},
+		"a service's whole name":               {good, func(r *Request) { r.Node = "a.b.svc.cluster.local" }, errs.Invalid, "services"},
+		"an empty label":                       {good, func(r *Request) { r.Node = "a..b" }, errs.Invalid, "cannot be the name"},
+		"a very long name":                     {good, func(r *Request) { r.Node = strings.Repeat("a", 40000) }, errs.Invalid, "aaa…"},
+		"the address of a node that is there":  {good, func(r *Request) { r.IP = netip.MustParseAddr("10.0.0.44") }, errs.Denied, "is that of node ready"},
+		"no name":                              {good, func(r *Request) { r.Node = "../x" }, errs.Invalid, "cannot be the name"},
+		"a newer Kubernetes":                   {good, func(r *Request) { r.Kubernetes = "v1.37.0" }, errs.Denied, "newer than the servers"},
+		"a much older Kubernetes":              {good, func(r *Request) { r.Kubernetes = "v1.32.9" }, errs.Denied, "too old"},
+		"a certificate of another":             {good, func(r *Request) { r.CSRs = map[string][]byte{pki.AdminClient: r.CSRs[pki.KubeletClient]} }, errs.Invalid, "no certificate"},
+		"a role that is none":                  {good, func(r *Request) { r.Role = "admin" }, errs.Unsupported, "not possible"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, "agent-9")
@@ -266,6 +297,9 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 			w, err := m.join(t, c, tc.tok)
 			if !errs.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v (kind %v), want %q", err, errs.KindOf(err), tc.want)
+			}
+			if err != nil && len(err.Error()) > 400 {
+				t.Errorf("%d bytes are told", len(err.Error()))
 			}
 			if len(w.Certificates) > 0 {
 				t.Error("it has certificates")
@@ -280,30 +314,90 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 func TestANameStaysWithItsMachine(t *testing.T) {
 	c := newCluster(t)
 	first, second := newMachine(t, "agent-0"), newMachine(t, "agent-0")
-	tok := c.token(t, token.Agent, 24*time.Hour)
+	tok := c.token(t, token.Agent, 400*24*time.Hour)
 	if _, err := first.join(t, c, tok); err != nil {
 		t.Fatal(err)
 	}
-	c.nodes["agent-0"] = true
-	if _, err := second.join(t, c, tok); !errs.Is(err, errs.Denied) || !strings.Contains(err.Error(), "belongs to another machine") {
-		t.Errorf("a second machine: %v", err)
+	refused := func(when string) {
+		t.Helper()
+		if _, err := second.join(t, c, tok); !errs.Is(err, errs.Denied) || !strings.Contains(err.Error(), "belongs to another machine") {
+			t.Errorf("a second machine %s: %v", when, err)
+		}
 	}
-	// Just joined, and not registered yet: as much its own.
-	c.nodes["agent-0"] = false
-	if _, err := second.join(t, c, tok); !errs.Is(err, errs.Denied) {
-		t.Errorf("a second machine in the first one's first minutes: %v", err)
+	refused("before the first one is registered")
+	c.nodes["agent-0"] = Node{Name: "agent-0", Ready: true}
+	refused("while the first one is there")
+	delete(c.nodes, "agent-0")
+	c.now = c.now.Add(20 * 24 * time.Hour)
+	refused("after somebody deleted the node, whose machine has certificates still")
+	if _, err := first.join(t, c, nil); err != nil {
+		t.Errorf("the first machine, which comes back: %v", err)
 	}
-	// The node was deleted: the name is free for whoever has a token, and lost to the first machine.
-	c.now = c.now.Add(settleIn + time.Minute)
+	c.now = c.now.Add(20 * 24 * time.Hour)
+	refused("because certificates that were renewed last longer")
+	c.now = c.now.Add(20 * 24 * time.Hour)
 	if _, err := second.join(t, c, nil); err == nil {
 		t.Error("the name was taken without a token")
 	}
 	if _, err := second.join(t, c, tok); err != nil {
-		t.Errorf("after the node was deleted: %v", err)
+		t.Errorf("after the last certificate has ended: %v", err)
 	}
-	c.nodes["agent-0"] = true
-	if _, err := first.join(t, c, nil); !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.Denied) {
+	c.nodes["agent-0"] = Node{Name: "agent-0"}
+	if _, err := first.join(t, c, tok); !errs.Is(err, errs.Denied) {
 		t.Errorf("the first machine comes back: %v", err)
+	}
+	// Removed on purpose: free at once.
+	delete(c.nodes, "agent-0")
+	delete(c.bindings, "agent-0")
+	if _, err := first.join(t, c, tok); err != nil {
+		t.Errorf("after the node was removed: %v", err)
+	}
+}
+
+func TestAnAddressStaysWithItsNodeForAsLongAsThatIsThere(t *testing.T) {
+	c := newCluster(t)
+	victim, thief := newMachine(t, "agent-0"), newMachine(t, "agent-1")
+	tok := c.token(t, token.Agent, time.Hour)
+	if _, err := victim.join(t, c, tok); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if w, err := thief.join(t, c, tok); !errs.Is(err, errs.Denied) || !strings.Contains(err.Error(), "is that of node agent-0") || len(w.Certificates) > 0 {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	refused("before the other one is registered")
+	c.nodes["agent-0"] = Node{Name: "agent-0", Ready: true, Addresses: []netip.Addr{victim.req.IP}}
+	c.now = c.now.Add(time.Hour / 2)
+	refused("while the other one is there")
+	own := netip.MustParseAddr("10.0.0.31")
+	thief.req.IP = own
+	if _, err := thief.join(t, c, tok); err != nil {
+		t.Fatal(err)
+	}
+	thief.req.IP = netip.MustParseAddr("::ffff:10.0.0.30")
+	refused("as one that has joined, in another form")
+	if c.bindings["agent-1"].IP != own {
+		t.Errorf("kept %v", c.bindings["agent-1"].IP)
+	}
+	// The whole site was off, and the addresses were given out anew.
+	c.nodes["agent-0"] = Node{Name: "agent-0", Addresses: []netip.Addr{victim.req.IP}}
+	if _, err := thief.join(t, c, nil); err != nil || c.bindings["agent-1"].IP != victim.req.IP {
+		t.Errorf("with the address of a node that is not there: %v", err)
+	}
+}
+
+func TestWhoOnlyAsksWhatHasChangedGetsNoCertificates(t *testing.T) {
+	c, m := newCluster(t), newMachine(t, "agent-0")
+	if _, err := m.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	before := c.bindings["agent-0"]
+	m.req.CSRs = nil
+	w, err := m.join(t, c, nil)
+	if err != nil || len(w.Certificates) != 0 || len(w.Servers) != 2 || len(w.Settings) == 0 || c.bindings["agent-0"] != before {
+		t.Errorf("%+v, %v", w, err)
 	}
 }
 
@@ -412,6 +506,7 @@ func TestAnAnswerThatDoesNotFitIsNotInstalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign := newMachine(t, "agent-1")
+	foreign.req.IP = netip.MustParseAddr("10.0.0.31")
 	fw, err := foreign.join(t, c, c.token(t, token.Agent, time.Hour))
 	if err != nil {
 		t.Fatal(err)

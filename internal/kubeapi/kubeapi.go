@@ -58,6 +58,7 @@ func NewNamed(server, name, caFile, certFile, keyFile string) (*Client, error) {
 // Node is the little we read of a node.
 type Node struct {
 	Metadata struct {
+		Name   string            `json:"name"`
 		Labels map[string]string `json:"labels"`
 	} `json:"metadata"`
 	Spec struct {
@@ -66,7 +67,11 @@ type Node struct {
 	} `json:"spec"`
 	Status struct {
 		Conditions []Condition `json:"conditions"`
-		NodeInfo   struct {
+		Addresses  []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
+		NodeInfo struct {
 			KubeletVersion          string `json:"kubeletVersion"`
 			ContainerRuntimeVersion string `json:"containerRuntimeVersion"`
 		} `json:"nodeInfo"`
@@ -152,6 +157,13 @@ func (c *Client) LabelNode(ctx context.Context, name, key, value string) error {
 		return err
 	}
 	return c.do(ctx, http.MethodPatch, "/api/v1/nodes/"+url.PathEscape(name), patch, &struct{}{})
+}
+
+// Nodes lists all nodes, from the datastore itself.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	var list page[Node]
+	err := c.get(ctx, "/api/v1/nodes", &list)
+	return list.Items, err
 }
 
 // DeleteNode removes a node from the cluster. An error of kind errs.NotFound says that it is not there.

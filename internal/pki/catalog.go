@@ -38,7 +38,6 @@ const (
 	KubeletClient            = "kubelet-client"
 	KubeletServing           = "kubelet-serving"
 	KubeProxyClient          = "kube-proxy-client"
-	FlannelClient            = "flannel-client"
 	AddonManagerClient       = "addon-manager-client"
 	AdminClient              = "admin-client"
 	DaemonClient             = "daemon-client"
@@ -188,7 +187,6 @@ func workerLeaves(node string, ip netip.Addr) []Leaf {
 			DNSNames: []string{node}, IPs: []netip.Addr{ip}, Server: true,
 		},
 		client(KubeProxyClient, "system:kube-proxy"),
-		client(FlannelClient, "system:k1s:flannel"),
 	}
 }
 

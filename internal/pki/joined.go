@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/durable"
@@ -129,6 +130,8 @@ func ReadCA(p paths.Paths) (*x509.Certificate, error) { return readCert(CertFile
 type Due struct {
 	Changes []Change
 	// Usable tells that all certificates are still good, and only come to their end.
+	// A serving certificate for an address the node had before counts as good: pods run, and only logs and exec wait for
+	// the new one.
 	Usable bool
 	// RenewAt is when the first of them is due, if none is now.
 	RenewAt time.Time
@@ -146,7 +149,8 @@ func DueOf(p paths.Paths, leaves []Leaf, now time.Time) Due {
 		reason, cert, due := assess(l, pair{cert: readFile(CertFile(p, l.Name)), key: readFile(KeyFile(p, l.Name))}, ca, now)
 		switch {
 		case reason != "":
-			d.Changes, d.Usable = append(d.Changes, Change{l.Name, reason}), d.Usable && due
+			moved := cert != nil && l.Server && strings.HasPrefix(reason, namesDiffer) && now.Before(cert.NotAfter)
+			d.Changes, d.Usable = append(d.Changes, Change{l.Name, reason}), d.Usable && (due || moved)
 		case d.RenewAt.IsZero() || renewAt(cert).Before(d.RenewAt):
 			d.RenewAt = renewAt(cert)
 		}

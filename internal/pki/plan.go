@@ -223,6 +223,9 @@ func (p *plan) planServiceAccount(r Request, have state) error {
 	return nil
 }
 
+// namesDiffer begins the reason of a certificate that is for other names than wanted.
+const namesDiffer = "names differ: "
+
 // assess tells why a leaf has to be issued, "" if it is good. due is true when it is still good but
 // comes to its end.
 func assess(l Leaf, on pair, ca *x509.Certificate, now time.Time) (reason string, cert *x509.Certificate, due bool) {
@@ -251,7 +254,7 @@ func assess(l Leaf, on pair, ca *x509.Certificate, now time.Time) (reason string
 	case have.CommonName != l.CommonName || !slices.Equal(have.Organizations, l.Organizations):
 		return fmt.Sprintf("subject differs: %s%v, want %s%v", have.CommonName, have.Organizations, l.CommonName, l.Organizations), cert, false
 	case !slices.Equal(have.DNSNames, l.DNSNames) || !slices.Equal(have.IPs, l.IPs):
-		return "names differ: " + difference(have, l), cert, false
+		return namesDiffer + difference(have, l), cert, false
 	case have.Server != l.Server || have.Client != l.Client:
 		return "usage differs", cert, false
 	case now.Before(cert.NotBefore):

@@ -1,8 +1,10 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -10,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
 
@@ -21,6 +24,13 @@ import (
 // maxJoining bounds how many machines are talked to at a time: they come before authentication, and so before upstream's
 // own limits.
 const maxJoining = 32
+
+// A request is read before it takes one of the places, so that who sends slowly takes none.
+const (
+	maxRequest  = 64 << 10
+	readLimit   = 3 * time.Second
+	answerLimit = 20 * time.Second
+)
 
 // serveJoining lets machines that join talk to the daemon at the API's port. They have no credentials yet that the API
 // server knows, so their requests go past its handlers.
@@ -44,8 +54,9 @@ func joining(next http.Handler, socket string) http.Handler {
 			r.SetXForwarded() // replaces what the client says of itself
 		},
 		Transport: &http.Transport{
-			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
-			DisableKeepAlives: true, // machines join seldom
+			DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+			DisableKeepAlives:     true, // machines join seldom
+			ResponseHeaderTimeout: answerLimit,
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			slog.Warn("a machine that joins cannot be answered", "from", r.RemoteAddr, "err", err)
@@ -58,6 +69,16 @@ func joining(next http.Handler, socket string) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
+		// An error says that it cannot be limited, as in tests without a connection.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readLimit))
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
+		if err != nil {
+			w.Header().Set("Connection", "close")
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		select {
 		case places <- struct{}{}:
 			defer func() { <-places }()

@@ -1,6 +1,8 @@
 package apiserver
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -79,6 +81,34 @@ func TestMachinesThatJoinReachTheDaemonAndOthersTheAPI(t *testing.T) {
 			t.Errorf("%s: %d %q", path, code, body)
 		}
 	}
+}
+
+func TestARequestThatIsTooLargeOrNeverEndsIsNotPassedOn(t *testing.T) {
+	socket, _, _ := joinDaemon(t)
+	srv := httptest.NewServer(joining(http.NotFoundHandler(), socket))
+	defer srv.Close()
+	for name, body := range map[string]io.Reader{"too large": bytes.NewReader(make([]byte, maxRequest+1)), "without end": endless{t.Context()}} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+join.Prefix+"node", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			continue // closed on: as good
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %d", name, resp.StatusCode)
+		}
+	}
+}
+
+// endless is a body that has begun and goes on never.
+type endless struct{ ctx context.Context }
+
+func (e endless) Read([]byte) (int, error) {
+	<-e.ctx.Done()
+	return 0, e.ctx.Err()
 }
 
 func TestADaemonThatIsAwayIsToldSoThatMachinesAskAgain(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 // Users of our own, as their certificates name them (package pki).
 const (
-	flannelUser       = "system:k1s:flannel"
+	nodesGroup        = "system:nodes"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 )
 
@@ -16,28 +16,26 @@ const (
 // when the API server is ready: as a manifest applied afterwards it would keep the pod network, and with
 // it the node, waiting.
 func own() rbacrest.PolicyData {
+	// flannel has its node's own identity: it keeps its lease in annotations of that node, and of that one only the node
+	// authorizer and NodeRestriction let it write. What it needs beside is to see the other nodes.
 	flannel := rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: "k1s:flannel"},
-		Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list", "watch"}},
-			// flannel keeps its lease in annotations, which it writes through the node's status.
-			{APIGroups: []string{""}, Resources: []string{"nodes/status"}, Verbs: []string{"patch"}},
-		},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list", "watch"}}},
 	}
 	return rbacrest.PolicyData{
 		ClusterRoles: []rbacv1.ClusterRole{flannel},
 		ClusterRoleBindings: []rbacv1.ClusterRoleBinding{
-			bind("k1s:flannel", flannel.Name, flannelUser),
+			bind("k1s:flannel", flannel.Name, rbacv1.GroupKind, nodesGroup),
 			// logs, exec, port-forward and metrics: what the API server asks kubelets.
-			bind("k1s:kubelet-api-admin", "system:kubelet-api-admin", kubeletClientUser),
+			bind("k1s:kubelet-api-admin", "system:kubelet-api-admin", rbacv1.UserKind, kubeletClientUser),
 		},
 	}
 }
 
-func bind(name, role, user string) rbacv1.ClusterRoleBinding {
+func bind(name, role, kind, subject string) rbacv1.ClusterRoleBinding {
 	return rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
 	}
 }

@@ -100,13 +100,7 @@ func (f *Fake) Create(ctx context.Context, n cluster.NodeSpec) (cluster.Node, er
 	if c == nil {
 		return cluster.Node{}, errs.New(errs.NotFound, "there is no cluster %q", n.Cluster)
 	}
-	n.Token = "" // no record keeps it
-	i := slices.IndexFunc(c.spec.Nodes, func(o cluster.NodeSpec) bool { return o.Name() == n.Name() })
-	if i < 0 {
-		c.spec.Nodes = append(c.spec.Nodes, n)
-	} else {
-		c.spec.Nodes[i] = n
-	}
+	c.spec.Keep(n)
 	if c.running[n.Name()] == 0 {
 		f.pid++
 		c.running[n.Name()] = f.pid

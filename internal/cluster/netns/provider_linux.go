@@ -92,7 +92,7 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return spec, errs.Hint(err, "run: k1s cluster delete %s", spec.Name)
 	}
-	spec.Nodes, spec.Cuts = old.Nodes, old.Cuts
+	spec.Nodes, spec.Cuts, spec.NextAgent = old.Nodes, old.Cuts, old.NextAgent
 	if !spec.Subnet.IsValid() {
 		spec.Subnet = cluster.DefaultSubnet
 	}
@@ -198,11 +198,7 @@ func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.N
 
 func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, node cluster.NodeSpec) error {
 	name := node.Name()
-	if i := slices.IndexFunc(spec.Nodes, func(n cluster.NodeSpec) bool { return n.Name() == name }); i >= 0 {
-		spec.Nodes[i] = node
-	} else {
-		spec.Nodes = append(spec.Nodes, node)
-	}
+	spec.Keep(node)
 	if err := writeRecord(l, *spec); err != nil {
 		return err
 	}
