@@ -89,7 +89,7 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 		r.Log.Info("group is ready", "group", g.Name, "after", time.Since(begin).Round(time.Millisecond), "memory", r.Memory.String())
 		owned.Go(func() {
 			if err := r.Timers.Follow(starting); err != nil {
-				r.Log.Warn("timers stay as they are", "err", err)
+				r.Log.Info("timers stay as they are", "err", err)
 			}
 		})
 		if err := r.Memory.Ready(starting); err != nil {
