@@ -7,8 +7,9 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// lists is a backend whose empty LISTs are true at the revision they name. Kine reads that revision after it has
-// found nothing, so what is written in between is in neither the LIST nor a watch that begins after it.
+// lists is a backend whose LISTs are true at the revision they name. Kine reads the revision of an empty one after it
+// has found nothing, and that of a page when it counts, afterwards, what is left: what is written in between is in
+// neither the LIST nor a watch that begins after it.
 type lists struct {
 	server.Backend
 }
@@ -28,4 +29,14 @@ func (l lists) List(ctx context.Context, key, end string, limit, revision int64,
 		at = min(at, before)
 	}
 	return at, found, err
+}
+
+// Count answers as the backend does. Of a given revision it names that one, not the present: kine takes it for the
+// revision of the page before.
+func (l lists) Count(ctx context.Context, key, end string, revision int64) (int64, int64, error) {
+	at, n, err := l.Backend.Count(ctx, key, end, revision)
+	if err == nil && revision != 0 {
+		at = min(at, revision)
+	}
+	return at, n, err
 }
