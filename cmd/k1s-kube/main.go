@@ -82,6 +82,7 @@ func run() error {
 		Table:  applets(),
 		Check:  probe.Check,
 		Memory: memory,
+		Timers: applet.DefaultTimers,
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}.Main}
 

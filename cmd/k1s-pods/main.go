@@ -4,22 +4,25 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
+	"k1s.io/k1s/internal/applets/applet"
 	"k1s.io/k1s/internal/applets/coredns"
 	"k1s.io/k1s/internal/applets/localpath"
 	"k1s.io/k1s/internal/applets/metricsserver"
 )
 
-type applet struct {
+type program struct {
 	name string
 	run  func(args []string) error // owns the process
 }
 
-var applets = []applet{
+var programs = []program{
 	{"coredns", coredns.Run},
 	{"local-path-helper", localpath.Helper},
 	{"local-path-provisioner", localpath.Run},
@@ -27,6 +30,9 @@ var applets = []applet{
 }
 
 func main() {
+	if err := tune(); err != nil {
+		end("k1s-pods", err)
+	}
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]
 	if run := find(name); run != nil {
 		end(name, run(args))
@@ -37,18 +43,38 @@ func main() {
 		}
 	}
 	fmt.Fprintln(os.Stderr, "usage: k1s-pods PROGRAM [ARGUMENTS], where PROGRAM is one of")
-	for _, a := range applets {
-		fmt.Fprintln(os.Stderr, "  "+a.name)
+	for _, p := range programs {
+		fmt.Fprintln(os.Stderr, "  "+p.name)
 	}
 	os.Exit(2)
 }
 
 func find(name string) func([]string) error {
-	i := slices.IndexFunc(applets, func(a applet) bool { return a.name == name })
+	i := slices.IndexFunc(programs, func(p program) bool { return p.name == name })
 	if i < 0 {
 		return nil
 	}
-	return applets[i].run
+	return programs[i].run
+}
+
+// started is when a program here counts as started, which none of them tells.
+const started = 5 * time.Second
+
+// tune puts the garbage collector's schedule into force, for as long as the process lives: the programs own it.
+func tune() error {
+	memory, err := applet.DefaultMemory.FromEnv(os.Getenv)
+	if err != nil {
+		return err
+	}
+	memory.Begin()
+	time.AfterFunc(started, func() {
+		ctx := context.Background()
+		if err := memory.Ready(ctx); err != nil {
+			fmt.Fprintf(os.Stderr, "keeping memory of the start: %v\n", err)
+		}
+		memory.Follow(ctx)
+	})
+	return nil
 }
 
 func end(name string, err error) {

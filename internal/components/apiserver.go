@@ -36,8 +36,16 @@ func apiserverReady(in component.Input) probe.Probe {
 	return probe.Probe{Kind: probe.HTTPS, Addr: apiAddr(in), Path: "/readyz?exclude=poststarthook/apiservice-discovery-controller"}
 }
 
-// sizeEstimate lets priority and fairness weigh a LIST by the size of what it returns.
-const sizeEstimate = "SizeBasedListCostEstimate"
+// withoutProgress are features of the API server that are switched off on a datastore that does not say on request how
+// far its watches are, which kine does not (it announces an etcd that could not).
+var withoutProgress = []string{
+	// Priority and fairness weighs a LIST by the size of what it returns. It waits for progress in vain and logs
+	// that it gave up, 40 times a minute.
+	"SizeBasedListCostEstimate",
+	// A watch begins with all objects. It makes every watch that names no revision wait for progress, 3 seconds
+	// and in vain, while one that asks for it is refused, and clients go back to LISTs.
+	"WatchList",
+}
 
 func apiserverSpec(in component.Input) (component.Spec, error) {
 	c, p := in.Config.Spec, in.Paths
@@ -115,13 +123,12 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("profiling", "false")
 	// Without it open watches keep a stopping server until it is killed, and the API is away for as long.
 	f.add("shutdown-watch-termination-grace-period", "2s")
-	if _, chosen := c.Gates[sizeEstimate]; !chosen && Engine(in).Kine() {
-		// It waits for progress notifications that kine does not send in time and logs that it gave up, 40 times a minute.
-		gates := maps.Clone(c.Gates)
-		if gates == nil {
-			gates = map[string]bool{}
+	if Engine(in).Kine() {
+		gates := map[string]bool{}
+		for _, gate := range withoutProgress {
+			gates[gate] = false
 		}
-		gates[sizeEstimate] = false
+		maps.Copy(gates, c.Gates)
 		in.Config.Spec.Gates = gates
 	}
 	f.gates(in)

@@ -5,6 +5,7 @@ package system
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,6 +30,28 @@ func TestKubectlLogsFollowsAPod(t *testing.T) {
 	}
 	if out := s.kubectl(t, "logs", "--tail=1", "counter"); out != "line 3\n" {
 		t.Errorf("the last line: %q", out)
+	}
+}
+
+// Many clients watch without a LIST before, the Python client's Watch among them.
+func TestAWatchThatNamesNoRevisionBeginsWithWhatIsThere(t *testing.T) {
+	t.Parallel()
+	s := shared(t).namespace(t, "watch")
+	s.kubectl(t, "create", "configmap", "there")
+	for range 2 {
+		s.kubectl(t, "create", "serviceaccount", "of-another-kind") // the database goes on, the kind that is watched does not
+		s.kubectl(t, "delete", "serviceaccount", "of-another-kind")
+		events := s.kubectl(t, "get", "--raw", "/api/v1/namespaces/"+s.ns+"/configmaps?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dthere")
+		var first struct {
+			Type   string
+			Object struct {
+				Message  string
+				Metadata struct{ Name string }
+			}
+		}
+		if err := json.NewDecoder(strings.NewReader(events)).Decode(&first); err != nil || first.Type != "ADDED" || first.Object.Metadata.Name != "there" {
+			t.Errorf("the watch begins with %+v, %v", first, err)
+		}
 	}
 }
 

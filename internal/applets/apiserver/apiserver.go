@@ -1,5 +1,6 @@
 // Package apiserver is upstream's kube-apiserver as an applet. It differs from upstream's program in when the
-// bootstrap objects are written, see bootstrap.go, and when OpenAPI documents are built, see openapi.go.
+// bootstrap objects are written, see bootstrap.go, when OpenAPI documents are built, see openapi.go, and how many
+// connections to the datastore it opens, see connections.go.
 package apiserver
 
 import (
@@ -21,9 +22,9 @@ import (
 	"k1s.io/k1s/internal/errs"
 )
 
-// EnvUpstreamHooks, when set to anything, leaves the bootstrap objects to upstream's own hooks and OpenAPI
-// to upstream's own installation. It is there for the baseline of the benchmarks only: k1s' own roles are
-// not written then.
+// EnvUpstreamHooks, when set to anything, leaves the bootstrap objects to upstream's own hooks, OpenAPI to
+// upstream's own installation, and lets every kind of object have its connection to the datastore. It is there for
+// the baseline of the benchmarks only: k1s' own roles are not written then.
 const EnvUpstreamHooks = "K1S_UPSTREAM_HOOKS"
 
 // Run takes upstream's flags. It returns when the server has been drained after ctx ended.
@@ -55,6 +56,17 @@ func Run(ctx context.Context, args []string) error {
 		return errs.As(errs.Usage, utilerrors.NewAggregate(problems))
 	}
 	klog.InfoS("Starting kube-apiserver", "version", utilversion.Get().GitVersion)
+	if os.Getenv(EnvUpstreamHooks) == "" {
+		closeConnections, err := shareConnections()
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err := closeConnections(); err != nil {
+				klog.ErrorS(err, "Connections to the datastore not closed")
+			}
+		}()
+	}
 	server, documents, err := chain(completed, documentInputs(registry))
 	if err != nil {
 		return err

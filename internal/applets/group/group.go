@@ -30,6 +30,8 @@ type Runner struct {
 	Check func(context.Context, probe.Probe) error
 	// Memory is put into force when Run begins and when all members are ready.
 	Memory applet.Memory
+	// Timers is put into force when all members are ready.
+	Timers applet.Timers
 	Log    *slog.Logger
 }
 
@@ -85,6 +87,11 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 			}
 		}
 		r.Log.Info("group is ready", "group", g.Name, "after", time.Since(begin).Round(time.Millisecond), "memory", r.Memory.String())
+		owned.Go(func() {
+			if err := r.Timers.Follow(starting); err != nil {
+				r.Log.Info("timers stay as they are", "err", err)
+			}
+		})
 		if err := r.Memory.Ready(starting); err != nil {
 			r.Log.Warn("keeping memory of the start", "err", err)
 		}

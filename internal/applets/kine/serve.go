@@ -55,7 +55,7 @@ func serve(ctx context.Context, s settings) error {
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+512<<10), // etcd's allowance for what is around a request
 		grpc.MaxSendMsgSize(math.MaxInt32))
-	register(g, server.New(backend, scheme, s.notifyInterval, s.version))
+	register(g, server.New(lists{backend}, scheme, s.notifyInterval, s.version))
 	watches := newWatchServer(backend, slog.Default())
 	etcdserverpb.RegisterWatchServer(g, watches)
 
