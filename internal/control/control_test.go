@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
 )
 
 // node is a Backend of fixed answers.
@@ -54,6 +55,17 @@ func (n *node) ChangeEncryption(_ context.Context, r EncryptionRequest) (Encrypt
 		return Encryption{}, errs.Hint(errs.New(errs.Exists, "enable is not finished"), "wait")
 	}
 	return Encryption{Change: &EncryptionChange{Action: r.Action, Stage: "adding"}}, nil
+}
+
+func (n *node) Datastore(context.Context) (Datastore, error) {
+	return Datastore{Place: migration.Place{Engine: "sqlite"}, Revision: 7}, nil
+}
+
+func (n *node) MoveDatastore(_ context.Context, r DatastoreRequest) (Datastore, error) {
+	if r.Endpoint != "postgres://k1s:secret@db/k1s" {
+		return Datastore{}, errs.New(errs.Invalid, "there is no such datastore")
+	}
+	return Datastore{Plan: &DatastorePlan{Kind: r.Action}}, nil
 }
 
 // serve runs a server on a socket that existed before, as after a crash.
@@ -100,6 +112,15 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if e, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "enable"}); err != nil || e.Change == nil || e.Change.Stage != "adding" {
 		t.Errorf("enabling %+v, %v", e, err)
+	}
+	if d, err := c.Datastore(t.Context()); err != nil || d.Engine != "sqlite" || d.Revision != 7 {
+		t.Errorf("Datastore: %+v, %v", d, err)
+	}
+	if d, err := c.MoveDatastore(t.Context(), DatastoreRequest{Action: migration.Migrate, Endpoint: "postgres://k1s:secret@db/k1s"}); err != nil || d.Plan == nil || d.Plan.Kind != migration.Migrate {
+		t.Errorf("MoveDatastore: %+v, %v", d, err)
+	}
+	if _, err := c.MoveDatastore(t.Context(), DatastoreRequest{}); !errs.Is(err, errs.Invalid) {
+		t.Errorf("MoveDatastore to nowhere: %v", err)
 	}
 	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
 		t.Errorf("rotating meanwhile: %v", err)
