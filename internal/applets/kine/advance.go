@@ -20,7 +20,7 @@ import (
 // Revisions that are passed over count as compacted, so that whoever watched another datastore up to one of them is
 // told to read everything again.
 func (s *settings) advance(ctx context.Context) error {
-	if s.minRevision <= 0 {
+	if s.minRevision <= 0 && s.Scheme != "nats" {
 		return nil
 	}
 	if err := s.advanceTo(ctx, s.minRevision); err != nil {
@@ -123,6 +123,10 @@ func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 		return err
 	}
 	state := stream.CachedInfo().State
+	if state.Msgs == 0 && state.LastSeq > 0 {
+		// Kine waits for the last message there was. That one is gone, e.g. because we were killed right here.
+		revision = max(revision, int64(state.LastSeq)+1)
+	}
 	if int64(state.LastSeq) >= revision {
 		return nil
 	}
