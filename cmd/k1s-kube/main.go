@@ -31,6 +31,7 @@ import (
 	"k1s.io/k1s/internal/applets/kubectl"
 	"k1s.io/k1s/internal/applets/kubelet"
 	"k1s.io/k1s/internal/applets/kubeproxy"
+	"k1s.io/k1s/internal/applets/migrate"
 	"k1s.io/k1s/internal/applets/scheduler"
 	"k1s.io/k1s/internal/applets/stoppods"
 	"k1s.io/k1s/internal/errs"
@@ -44,6 +45,7 @@ func applets() applet.Table {
 		"containerd":              {Run: containerd.Run},
 		"crictl":                  {Run: crictl.Run, Tool: true},
 		"ctr":                     {Run: ctr.Run, Tool: true},
+		"datastore-copy":          {Run: migrate.Run},
 		"egress":                  {Run: egress.Run},
 		"etcd":                    {Run: etcd.Run},
 		"flannel":                 {Run: flannel.Run},

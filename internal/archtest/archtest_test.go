@@ -79,6 +79,7 @@ var layers = []struct {
 	{"internal/kubeconfig", 5},
 	{"internal/audit", 5},
 	{"internal/encryption", 5},
+	{"internal/migration", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},
@@ -187,6 +188,7 @@ var pure = map[string]struct {
 	"internal/component":  {[]string{"os", "net", "net/http", "os/exec"}, "it is vocabulary: data only"},
 	"internal/addon":      {[]string{"os", "net", "net/http", "os/exec"}, "rendering an add-on is a pure function"},
 	"internal/encryption": {[]string{"os", "net", "net/http", "os/exec"}, "every stage and every crash is tested by tables; what touches the world is the daemon's"},
+	"internal/migration":  {[]string{"os", "net", "net/http", "os/exec"}, "every phase and every crash is tested by tables; what touches the world is the daemon's and the copier's"},
 	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
 }
 

@@ -64,7 +64,7 @@ const (
 )
 
 func otherEnv() []string {
-	return []string{envDataDir, envRunDir, envConfigDir, envKubeletDir, envCgroupRoot, envPayload, envClusters, envSandbox}
+	return []string{envDataDir, envRunDir, envConfigDir, envKubeletDir, envCgroupRoot, envPayload, envClusters, envSandbox, envMoveTo}
 }
 
 // Run executes a command line, argv[0] included, and returns the exit code. Errors are printed with what

@@ -114,7 +114,10 @@ func daemonOptions(deps Deps, flags *config.Flags) (daemon.Options, error) {
 	}
 	src.OtherEnv = otherEnv()
 	src.Stdin = deps.Streams.In
-	loaded, err := config.Effective(src, config.Known{Disable: disableNames(), Components: components.Names()})
+	load := func() (config.Loaded, error) {
+		return config.Effective(src, config.Known{Disable: disableNames(), Components: components.Names()})
+	}
+	loaded, err := load()
 	if err != nil {
 		return daemon.Options{}, err
 	}
@@ -125,6 +128,10 @@ func daemonOptions(deps Deps, flags *config.Flags) (daemon.Options, error) {
 	return daemon.Options{
 		Config: loaded.Config, Paths: deps.Paths(), Executable: exe, Warnings: loaded.Warnings,
 		CgroupRoot: lookup(deps.Environ(), envCgroupRoot), Log: newLogger(deps.Streams.ErrOut, loaded.Config.Spec.Log),
+		Reload: func() (config.Config, config.Origins, error) {
+			again, err := load()
+			return again.Config, again.Origins, err
+		},
 	}, nil
 }
 

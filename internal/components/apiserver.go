@@ -73,20 +73,13 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	f.add("bind-address", c.API.Bind)
 	f.add("secure-port", strconv.Itoa(c.API.Port))
 	var env map[string]string
-	switch engine := Engine(in); {
-	case engine == config.EmbeddedEtcd:
-		f.add("etcd-servers", "https://"+local(etcdClientPort))
-		f.add("etcd-cafile", p.PKI("etcd", "ca.crt"))
-		f.add("etcd-certfile", p.PKI("apiserver-etcd-client.crt"))
-		f.add("etcd-keyfile", p.PKI("apiserver-etcd-client.key"))
-	case engine == config.ExternalEtcd:
-		f.add("etcd-servers", strings.Join(c.Datastore.Endpoint.URLs(), ","))
-		f.add("etcd-cafile", c.Datastore.CAFile)
-		f.add("etcd-certfile", c.Datastore.CertFile)
-		f.add("etcd-keyfile", c.Datastore.KeyFile)
+	store := Served(in)
+	f.add("etcd-servers", strings.Join(store.Endpoints, ","))
+	f.add("etcd-cafile", store.CAFile)
+	f.add("etcd-certfile", store.CertFile)
+	f.add("etcd-keyfile", store.KeyFile)
+	if Engine(in) == config.ExternalEtcd {
 		env = datastoreEnv(in)
-	default:
-		f.add("etcd-servers", "unix://"+p.KineSocket())
 	}
 	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
 	f.add("service-node-port-range", c.Network.NodePorts)

@@ -18,9 +18,8 @@ var _ = register(component.Def{
 })
 
 func etcdSpec(in component.Input) (component.Spec, error) {
-	name, ip := in.Facts.NodeName, in.Facts.NodeIP.String()
 	client := fmt.Sprintf("https://%s", local(etcdClientPort))
-	peer := fmt.Sprintf("https://%s:%d", ip, etcdPeerPort)
+	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
 	tls := func(what string) map[string]any {
 		return map[string]any{
 			"cert-file":        in.Paths.PKI("etcd", what+".crt"),
@@ -29,26 +28,13 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 			"client-cert-auth": true,
 		}
 	}
-	cfg := map[string]any{
-		"name":                        name,
-		"data-dir":                    in.Paths.Etcd(),
-		"listen-client-urls":          client,
-		"advertise-client-urls":       client,
-		"listen-peer-urls":            peer,
-		"initial-advertise-peer-urls": peer,
-		"initial-cluster":             name + "=" + peer,
-		"initial-cluster-state":       "new",
-		"listen-metrics-urls":         "http://" + local(etcdMetricsPort),
-		"client-transport-security":   tls("server"),
-		"peer-transport-security":     tls("peer"),
-		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
-		"heartbeat-interval": 10,
-		"election-timeout":   100,
-		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
-		"warning-unary-request-duration": 300_000_000,
-		"log-level":                      "warn",
-		"logger":                         "zap",
-	}
+	cfg := merge(etcdMember(in), map[string]any{
+		"listen-client-urls":        client,
+		"listen-peer-urls":          peer,
+		"listen-metrics-urls":       "http://" + local(etcdMetricsPort),
+		"client-transport-security": tls("server"),
+		"peer-transport-security":   tls("peer"),
+	})
 	file, err := yamlFile(in.Paths.Rendered("etcd.yaml"), cfg)
 	if err != nil {
 		return component.Spec{}, err
@@ -59,4 +45,25 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 		Files:  []component.File{file},
 		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
 	}, nil
+}
+
+// etcdMember is what the only member of a cluster is, wherever it listens.
+func etcdMember(in component.Input) map[string]any {
+	name := in.Facts.NodeName
+	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	return map[string]any{
+		"name":                        name,
+		"data-dir":                    in.Paths.Etcd(),
+		"advertise-client-urls":       fmt.Sprintf("https://%s", local(etcdClientPort)),
+		"initial-advertise-peer-urls": peer,
+		"initial-cluster":             name + "=" + peer,
+		"initial-cluster-state":       "new",
+		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
+		"heartbeat-interval": 10,
+		"election-timeout":   100,
+		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
+		"warning-unary-request-duration": 300_000_000,
+		"log-level":                      "warn",
+		"logger":                         "zap",
+	}
 }

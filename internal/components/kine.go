@@ -23,24 +23,29 @@ func kineSpec(in component.Input) (component.Spec, error) {
 	if Engine(in).External() {
 		return externalSpec(in), nil
 	}
-	// synchronous=FULL: a write that was acknowledged survives a power cut. kine's own default (NORMAL)
-	// may lose the last seconds; docs/adr/0008 has the cost.
-	q := url.Values{
-		"_journal_mode": {"WAL"},
-		"_synchronous":  {"FULL"},
-		"_busy_timeout": {"30000"},
-		"_txlock":       {"immediate"},
-		// Compaction keeps reusing the space; rewriting the whole file at every start only makes it slow.
-		"_kine_disable_startup_vacuum": {"true"},
-	}
 	var f flags
 	f.add("listen", "unix://"+in.Paths.KineSocket())
-	f.add("endpoint", "sqlite://"+path.Join(in.Paths.DB(), "state.db")+"?"+q.Encode())
+	// synchronous=FULL: a write that was acknowledged survives a power cut. kine's own default (NORMAL)
+	// may lose the last seconds; docs/adr/0008 has the cost.
+	f.add("endpoint", sqlite(in, "FULL"))
 	return component.Spec{
 		Applet: "kine",
 		Args:   f,
 		Dirs:   []component.Dir{{Path: in.Paths.DB(), Mode: 0o700}, {Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
 	}, nil
+}
+
+// sqlite is the DSN of the file.
+func sqlite(in component.Input, synchronous string) string {
+	q := url.Values{
+		"_journal_mode": {"WAL"},
+		"_synchronous":  {synchronous},
+		"_busy_timeout": {"30000"},
+		"_txlock":       {"immediate"},
+		// Compaction keeps reusing the space; rewriting the whole file at every start only makes it slow.
+		"_kine_disable_startup_vacuum": {"true"},
+	}
+	return "sqlite://" + path.Join(in.Paths.DB(), "state.db") + "?" + q.Encode()
 }
 
 // externalSpec has no DSN in it, for that may hold a password: kine reads it from a file.

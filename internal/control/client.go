@@ -137,6 +137,33 @@ func call[T any](ctx context.Context, c *Client, method, path string, request an
 	return out, nil
 }
 
+// Datastore tells where the state is.
+func (c *Client) Datastore(ctx context.Context) (Datastore, error) {
+	return c.datastore(ctx, http.MethodGet, nil)
+}
+
+// MoveDatastore begins a move; how far it is tells Datastore.
+func (c *Client) MoveDatastore(ctx context.Context, r DatastoreRequest) (Datastore, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return Datastore{}, err
+	}
+	return c.datastore(ctx, http.MethodPost, b)
+}
+
+func (c *Client) datastore(ctx context.Context, method string, request []byte) (Datastore, error) {
+	var out Datastore
+	body, err := c.do(ctx, method, "/v1/datastore", request)
+	if err != nil {
+		return out, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&out); err != nil {
+		return out, fmt.Errorf("reading the node's answer: %w", err)
+	}
+	return out, nil
+}
+
 func (c *Client) post(ctx context.Context, path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -84,6 +85,17 @@ func (n *node) ChangeEncryption(_ context.Context, r EncryptionRequest) (Encrypt
 	return Encryption{Change: &EncryptionChange{Action: r.Action, Stage: "adding"}}, nil
 }
 
+func (n *node) Datastore(context.Context) (Datastore, error) {
+	return Datastore{Place: migration.Place{Engine: "sqlite"}, Revision: 7}, nil
+}
+
+func (n *node) MoveDatastore(_ context.Context, r DatastoreRequest) (Datastore, error) {
+	if r.Endpoint != "postgres://k1s:secret@db/k1s" {
+		return Datastore{}, errs.New(errs.Invalid, "there is no such datastore")
+	}
+	return Datastore{Plan: &DatastorePlan{Kind: r.Action}}, nil
+}
+
 // serve runs a server on a socket that existed before, as after a crash.
 func serve(t *testing.T, n *node) *Client {
 	t.Helper()
@@ -149,6 +161,15 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if err := c.RevokeToken(t.Context(), "x/../y"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), `"x/../y"`) {
 		t.Errorf("a token that is not there: %v", err)
+	}
+	if d, err := c.Datastore(t.Context()); err != nil || d.Engine != "sqlite" || d.Revision != 7 {
+		t.Errorf("Datastore: %+v, %v", d, err)
+	}
+	if d, err := c.MoveDatastore(t.Context(), DatastoreRequest{Action: migration.Migrate, Endpoint: "postgres://k1s:secret@db/k1s"}); err != nil || d.Plan == nil || d.Plan.Kind != migration.Migrate {
+		t.Errorf("MoveDatastore: %+v, %v", d, err)
+	}
+	if _, err := c.MoveDatastore(t.Context(), DatastoreRequest{}); !errs.Is(err, errs.Invalid) {
+		t.Errorf("MoveDatastore to nowhere: %v", err)
 	}
 	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
 		t.Errorf("rotating meanwhile: %v", err)

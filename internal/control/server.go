@@ -38,6 +38,10 @@ type Backend interface {
 	RevokeToken(ctx context.Context, id string) error
 	// RemoveNode takes another node out of the cluster, and frees its name.
 	RemoveNode(ctx context.Context, name string) error
+	// Datastore tells where the state is.
+	Datastore(ctx context.Context) (Datastore, error)
+	// MoveDatastore begins a move and returns at once, or with DryRun answers with what it would do.
+	MoveDatastore(ctx context.Context, r DatastoreRequest) (Datastore, error)
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -190,6 +194,27 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 	}
 	mux.HandleFunc("DELETE /v1/tokens/{name}", remove(b.RevokeToken))
 	mux.HandleFunc("DELETE /v1/nodes/{name}", remove(b.RemoveNode))
+	mux.HandleFunc("GET /v1/datastore", func(w http.ResponseWriter, r *http.Request) {
+		s, err := b.Datastore(r.Context())
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, s)
+	})
+	mux.HandleFunc("POST /v1/datastore", func(w http.ResponseWriter, r *http.Request) {
+		var req DatastoreRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Usage, "the request to move the datastore cannot be read")) // the error may quote it
+			return
+		}
+		s, err := b.MoveDatastore(r.Context(), req)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, s)
+	})
 	return mux
 }
 

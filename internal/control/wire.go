@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -198,6 +199,50 @@ type NewToken struct {
 	Text string `json:"token"`
 	// Server is an address at which it can be used.
 	Server string `json:"server"`
+}
+
+// Datastore is where the cluster's state is, and what was the matter with its last move.
+type Datastore struct {
+	migration.Place
+	// Bytes is the size on the disk of a datastore on this server, or what the database says of itself; 0 is unknown.
+	Bytes int64 `json:"bytes,omitempty"`
+	// Revision is that of the last write; 0 while the API server does not answer.
+	Revision int64            `json:"revision,omitempty"`
+	Move     *migration.State `json:"move,omitempty"`
+	// Progress of a move on its way.
+	Progress *migration.Progress `json:"progress,omitempty"`
+	Plan     *DatastorePlan      `json:"plan,omitempty"`
+}
+
+// DatastorePlan is what a request would do.
+type DatastorePlan struct {
+	Kind migration.Kind  `json:"kind"`
+	From migration.Place `json:"from"`
+	To   migration.Place `json:"to"`
+	// Seen is what a migration would find.
+	Seen *migration.Seen `json:"seen,omitempty"`
+	// Lost are the differences between now and the datastore a rollback goes back to, and Since when that was left.
+	Lost  []migration.Row `json:"lost,omitempty"`
+	Since time.Time       `json:"since,omitzero"`
+	// FreeBytes and NeededBytes are those of this server's disk, where the target is on it.
+	FreeBytes   uint64 `json:"freeBytes,omitempty"`
+	NeededBytes uint64 `json:"neededBytes,omitempty"`
+	DropIn      string `json:"dropIn"` // the file of the configuration that is written
+}
+
+// DatastoreRequest is the body of POST /v1/datastore. Its fields are those of spec.datastore. It may hold a password, and
+// goes through the control socket only.
+type DatastoreRequest struct {
+	Action migration.Kind `json:"action"`
+	// DryRun answers with the plan and changes nothing.
+	DryRun       bool   `json:"dryRun,omitempty"`
+	Endpoint     string `json:"endpoint,omitempty"`
+	EndpointFile string `json:"endpointFile,omitempty"`
+	CAFile       string `json:"caFile,omitempty"`
+	CertFile     string `json:"certFile,omitempty"`
+	KeyFile      string `json:"keyFile,omitempty"`
+	// Replace overwrites what is in the target.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // LogOptions select what GET /v1/logs/{component} answers.

@@ -46,6 +46,8 @@ type Options struct {
 	Log        *slog.Logger
 	// Warnings of the configuration, shown as problems.
 	Warnings []string
+	// Reload reads the configuration again, as the next start would.
+	Reload func() (config.Config, config.Origins, error)
 }
 
 // Daemon is a running node. All of it ends with the ctx given to Run.
@@ -59,6 +61,7 @@ type Daemon struct {
 	stop    context.CancelCauseFunc
 
 	renewing sync.Mutex // held while certificates and what is made from them are written
+	planning sync.Mutex // held while a move of the datastore is looked at
 
 	mu      sync.Mutex // guards what follows
 	in      component.Input
@@ -67,6 +70,7 @@ type Daemon struct {
 	stopped *control.StopRequest // set once the node has been asked to end
 	api     *kubeapi.Client
 	secrets secretsState
+	moving  moveState
 }
 
 // errStop ends Run in good order.
@@ -237,7 +241,10 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	if spec.ControlPlane() {
-		if err := errors.Join(d.prepareEncryption(in), writePackaged(in), writeDatastore(in)); err != nil {
+		if err := errors.Join(d.prepareEncryption(in), d.prepareMove(in)); err != nil {
+			return nil, err
+		}
+		if err := errors.Join(writePackaged(in), writeDatastore(in)); err != nil {
 			return nil, err
 		}
 	}
@@ -315,6 +322,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	if d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchEncryption(ctx) })
 		wg.Go(func() { d.watchEtcd(ctx) })
+		wg.Go(func() { d.watchMoves(ctx) })
 		wg.Go(func() { d.serveJoiners(ctx) })
 	}
 

@@ -158,16 +158,17 @@ const (
 // watchEtcd finds out why the API server does not get on with an etcd of others: the API server itself waits
 // for it without a word, and then ends.
 func (d *Daemon) watchEtcd(ctx context.Context) {
-	d.mu.Lock()
-	c := d.in.Config.Spec.Datastore
-	d.mu.Unlock()
-	if c.Endpoint.Engine() != config.ExternalEtcd {
-		return
-	}
 	tick := time.NewTicker(askEtcdEvery)
 	defer tick.Stop()
 	for {
-		d.board.Report("datastore", d.askEtcd(ctx, c))
+		d.mu.Lock()
+		c := d.in.Config.Spec.Datastore // it may be moved
+		d.mu.Unlock()
+		var problems []health.Problem
+		if c.Endpoint.Engine() == config.ExternalEtcd {
+			problems = d.askEtcd(ctx, c)
+		}
+		d.board.Report("datastore", problems)
 		select {
 		case <-ctx.Done():
 			return

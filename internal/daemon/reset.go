@@ -67,7 +67,7 @@ func ResetSteps(o Options) []step.Step {
 			return err
 		}})
 	}
-	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig()}, podLogs...) {
+	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig(), p.DatastoreDropIn()}, podLogs...) {
 		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
 	}
 	for _, dirs := range shared {

@@ -19,6 +19,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/supervise"
 	"k1s.io/k1s/internal/unitlog"
 	"k1s.io/k1s/internal/version"
@@ -33,9 +34,16 @@ const askAPI = 2 * time.Second
 // Status implements control.Backend.
 func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
-	in, api, doing, readyAt, stopped := d.in, d.api, d.doing, d.readyAt, d.stopped
+	in, api, doing, readyAt, stopped, move := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state
 	d.mu.Unlock()
 	spec := in.Config.Spec
+	if doing == "" && move.Active() {
+		doing = "moving the datastore to " + move.To.String() + ": " + string(move.Phase)
+	}
+	datastore := in // as it is now
+	if api == nil {
+		datastore = component.Input{Config: d.o.Config, Paths: d.o.Paths}
+	}
 
 	s := control.Status{
 		Since: d.started, ReadyAt: readyAt, Doing: doing, PID: os.Getpid(),
@@ -43,9 +51,9 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		Role: spec.Role, Cluster: spec.Cluster.Name, DataDir: d.o.Paths.Data, Isolation: spec.Isolation,
 		Server: components.URL(in), Components: []control.Component{},
 	}
-	allReady := true
+	allReady := !move.Active() || move.Phase == migration.Copying
 	apiOpen := false
-	database := datastoreProblems(in)
+	database := datastoreProblems(datastore)
 	parts := d.components(doing)
 	reasons(parts, append(d.board.List(), database...))
 	for _, c := range parts {

@@ -95,6 +95,19 @@ func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") 
 func (p Paths) Datastore() string       { return path.Join(p.Run, "datastore") }
 func (p Paths) DatastoreStatus() string { return path.Join(p.Run, "datastore.json") }
 
+// Moving is where a move of the datastore keeps its sockets and what opens them, one time after the other.
+func (p Paths) Moving(name string) string { return path.Join(p.Run, "datastore-move", name) }
+
+// Migration keeps how far the last move of the datastore has come, and DatastoreBefore the configuration that a rollback
+// of the move with that id brings back; it may hold a password.
+func (p Paths) Migration() string { return path.Join(p.Data, "datastore", "migration.json") }
+func (p Paths) DatastoreBefore(id string) string {
+	return path.Join(p.Data, "datastore", "before-"+id+".json")
+}
+
+// DatastoreDropIn says where the state is since it was moved. It sorts behind the names people give.
+func (p Paths) DatastoreDropIn() string { return path.Join(p.ConfigDropIns(), "zz-k1s-datastore.yaml") }
+
 // Unit is the record of a running unit: pid, start time, Spec hash. It is what a new daemon adopts by.
 func (p Paths) Unit(name string) string  { return path.Join(p.Run, "units", name+".json") }
 func (p Paths) Units() string            { return path.Join(p.Run, "units") }

@@ -59,6 +59,10 @@ func (s *settings) openDatabase(ctx, lasting context.Context, closed *sync.WaitG
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		if s.once {
+			hint, _ := errs.HintOf(err)
+			return nil, errs.Hint(errors.New(s.problem(err).Text), "%s", hint)
+		}
 		slog.Warn("waiting for the database", "err", err)
 		if err := s.report(err); err != nil {
 			return nil, err
@@ -81,6 +85,9 @@ func (s *settings) tryDatabase(ctx, attempt context.Context, closed *sync.WaitGr
 	}
 	_, backend, err := drivers.New(attempt, closed, &s.Config)
 	if err != nil {
+		return nil, s.explainExternal(err)
+	}
+	if err := s.advance(ctx); err != nil {
 		return nil, s.explainExternal(err)
 	}
 	if err := backend.Start(attempt); err != nil {

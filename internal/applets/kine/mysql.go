@@ -22,19 +22,19 @@ const (
 // tlsName is under which the driver keeps our TLS configuration.
 const tlsName = "k1s"
 
-// checkMySQL connects. A database that does not exist is left to kine, which makes it if it may.
-func checkMySQL(ctx context.Context, s *settings) error {
+// mysql connects as kine is going to with the DSN and the TLS files.
+func (s *settings) mysql() (*sql.DB, error) {
 	config, err := mysql.ParseDSN(s.DataSourceName)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tls, err := s.BackendTLSConfig.ClientConfig()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if tls != nil {
 		if err := mysql.RegisterTLSConfig(tlsName, tls); err != nil {
-			return err
+			return nil, err
 		}
 		config.TLSConfig = tlsName
 	}
@@ -43,9 +43,17 @@ func checkMySQL(ctx context.Context, s *settings) error {
 	}
 	connector, err := mysql.NewConnector(config)
 	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
+}
+
+// checkMySQL connects. A database that does not exist is left to kine, which makes it if it may.
+func checkMySQL(ctx context.Context, s *settings) error {
+	db, err := s.mysql()
+	if err != nil {
 		return err
 	}
-	db := sql.OpenDB(connector)
 	defer db.Close()
 	var e *mysql.MySQLError
 	if err := db.PingContext(ctx); err != nil && !(errors.As(err, &e) && e.Number == mysqlUnknownDatabase) {

@@ -94,6 +94,9 @@ func (s *settings) open(ctx, lasting context.Context, closed *sync.WaitGroup) (s
 	if backend == nil {
 		return nil, errors.New("opening the database: the DSN names another server of the etcd API, which needs no kine")
 	}
+	if err := s.advance(ctx); err != nil {
+		return nil, s.explain(err)
+	}
 	if err := backend.Start(lasting); err != nil {
 		return nil, s.explain(fmt.Errorf("preparing the database: %w", err))
 	}

@@ -1,0 +1,80 @@
+package migration
+
+// The daemon starts the program that copies (applet datastore-copy), writes a Job as one line to its standard input,
+// reads Events, one a line, from its standard output, and writes the line Finish when nobody uses the source any more.
+// The end of its input ends it.
+
+// Finish asks the copier for the rest.
+const Finish = "finish"
+
+// Mode is what a copier is to do.
+type Mode string
+
+// The modes.
+const (
+	// Look counts what is in the source and in the target.
+	Look Mode = "look"
+	// Copy copies, tells that it has caught up, waits for Finish, copies the rest, and compares.
+	Copy Mode = "copy"
+	// Differ tells what the target, as it was left, does not have of the source.
+	Differ Mode = "differ"
+	// Pass leaves the target's contents and makes its revision greater than the source's.
+	Pass Mode = "pass"
+)
+
+// Job of a copier.
+type Job struct {
+	Mode Mode   `json:"mode"`
+	ID   string `json:"id,omitempty"` // of the move, for the mark in the target
+	Root string `json:"root"`         // of all keys, e.g. /registry
+	// Live is the source while the API server uses it too, Source when nobody does.
+	Live   Store `json:"live,omitzero"`
+	Source Store `json:"source,omitzero"`
+	Target Store `json:"target"`
+	// Replace overwrites what is in the target.
+	Replace bool `json:"replace,omitempty"`
+}
+
+// Store is how a datastore is reached. At most one of Kine and Etcd is set: then the copier runs it itself.
+type Store struct {
+	// Kine are kine's flags, without those that say where it serves.
+	Kine []string `json:"kine,omitempty"`
+	// Etcd is the configuration file of a single etcd, EtcdDir its data directory.
+	Etcd    string `json:"etcd,omitempty"`
+	EtcdDir string `json:"etcdDir,omitempty"`
+	// Endpoints are where it answers.
+	Endpoints []string `json:"endpoints"`
+	CAFile    string   `json:"caFile,omitempty"`
+	CertFile  string   `json:"certFile,omitempty"`
+	KeyFile   string   `json:"keyFile,omitempty"`
+	// ThroughKine tells that kine answers there: a lease is then its own time to live, in seconds, and nobody knows
+	// what is left of it.
+	ThroughKine bool `json:"throughKine,omitempty"`
+}
+
+// Event is what a copier tells; one field is set.
+type Event struct {
+	Progress *Progress `json:"progress,omitempty"`
+	Marked   bool      `json:"marked,omitempty"` // the target bears the ID
+	CaughtUp bool      `json:"caughtUp,omitempty"`
+	Seen     *Seen     `json:"seen,omitempty"`
+	Result   *Result   `json:"result,omitempty"`
+}
+
+// Progress of copying.
+type Progress struct {
+	Doing string `json:"doing"`
+	Done  int64  `json:"done,omitempty"`
+	All   int64  `json:"all,omitempty"`
+}
+
+// Seen is the answer to Look.
+type Seen struct {
+	Keys           int64 `json:"keys"`
+	Bytes          int64 `json:"bytes"`
+	Revision       int64 `json:"revision"`
+	TargetKeys     int64 `json:"targetKeys"`
+	TargetRevision int64 `json:"targetRevision"`
+	// Resumes tells that the target holds what an earlier attempt of the same move left.
+	Resumes bool `json:"resumes,omitempty"`
+}
