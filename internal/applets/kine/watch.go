@@ -27,7 +27,7 @@ const betweenProgress = 100 * time.Millisecond
 
 // watchServer is the etcd API's Watch service on a kine backend, in place of kine's own. An API server opens
 // a stream for each kind of object, and kine's wakes up ten times a second for every one of them to look
-// whether progress was asked for: 580 times a second and a third of an idle control plane's CPU time. Here one
+// whether progress was asked for: by calculation 580 times a second, for 58 watches. Here one
 // timer serves all streams and a request for progress is what starts work on it.
 //
 // See https://etcd.io/docs/v3.6/learning/api/#watch-api for what is asked of such a service.
