@@ -137,6 +137,7 @@ func clients(in component.Input) map[string]string {
 		m["kubelet"] = pki.KubeletClient
 		m["kube-proxy"] = pki.KubeProxyClient
 		m["flannel"] = pki.FlannelClient
+		m["network-policy"] = pki.NetworkPolicyClient
 	}
 	return m
 }

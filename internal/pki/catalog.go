@@ -39,6 +39,7 @@ const (
 	KubeletServing           = "kubelet-serving"
 	KubeProxyClient          = "kube-proxy-client"
 	FlannelClient            = "flannel-client"
+	NetworkPolicyClient      = "network-policy-client"
 	AddonManagerClient       = "addon-manager-client"
 	AdminClient              = "admin-client"
 	DaemonClient             = "daemon-client"
@@ -159,6 +160,7 @@ func (r Request) leaves() []Leaf {
 			},
 			client(KubeProxyClient, "system:kube-proxy"),
 			client(FlannelClient, "system:k1s:flannel"),
+			client(NetworkPolicyClient, "system:k1s:network-policy"),
 		)
 	}
 	if r.Etcd {

@@ -9,6 +9,7 @@ import (
 // Users of our own, as their certificates name them (package pki).
 const (
 	flannelUser       = "system:k1s:flannel"
+	networkPolicyUser = "system:k1s:network-policy"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 )
 
@@ -24,10 +25,19 @@ func own() rbacrest.PolicyData {
 			{APIGroups: []string{""}, Resources: []string{"nodes/status"}, Verbs: []string{"patch"}},
 		},
 	}
+	look := []string{"get", "list", "watch"}
+	networkPolicy := rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "k1s:network-policy"},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: look},
+			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: look},
+		},
+	}
 	return rbacrest.PolicyData{
-		ClusterRoles: []rbacv1.ClusterRole{flannel},
+		ClusterRoles: []rbacv1.ClusterRole{flannel, networkPolicy},
 		ClusterRoleBindings: []rbacv1.ClusterRoleBinding{
 			bind("k1s:flannel", flannel.Name, flannelUser),
+			bind("k1s:network-policy", networkPolicy.Name, networkPolicyUser),
 			// logs, exec, port-forward and metrics: what the API server asks kubelets.
 			bind("k1s:kubelet-api-admin", "system:kubelet-api-admin", kubeletClientUser),
 		},
