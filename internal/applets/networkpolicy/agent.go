@@ -26,12 +26,13 @@ const (
 	retryMost  = 10 * time.Second
 )
 
-// compareAgain is how often the table is compared with what it should be: something else may flush all tables, as restarting
-// a machine's own firewall does.
-const compareAgain = time.Minute
+// lookAgain is how often it is made sure that the table is there: something else may flush all tables, as restarting a
+// machine's own firewall does. Comparing all of it as often would cost more than enforcing it, with many policies.
+const lookAgain = 15 * time.Second
 
 // kernel is where states are written to.
 type kernel interface {
+	there(context.Context) (bool, error) // cheap
 	read(context.Context) (rules.State, error)
 	apply(context.Context, []rules.Op) error
 }
@@ -70,9 +71,10 @@ type agent struct {
 	inherited []rules.Key
 	fromAPI   map[rules.Key]rules.Pod // local pods with an assigned address, as the API server knows them
 	waiting   []asking
-	policies  bool   // all are known
-	peers     *peers // watches of pods and namespaces; nil without policies
-	written   bool   // the kernel's table is what the engine said last
+	look      time.Duration // lookAgain
+	policies  bool          // all are known
+	peers     *peers        // watches of pods and namespaces; nil without policies
+	written   bool          // the kernel's table is what the engine said last
 	inForce   chan struct{}
 }
 
@@ -86,8 +88,8 @@ type peers struct {
 func newAgent(client kubernetes.Interface, log *slog.Logger, nodeName string, k kernel) *agent {
 	return &agent{
 		client: client, log: log, nodeName: nodeName, kernel: k, remember: func(map[rules.Key]assigned) error { return nil },
-		changes: newChanges(), requests: make(chan asking), engine: rules.NewEngine(rules.MinSlots),
-		assigned: map[rules.Key]assigned{}, fromAPI: map[rules.Key]rules.Pod{}, inForce: make(chan struct{}),
+		changes: newChanges(), requests: make(chan asking), engine: rules.NewEngine(rules.MinShape),
+		look: lookAgain, assigned: map[rules.Key]assigned{}, fromAPI: map[rules.Key]rules.Pod{}, inForce: make(chan struct{}),
 	}
 }
 
@@ -122,8 +124,8 @@ func (a *agent) run(ctx context.Context) error {
 
 	retry := time.NewTimer(0)
 	<-retry.C
-	compare := time.NewTicker(compareAgain)
-	defer compare.Stop()
+	look := time.NewTicker(a.look)
+	defer look.Stop()
 	pause := retryFirst
 	for {
 		var late <-chan struct{}
@@ -141,10 +143,10 @@ func (a *agent) run(ctx context.Context) error {
 			a.hear(r)
 		case <-late:
 		case <-retry.C:
-		case <-compare.C:
-			// Where there is no policy there is no table either, and whatever would remain is found at the next one.
+		case <-look.C:
 			if a.written && a.engine.Policies() > 0 {
-				a.written = false
+				there, err := a.kernel.there(ctx)
+				a.written = there && err == nil
 			}
 		}
 		if err := a.enforce(ctx); err != nil {
@@ -194,10 +196,9 @@ func (a *agent) enforce(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		again := a.isInForce()
 		ops = rules.Diff(old, a.engine.State())
-		if again && len(ops) > 0 {
-			a.log.Warn("the table of network policies was changed by something else, or a change failed; it is put right", "table", rules.Table, "operations", len(ops))
+		if a.isInForce() && len(ops) > 0 {
+			a.log.Warn("something else has removed or changed the table of network policies, or a change failed; it is put right", "table", rules.Table, "operations", len(ops))
 		}
 	}
 	began := time.Now()

@@ -32,6 +32,12 @@ type memory struct {
 	failing error
 }
 
+func (m *memory) there(context.Context) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.state.Empty(), m.failing
+}
+
 func (m *memory) read(context.Context) (rules.State, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -276,6 +282,18 @@ func TestAKernelThatRefusesIsAskedAgainAndPodsWait(t *testing.T) {
 	}
 	m.do(func(m *memory) { m.failing, m.state = nil, rules.State{} })
 	until(t, "the policies to be in force again", func() bool { return m.isolated("10.42.0.2") && m.isolated("10.42.0.4") })
+}
+
+func TestATableThatSomethingElseRemovedComesBack(t *testing.T) {
+	client := fake.NewClientset(namespaceObject("x"), policyObject("p"), podObject("a", "me", "10.42.0.2"))
+	m := &memory{}
+	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
+	a.look = 10 * time.Millisecond
+	runs(t, a)
+	for range 2 {
+		until(t, "the policy to be in force", func() bool { return m.isolated("10.42.0.2") })
+		m.do(func(m *memory) { m.state = rules.State{} })
+	}
 }
 
 func TestAddressesOutliveTheProcess(t *testing.T) {

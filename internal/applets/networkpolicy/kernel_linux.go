@@ -93,14 +93,23 @@ func write(tx *knftables.Transaction, ops []rules.Op) {
 	}
 }
 
-// read returns what the kernel has, the zero value where there is no table.
-func (n *nftables) read(ctx context.Context) (rules.State, error) {
-	var state rules.State
+// there tells whether the kernel has the table.
+func (n *nftables) there(ctx context.Context) (bool, error) {
 	there := false
 	err := list(ctx, func(o object) error {
 		there = there || o.Table != nil && o.Table.Family == "inet" && o.Table.Name == rules.Table
 		return nil
 	}, "tables", "inet")
+	if err != nil {
+		return false, fmt.Errorf("looking for network policies: %w", err)
+	}
+	return there, nil
+}
+
+// read returns what the kernel has, the zero value where there is no table.
+func (n *nftables) read(ctx context.Context) (rules.State, error) {
+	var state rules.State
+	there, err := n.there(ctx)
 	if err == nil && there {
 		state = rules.State{Chains: map[string]rules.Chain{}, Sets: map[string]rules.Set{}}
 		err = list(ctx, func(o object) error { return o.into(state) }, "table", "inet", rules.Table)

@@ -33,9 +33,8 @@ var directions = []direction{
 type family struct{ n, proto, addr, nfproto string }
 
 var (
-	ipv4     = family{"4", "ip", "ipv4_addr", "ipv4"}
-	ipv6     = family{"6", "ip6", "ipv6_addr", "ipv6"}
-	families = []family{ipv4, ipv6}
+	ipv4 = family{"4", "ip", "ipv4_addr", "ipv4"}
+	ipv6 = family{"6", "ip6", "ipv6_addr", "ipv6"}
 )
 
 func familyOf(a netip.Addr) family {
@@ -48,8 +47,24 @@ func familyOf(a netip.Addr) family {
 // dport is what a set of named ports is asked with.
 func (f family) dport() string { return f.proto + " daddr . meta l4proto . th dport" }
 
-// MinSlots is how many verdict maps a direction has at least: enough for a pod that seven policies select.
-const MinSlots = 8
+// Shape is what of a table depends on pods all the same. It only grows, and growing is rare: the first address of IPv6, and a
+// pod that more policies select than any before.
+type Shape struct {
+	// Slots is how many verdict maps a direction has: enough for a pod that one policy less selects. It doubles.
+	Slots int
+	// IPv6 tells that there are pods with such addresses. Sets for a family without pods would only cost.
+	IPv6 bool
+}
+
+// MinShape is the smallest shape.
+var MinShape = Shape{Slots: 8}
+
+func (s Shape) families() []family {
+	if s.IPv6 {
+		return []family{ipv4, ipv6}
+	}
+	return []family{ipv4}
+}
 
 // RuleOf gives a rule the ID it can be recognized by when it is read back: the kernel returns rules in another form
 // than they were written in.
@@ -121,7 +136,7 @@ type policy struct {
 
 // static is everything that does not depend on pods.
 type static struct {
-	slots    int
+	shape    Shape
 	policies map[string][]policy // by namespace, sorted by name
 	// peers by namespace; "" has those that pick from several.
 	peers  map[string][]peers
@@ -129,16 +144,16 @@ type static struct {
 	sets   map[string]Set // without elements
 }
 
-// build makes the chains and sets for policies, with verdict maps for pods that slots-1 policies select.
-func build(all []*networkingv1.NetworkPolicy, slots int) *static {
-	s := &static{slots: slots, policies: map[string][]policy{}, peers: map[string][]peers{}, chains: map[string]Chain{}, sets: map[string]Set{}}
+// build makes the chains and sets for policies.
+func build(all []*networkingv1.NetworkPolicy, shape Shape) *static {
+	s := &static{shape: shape, policies: map[string][]policy{}, peers: map[string][]peers{}, chains: map[string]Chain{}, sets: map[string]Set{}}
 	if len(all) == 0 {
 		return s
 	}
 	for _, d := range directions {
 		s.direction(d)
 	}
-	for _, f := range families {
+	for _, f := range s.shape.families() {
 		s.sets["self"+f.n] = Set{Type: f.addr + Dot + f.addr, Comment: "a pod with itself"}
 	}
 	b := builder{static: s, seen: map[string]peers{}}
@@ -158,13 +173,13 @@ func build(all []*networkingv1.NetworkPolicy, slots int) *static {
 func (s *static) direction(d direction) {
 	rules := []Rule{RuleOf("ct direction reply accept"), RuleOf("ct state related accept")}
 	var slots []Rule
-	for _, f := range families {
+	for _, f := range s.shape.families() {
 		s.sets[d.name+f.n] = Set{Type: f.addr, Comment: "pods of this node that policies isolate for " + d.name}
 		rules = append(rules, RuleOf(f.proto+" "+d.pod+" @"+d.name+f.n+" goto "+d.name+"-pods"))
 		slots = append(slots, RuleOf(f.proto+" saddr . "+f.proto+" daddr @self"+f.n+" accept"))
 	}
-	for i := range s.slots {
-		for _, f := range families {
+	for i := range s.shape.Slots {
+		for _, f := range s.shape.families() {
 			name := slot(d, f, i)
 			s.sets[name] = Set{Type: f.addr, Map: true}
 			slots = append(slots, RuleOf(f.proto+" "+d.pod+" vmap @"+name))
@@ -298,7 +313,7 @@ func (b *builder) rule(d direction, of policy, from []networkingv1.NetworkPolicy
 		withPorts()
 	}
 	networks := prefixes(blocks)
-	for _, f := range families {
+	for _, f := range b.shape.families() {
 		block := blockMatch(f, d.peer, networks)
 		if block != "" {
 			withPorts(block)
@@ -367,7 +382,7 @@ func (b *builder) peers(p peers) peers {
 	p.name = digest(what)
 	b.seen[what] = p
 	b.static.peers[p.selector.namespace] = append(b.static.peers[p.selector.namespace], p)
-	for _, f := range families {
+	for _, f := range b.shape.families() {
 		s := Set{Type: f.addr, Comment: what[:min(len(what), maxComment)]}
 		if p.port != "" {
 			s.Type += Dot + "inet_proto" + Dot + "inet_service"

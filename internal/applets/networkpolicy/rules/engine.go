@@ -28,9 +28,9 @@ type Engine struct {
 	state  State
 	has    map[netip.Addr][]element
 
-	minSlots int
-	dirty    map[netip.Addr]bool
-	anew     bool // policies changed
+	shape Shape // that it has at least
+	dirty map[netip.Addr]bool
+	anew  bool // policies changed
 }
 
 // element is one of a set, with its verdict if that is a map.
@@ -40,18 +40,18 @@ func (e element) compare(o element) int {
 	return cmp.Or(strings.Compare(e.set, o.set), strings.Compare(e.key, o.key), strings.Compare(e.value, o.value))
 }
 
-// NewEngine returns one for an empty world. minSlots is MinSlots, or more where the table at hand has more.
-func NewEngine(minSlots int) *Engine {
+// NewEngine returns one for an empty world, whose tables have at least a shape, most often MinShape.
+func NewEngine(shape Shape) *Engine {
 	return &Engine{
 		pods: map[Key]Pod{}, namespaces: map[string]map[string]string{}, policies: map[Key]*networkingv1.NetworkPolicy{},
 		inNamespace: map[string]map[Key]bool{}, owners: map[netip.Addr][]Key{},
-		static: build(nil, minSlots), has: map[netip.Addr][]element{}, dirty: map[netip.Addr]bool{}, minSlots: minSlots,
+		static: build(nil, shape), has: map[netip.Addr][]element{}, dirty: map[netip.Addr]bool{}, shape: shape,
 	}
 }
 
 // Desired is the state for a world.
-func Desired(w World, minSlots int) State {
-	e := NewEngine(minSlots)
+func Desired(w World, shape Shape) State {
+	e := NewEngine(shape)
 	for _, p := range w.Policies {
 		e.SetPolicy(p)
 	}
@@ -70,6 +70,9 @@ func (e *Engine) State() State { return e.state }
 
 // Policies tells how many there are.
 func (e *Engine) Policies() int { return len(e.policies) }
+
+// Shape is that of the table, as of the last Commit.
+func (e *Engine) Shape() Shape { return e.static.shape }
 
 // SetPolicy notes a policy that is new or changed.
 func (e *Engine) SetPolicy(p *networkingv1.NetworkPolicy) {
@@ -174,18 +177,20 @@ func (e *Engine) disown(p Pod) {
 }
 
 // Commit returns what turns the state before the noted changes into the one after them: operations on elements only,
-// unless policies changed. There is one exception: a pod selected by more policies than the table has slots for makes
-// it twice as many.
+// unless policies changed or the table's shape has to grow.
 func (e *Engine) Commit() []Op {
 	if e.anew {
-		return e.rebuild(e.minSlots)
+		return e.rebuild()
+	}
+	wanted := make(map[netip.Addr][]element, len(e.dirty))
+	for a := range e.dirty {
+		var fits bool
+		if wanted[a], fits = e.elements(a); !fits {
+			return e.rebuild()
+		}
 	}
 	var ops []Op
-	for a := range e.dirty {
-		want, slots := e.elements(a)
-		if slots > e.static.slots {
-			return e.rebuild(e.static.slots)
-		}
+	for a, want := range wanted {
 		ops = append(ops, e.change(a, want)...)
 	}
 	e.dirty = map[netip.Addr]bool{}
@@ -194,38 +199,35 @@ func (e *Engine) Commit() []Op {
 }
 
 // rebuild makes everything from what is known, and compares.
-func (e *Engine) rebuild(slots int) []Op {
+func (e *Engine) rebuild() []Op {
 	old := e.state
 	all := slices.SortedFunc(maps.Values(e.policies), func(a, b *networkingv1.NetworkPolicy) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
-	fits := false
-	for !fits {
-		e.static = build(all, slots)
-		e.state = State{Chains: e.static.chains, Sets: map[string]Set{}}
-		for name, s := range e.static.sets {
-			s.Elements = map[string]string{}
-			e.state.Sets[name] = s
-		}
-		e.has = map[netip.Addr][]element{}
-		fits = true
-		for a := range e.owners {
-			want, need := e.elements(a)
-			if need > slots {
-				fits = false
-				for slots < need {
-					slots *= 2
-				}
-				break
-			}
-			e.has[a] = want
-			for _, el := range want {
-				e.state.Sets[el.set].Elements[el.key] = el.value
-			}
-		}
+	for !e.fill(build(all, e.shape)) {
 	}
 	e.dirty, e.anew = map[netip.Addr]bool{}, false
 	return Diff(old, e.state)
+}
+
+// fill puts all elements into a new table; false where its shape does not do, which has then grown.
+func (e *Engine) fill(s *static) bool {
+	e.static, e.state, e.has = s, State{Chains: s.chains, Sets: map[string]Set{}}, map[netip.Addr][]element{}
+	for name, set := range s.sets {
+		set.Elements = map[string]string{}
+		e.state.Sets[name] = set
+	}
+	for a := range e.owners {
+		want, fits := e.elements(a)
+		if !fits {
+			return false
+		}
+		e.has[a] = want
+		for _, el := range want {
+			e.state.Sets[el.set].Elements[el.key] = el.value
+		}
+	}
+	return true
 }
 
 // change makes an address have other elements.
@@ -259,9 +261,17 @@ func (e *Engine) change(a netip.Addr, want []element) []Op {
 	return ops
 }
 
-// elements are all that begin with an address, sorted, and how many slots they take.
-func (e *Engine) elements(a netip.Addr) (out []element, slots int) {
+// elements are all that begin with an address, sorted. fits is false where the table has not the shape for them; the
+// engine's shape has then grown.
+func (e *Engine) elements(a netip.Addr) (out []element, fits bool) {
+	if len(e.policies) == 0 {
+		return nil, true
+	}
 	f, addr := familyOf(a), a.String()
+	if f == ipv6 && !e.static.shape.IPv6 {
+		e.shape.IPv6 = true
+		return nil, false
+	}
 	for _, k := range e.owners[a] {
 		p := e.pods[k]
 		for _, from := range []string{k.Namespace, ""} {
@@ -288,9 +298,11 @@ func (e *Engine) elements(a netip.Addr) (out []element, slots int) {
 		}
 		isolated = true
 		out = append(out, element{set: d.name + f.n, key: addr})
-		slots = max(slots, len(chains)+1)
-		if slots > e.static.slots {
-			continue // it will be asked again with more
+		if need := len(chains) + 1; need > e.static.shape.Slots {
+			for e.shape.Slots < need {
+				e.shape.Slots *= 2
+			}
+			return nil, false
 		}
 		for i, c := range chains {
 			out = append(out, element{slot(d, f, i), addr, "jump " + c})
@@ -301,7 +313,7 @@ func (e *Engine) elements(a netip.Addr) (out []element, slots int) {
 		out = append(out, element{set: "self" + f.n, key: addr + Dot + addr})
 	}
 	slices.SortFunc(out, element.compare)
-	return slices.Compact(out), slots
+	return slices.Compact(out), true
 }
 
 // selecting are the chains of the policies that select the pod of an address; ok tells that any does. Should two pods

@@ -149,7 +149,7 @@ func TestEveryFormOfAPolicyIsAsDocumented(t *testing.T) {
 	for name, form := range forms {
 		t.Run(name, func(t *testing.T) {
 			w := cluster(policyOf(t, form.spec))
-			dropped := compareWithDocumentation(t, w, Desired(w, MinSlots))
+			dropped := compareWithDocumentation(t, w, Desired(w, MinShape))
 			if form.drops != 0 && dropped != form.drops {
 				t.Errorf("%d packets are dropped, want %d", dropped, form.drops)
 			}
@@ -166,7 +166,7 @@ func TestPoliciesAddUp(t *testing.T) {
 	three := policyOf(t, "{podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: 81}]}]}")
 	two.Name, three.Name = "q", "r"
 	w := cluster(one, two, three)
-	compareWithDocumentation(t, w, Desired(w, MinSlots))
+	compareWithDocumentation(t, w, Desired(w, MinShape))
 }
 
 // letters of random worlds.
@@ -272,6 +272,9 @@ func change(r *rand.Rand, e *Engine, w *World) string {
 		i, j := r.IntN(3), r.IntN(4)
 		p := pod(namespaces[i], names[j], i, j)
 		p.Labels = map[string]string{"pod": names[r.IntN(4)]}
+		if r.IntN(3) > 0 {
+			p.IPs = p.IPs[:1]
+		}
 		if r.IntN(4) == 0 {
 			p.IPs = nil // it has none yet
 		}
@@ -287,7 +290,10 @@ func change(r *rand.Rand, e *Engine, w *World) string {
 func TestSmallChangesComeToTheSameAsStartingAnew(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		e, w := NewEngine(MinSlots), cluster()
+		e, w := NewEngine(Shape{Slots: 1}), cluster() // so that it has to grow
+		for i := range w.Pods {
+			w.Pods[i].IPs = w.Pods[i].IPs[:1]
+		}
 		for ns, labels := range w.Namespaces {
 			e.SetNamespace(ns, labels)
 		}
@@ -297,17 +303,17 @@ func TestSmallChangesComeToTheSameAsStartingAnew(t *testing.T) {
 		e.Commit()
 		kernel := State{}
 		for step := range 60 {
-			slots := e.static.slots
+			shape := e.Shape()
 			what := change(r, e, &w)
 			ops := e.Commit()
 			kernel = kernel.Apply(ops)
-			grew := e.static.slots != slots
+			grew := e.Shape() != shape
 			for _, op := range ops {
 				if what != "policy" && !grew && op.Kind != AddElement && op.Kind != DeleteElement {
 					t.Fatalf("seed %d step %d: a change of a %s does %+v", seed, step, what, op)
 				}
 			}
-			want := Desired(w, e.static.slots)
+			want := Desired(w, e.Shape())
 			if left := Diff(kernel, want); len(left) > 0 {
 				t.Fatalf("seed %d step %d: after a change of a %s this is left to do: %+v", seed, step, what, left)
 			}
@@ -325,7 +331,7 @@ func TestSmallChangesComeToTheSameAsStartingAnew(t *testing.T) {
 }
 
 func TestAPodIsElementsOnly(t *testing.T) {
-	e := NewEngine(MinSlots)
+	e := NewEngine(Shape{Slots: 8, IPv6: true})
 	w := cluster(
 		policyOf(t, "{podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}], ports: [{port: web}]}], egress: [{to: [{namespaceSelector: {}}]}]}"),
 	)
@@ -384,7 +390,7 @@ func describe(ops []Op) []string {
 }
 
 func TestAPolicyTouchesItsOwnChainsAndSetsOnly(t *testing.T) {
-	e := NewEngine(MinSlots)
+	e := NewEngine(MinShape)
 	w := cluster()
 	for ns, labels := range w.Namespaces {
 		e.SetNamespace(ns, labels)
@@ -437,7 +443,7 @@ func TestManyPoliciesForOnePodDoubleTheSlots(t *testing.T) {
 		np.Name = fmt.Sprintf("p%d", i)
 		w.Policies = append(w.Policies, np)
 	}
-	s := Desired(w, MinSlots)
+	s := Desired(w, MinShape)
 	if _, ok := s.Sets["ingress4-31"]; !ok || len(s.Sets["ingress4-20"].Elements) != 1 {
 		t.Errorf("slots are not 32, or the verdict after the last policy is missing: %v", s.Sets["ingress4-20"])
 	}
@@ -445,7 +451,7 @@ func TestManyPoliciesForOnePodDoubleTheSlots(t *testing.T) {
 }
 
 func TestNoPolicyIsNoTable(t *testing.T) {
-	e := NewEngine(MinSlots)
+	e := NewEngine(MinShape)
 	e.SetPolicy(policyOf(t, "{podSelector: {}}"))
 	if ops := e.Commit(); ops[0].Kind != AddTable {
 		t.Errorf("the first policy does %+v first", ops[0])
@@ -458,7 +464,7 @@ func TestNoPolicyIsNoTable(t *testing.T) {
 
 func TestATableThatIsNotOursIsMadeAnew(t *testing.T) {
 	w := cluster(policyOf(t, "{podSelector: {}}"))
-	want := Desired(w, MinSlots)
+	want := Desired(w, MinShape)
 	for name, spoil := range map[string]func(State){
 		"another hook": func(s State) { s.Chains["ingress"] = Chain{Base: &Base{Hook: "input"}} },
 		"another type": func(s State) { s.Sets["self4"] = Set{Type: "ether_addr"} },
