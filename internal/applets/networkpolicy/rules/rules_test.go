@@ -436,6 +436,26 @@ func TestAPolicyTouchesItsOwnChainsAndSetsOnly(t *testing.T) {
 	}
 }
 
+// A selector of what a namespace is not must not pick one whose labels nobody has told yet.
+func TestANamespaceThatIsNotKnownIsPickedByNobody(t *testing.T) {
+	w := cluster(policyOf(t, "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: ns, operator: NotIn, values: [x]}]}}]}]}"))
+	e := NewEngine(MinShape)
+	e.SetPolicy(w.Policies[0])
+	for _, p := range w.Pods {
+		e.SetPod(p)
+	}
+	e.Commit()
+	first := packet{w.Pods[3].IPs[0], w.Pods[0].IPs[0], 6, 80}
+	if passes(e.State(), first) {
+		t.Error("it is")
+	}
+	e.SetNamespace("y", nil)
+	e.Commit()
+	if !passes(e.State(), first) {
+		t.Error("one without labels is not picked")
+	}
+}
+
 func TestManyPoliciesForOnePodDoubleTheSlots(t *testing.T) {
 	w := cluster()
 	for i := range 20 {
