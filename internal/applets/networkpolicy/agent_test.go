@@ -3,6 +3,7 @@ package networkpolicy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -15,8 +16,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"k1s.io/k1s/internal/applets/networkpolicy/gate"
 	"k1s.io/k1s/internal/applets/networkpolicy/rules"
@@ -86,6 +90,38 @@ func until(t *testing.T, what string, probe func() bool) {
 	}
 }
 
+// cluster is a fake API server. It has no revisions: what happens between a list and its watch is not told to anybody, so a test
+// waits for watches before it changes something.
+type cluster struct {
+	*fake.Clientset
+	mu     sync.Mutex // guards opened
+	opened map[string]int
+}
+
+func newCluster(objects ...runtime.Object) *cluster {
+	c := &cluster{Clientset: fake.NewClientset(objects...), opened: map[string]int{}}
+	c.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		w, err := c.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.opened[action.GetResource().Resource]++
+		return true, w, err
+	})
+	return c
+}
+
+// watched waits until watches of some kinds have been opened so often.
+func (c *cluster) watched(t *testing.T, times int, kinds ...string) {
+	t.Helper()
+	for _, kind := range kinds {
+		until(t, fmt.Sprintf("watch %d of %s", times, kind), func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.opened[kind] >= times
+		})
+	}
+}
+
 func podObject(name, node string, ips ...string) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"pod": name}},
@@ -139,7 +175,7 @@ func added(name, ip string) gate.Request {
 }
 
 func TestTheKernelFollowsTheCluster(t *testing.T) {
-	client := fake.NewClientset(namespaceObject("x"), podObject("a", "me", "10.42.0.2"), podObject("far", "you", "10.42.1.2"))
+	client := newCluster(namespaceObject("x"), podObject("a", "me", "10.42.0.2"), podObject("far", "you", "10.42.1.2"))
 	m := &memory{}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	stop := runs(t, a)
@@ -157,6 +193,7 @@ func TestTheKernelFollowsTheCluster(t *testing.T) {
 		}
 	}
 
+	client.watched(t, 1, "networkpolicies")
 	api := client.NetworkingV1().NetworkPolicies("x")
 	if _, err := api.Create(t.Context(), policyObject("p"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -165,6 +202,7 @@ func TestTheKernelFollowsTheCluster(t *testing.T) {
 	if m.isolated("10.42.1.2") {
 		t.Error("another node's pod is isolated here")
 	}
+	client.watched(t, 1, "pods", "namespaces")
 	pods := client.CoreV1().Pods("x")
 	if _, err := pods.Create(t.Context(), podObject("b", "me", "10.42.0.3"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -188,6 +226,7 @@ func TestTheKernelFollowsTheCluster(t *testing.T) {
 			t.Errorf("starting again writes %v", m.applied)
 		}
 	})
+	client.watched(t, 2, "networkpolicies")
 	if err := api.Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +239,7 @@ func TestTheKernelFollowsTheCluster(t *testing.T) {
 }
 
 func TestAPodStartsWhenItsPoliciesAreInForce(t *testing.T) {
-	client := fake.NewClientset(namespaceObject("x"), policyObject("p"))
+	client := newCluster(namespaceObject("x"), policyObject("p"))
 	m := &memory{}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	kept := make(chan map[rules.Key]assigned, 10)
@@ -217,6 +256,7 @@ func TestAPodStartsWhenItsPoliciesAreInForce(t *testing.T) {
 		t.Fatalf("it may start before anybody knows of it: %v", err)
 	default:
 	}
+	client.watched(t, 1, "pods")
 	pods := client.CoreV1().Pods("x")
 	if _, err := pods.Create(t.Context(), podObject("a", "me"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -250,7 +290,7 @@ func TestAPodStartsWhenItsPoliciesAreInForce(t *testing.T) {
 }
 
 func TestWithoutPoliciesPodsStartAtOnce(t *testing.T) {
-	client := fake.NewClientset(namespaceObject("x"), podObject("a", "me"))
+	client := newCluster(namespaceObject("x"), podObject("a", "me"))
 	m := &memory{}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	runs(t, a)
@@ -259,6 +299,7 @@ func TestWithoutPoliciesPodsStartAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Its address was told before there was a policy, and is still not known to the API server.
+	client.watched(t, 1, "networkpolicies")
 	if _, err := client.NetworkingV1().NetworkPolicies("x").Create(t.Context(), policyObject("p"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +307,7 @@ func TestWithoutPoliciesPodsStartAtOnce(t *testing.T) {
 }
 
 func TestAKernelThatRefusesIsAskedAgainAndPodsWait(t *testing.T) {
-	client := fake.NewClientset(namespaceObject("x"), policyObject("p"), podObject("a", "me", "10.42.0.2"), podObject("b", "me"))
+	client := newCluster(namespaceObject("x"), policyObject("p"), podObject("a", "me", "10.42.0.2"), podObject("b", "me"))
 	m := &memory{failing: errors.New("no such luck")}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	runs(t, a)
@@ -276,6 +317,7 @@ func TestAKernelThatRefusesIsAskedAgainAndPodsWait(t *testing.T) {
 	m.do(func(m *memory) { m.failing = nil })
 	until(t, "the policies to be in force", func() bool { return m.isolated("10.42.0.2") && m.isolated("10.42.0.3") })
 	// Whatever fails later is found by comparing.
+	client.watched(t, 1, "pods")
 	m.do(func(m *memory) { m.failing = errors.New("again") })
 	if _, err := client.CoreV1().Pods("x").Create(t.Context(), podObject("c", "me", "10.42.0.4"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -285,7 +327,7 @@ func TestAKernelThatRefusesIsAskedAgainAndPodsWait(t *testing.T) {
 }
 
 func TestATableThatSomethingElseRemovedComesBack(t *testing.T) {
-	client := fake.NewClientset(namespaceObject("x"), policyObject("p"), podObject("a", "me", "10.42.0.2"))
+	client := newCluster(namespaceObject("x"), policyObject("p"), podObject("a", "me", "10.42.0.2"))
 	m := &memory{}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	a.look = 10 * time.Millisecond
@@ -309,7 +351,7 @@ func TestAddressesOutliveTheProcess(t *testing.T) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 	// Those of pods that ended meanwhile are dropped when it is known who is left.
-	client := fake.NewClientset(namespaceObject("x"), policyObject("p"), podObject("a", "me"))
+	client := newCluster(namespaceObject("x"), policyObject("p"), podObject("a", "me"))
 	m := &memory{}
 	a := newAgent(client, slog.New(slog.DiscardHandler), "me", m)
 	for _, name := range []string{"a", "ended"} {
