@@ -293,7 +293,7 @@ func TestNetworkPolicies(t *testing.T) {
 		p.kubectl(t, "label", "namespace", "policy-z", "ns=y", "--overwrite")
 		p.becomes(t, "a namespace to be labelled", func(from, to, _ string) bool { return !isX(to) || from == to || from == "y/b" || from == "z/b" })
 		p.kubectl(t, "label", "namespace", "policy-z", "ns=z", "--overwrite")
-		p.space("x").kubectl(t, "label", "pod", "c", "pod=free")
+		p.space("x").kubectl(t, "label", "pod", "c", "pod=free", "--overwrite")
 		p.becomes(t, "labels to be as before", func(from, to, _ string) bool { return !isX(to) || from == to || from == "y/b" })
 		p.policy(t, "x", "p", "{podSelector: {matchExpressions: [{key: pod, operator: NotIn, values: [free]}]}}")
 		p.becomes(t, "one pod to be free", func(from, to, _ string) bool { return !isX(to) || from == to || to == "x/c" })
@@ -301,7 +301,7 @@ func TestNetworkPolicies(t *testing.T) {
 		p.becomes(t, "it to be isolated again", func(from, to, _ string) bool { return !isX(to) || from == to })
 	})
 
-	t.Run("services are judged by their pods, and names are found", func(t *testing.T) {
+	t.Run("services are judged by their pods and names are found", func(t *testing.T) {
 		s := p.space("x")
 		s.applies(t, "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {selector: {pod: a}, ports: [{port: 8000, targetPort: 80}]}}")
 		service := netip.AddrPortFrom(netip.MustParseAddr(s.kubectl(t, "get", "service", "a", "-o", "jsonpath={.spec.clusterIP}")), 8000)
