@@ -69,7 +69,7 @@ type agent struct {
 	assigned map[rules.Key]assigned
 	// inherited are those of the process before that may be of pods whose end nobody heard of.
 	inherited []rules.Key
-	fromAPI   map[rules.Key]rules.Pod // local pods with an assigned address, as the API server knows them
+	fromAPI   map[rules.Key]rules.Pod // pods of this node, with the addresses that the API server knows
 	waiting   []asking
 	look      time.Duration // lookAgain
 	policies  bool          // all are known

@@ -531,6 +531,38 @@ func TestATableIsPutRightAndNeverEmptied(t *testing.T) {
 	}
 }
 
+// One name that nft does not take would keep all policies from being written.
+func TestNamesOfAllKindsAreTaken(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	n := newNode(t, false)
+	var np networkingv1.NetworkPolicy
+	odd := "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: example.com/a_b.c-d, operator: In, values: ['', A_b.9-z, '0']}, {key: b, operator: DoesNotExist}]}, podSelector: {matchLabels: {app.kubernetes.io/name: '1.2.3'}}}], ports: [{port: a-1-b}]}]}"
+	if err := yaml.UnmarshalStrict([]byte(odd), &np.Spec); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []rules.Key{
+		{Namespace: "0", Name: "0"}, {Namespace: "default", Name: "10.0.0.1"}, {Namespace: "ip", Name: "accept"}, {Namespace: "drop", Name: "fe80--1.a"},
+		{Namespace: strings.Repeat("x", 63), Name: strings.Repeat("y", 253)}, {Namespace: strings.Repeat("x", 63), Name: strings.Repeat("y", 252)}, {Namespace: "k1s", Name: "ingress-pods"},
+	} {
+		p := np.DeepCopy()
+		p.Namespace, p.Name = name.Namespace, name.Name
+		n.world.Policies = append(n.world.Policies, p)
+	}
+	want := rules.Desired(n.world, rules.MinShape)
+	if err := n.kernel.apply(t.Context(), rules.Diff(rules.State{}, want)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := n.kernel.read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := rules.Diff(got, want); len(left) > 0 {
+		t.Errorf("what is read back is not what was written: %+v", left)
+	}
+}
+
 func TestTheKernelsRefusalIsToldAndChangesNothing(t *testing.T) {
 	if !inside(t) {
 		return
