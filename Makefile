@@ -84,7 +84,7 @@ LIGHT   := $(OUT)/bin/k1s
 P := github.com/containernetworking/plugins/plugins
 UPSTREAM := ptp=$(P)/main/ptp bridge=$(P)/main/bridge loopback=$(P)/main/loopback hostlocal=$(P)/ipam/host-local \
 	portmap=$(P)/meta/portmap bandwidth=$(P)/meta/bandwidth localpath=github.com/rancher/local-path-provisioner
-CNI := bandwidth bridge host-local loopback portmap ptp
+CNI := bandwidth bridge host-local k1s-policy loopback portmap ptp
 
 # Modules that are programs of their own in the list of components.
 MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/opencontainers/runc,github.com/k3s-io/kine,go.etcd.io/etcd/server/v3,$\
@@ -216,6 +216,7 @@ real: ## tests of packages with real parts, as root: a kube-apiserver, a contain
 	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
+	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy
 	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
 
 # Not part of "make test": with an emulated processor it takes half an hour.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"k1s.io/k1s/internal/applets/networkpolicy/gate"
 	"k1s.io/k1s/out/_upstream/bandwidth"
 	"k1s.io/k1s/out/_upstream/bridge"
 	"k1s.io/k1s/out/_upstream/hostlocal"
@@ -16,6 +17,7 @@ func plugins() []plugin {
 		{"bandwidth", bandwidth.Main},
 		{"bridge", bridge.Main},
 		{"host-local", hostlocal.Main},
+		{gate.Plugin, gate.Main},
 		{"loopback", loopback.Main},
 		{"portmap", portmap.Main},
 		{"ptp", ptp.Main},

@@ -32,6 +32,7 @@ import (
 	"k1s.io/k1s/internal/applets/kubelet"
 	"k1s.io/k1s/internal/applets/kubeproxy"
 	"k1s.io/k1s/internal/applets/migrate"
+	"k1s.io/k1s/internal/applets/networkpolicy"
 	"k1s.io/k1s/internal/applets/scheduler"
 	"k1s.io/k1s/internal/applets/stoppods"
 	"k1s.io/k1s/internal/errs"
@@ -57,6 +58,7 @@ func applets() applet.Table {
 		"kube-scheduler":          {Run: scheduler.Run},
 		"kubectl":                 {Run: kubectl.Run, Tool: true},
 		"kubelet":                 {Run: kubelet.Run},
+		"network-policy":          {Run: networkpolicy.Run},
 		"stop-pods":               {Run: stoppods.Run},
 	}
 }

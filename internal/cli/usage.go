@@ -7,12 +7,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"k1s.io/k1s/internal/addons"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/config"
 )
 
 // disableNames are the packaged components a user may leave out.
 func disableNames() []string {
-	var names []string
+	names := components.Optional()
 	for _, a := range addons.Packaged() {
 		if a.Optional {
 			names = append(names, a.Name)

@@ -34,6 +34,9 @@ func flannelSpec(in component.Input) (component.Spec, error) {
 	f.add("pod-cidr", n.PodCIDR)
 	f.add("cni-conf-dir", p.CNIConf())
 	f.add("cni-state-dir", p.CNIState())
+	if PoliciesEnforced(in) {
+		f.add("policy-socket", policySocket(in))
+	}
 	if n.MTU != 0 {
 		f.add("mtu", strconv.Itoa(n.MTU))
 	}

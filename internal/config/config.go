@@ -41,7 +41,7 @@ type Spec struct {
 	// Isolation decides how many processes the components share.
 	Isolation  string                   `json:"isolation" doc:"processes: grouped (control plane, node, containerd), component (one each), none (all but containerd in one)" enum:"grouped,component,none" default:"grouped"`
 	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
-	Disable    []string                 `json:"disable,omitempty" doc:"packaged components to leave out: coredns, metrics-server, local-path" example:"[metrics-server]"`
+	Disable    []string                 `json:"disable,omitempty" doc:"packaged components to leave out: coredns, metrics-server, local-path, network-policy" example:"[metrics-server]"`
 	Gates      map[string]bool          `json:"featureGates,omitempty" doc:"Kubernetes feature gates, for every component" example:"{AllAlpha: true}"`
 	Kubelet    map[string]any           `json:"kubelet,omitempty" doc:"fields of KubeletConfiguration that override ours" flag:"-" example:"{maxPods: 250}"`
 	KubeProxy  map[string]any           `json:"kubeProxy,omitempty" doc:"fields of KubeProxyConfiguration that override ours" flag:"-" example:"{nodePortAddresses: [198.51.100.0/24]}"`

@@ -29,7 +29,7 @@ func writePackaged(in component.Input) error {
 		ClusterDNS: dns, ClusterDomain: in.Config.Spec.Cluster.Domain, HasUpstreamDNS: in.Facts.Resolver.HasServers,
 		PodsProgram: path.Join(in.Paths.CurrentPayload(), "k1s-pods"), PayloadID: in.PayloadID,
 		BaseImage: components.BaseImage, StorageDir: in.Paths.Storage(),
-	}, in.Config.Spec.Disable)
+	}, components.DisabledAddons(in))
 	if err != nil {
 		return err
 	}

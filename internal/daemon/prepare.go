@@ -145,6 +145,7 @@ func clients(in component.Input) map[string]string {
 		m["kubelet"] = pki.KubeletClient
 		m["kube-proxy"] = pki.KubeProxyClient
 		m["flannel"] = pki.KubeletClient // it writes to its own node only
+		m["network-policy"] = pki.NetworkPolicyClient
 	}
 	return m
 }

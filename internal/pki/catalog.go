@@ -38,6 +38,7 @@ const (
 	KubeletClient            = "kubelet-client"
 	KubeletServing           = "kubelet-serving"
 	KubeProxyClient          = "kube-proxy-client"
+	NetworkPolicyClient      = "network-policy-client"
 	AddonManagerClient       = "addon-manager-client"
 	AdminClient              = "admin-client"
 	DaemonClient             = "daemon-client"
@@ -187,6 +188,7 @@ func workerLeaves(node string, ip netip.Addr) []Leaf {
 			DNSNames: []string{node}, IPs: []netip.Addr{ip}, Server: true,
 		},
 		client(KubeProxyClient, "system:kube-proxy"),
+		client(NetworkPolicyClient, "system:k1s:network-policy"),
 	}
 }
 

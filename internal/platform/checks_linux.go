@@ -62,7 +62,7 @@ func checkKernel(context.Context, CheckInput) []health.Problem {
 	return decideKernel(unix.ByteSliceToString(u.Release[:]))
 }
 
-// nftFeatures are the expressions that kube-proxy, flannel and the port mapper use, by the module that
+// nftFeatures are the expressions that kube-proxy, flannel, the port mapper and network policies use, by the module that
 // has them. Chains have a prefix because most short names are words of the language.
 var nftFeatures = []struct{ module, rules string }{
 	{"nft_chain_nat", "chain c-nat { type nat hook prerouting priority -100; }"},
@@ -75,6 +75,8 @@ var nftFeatures = []struct{ module, rules string }{
 	{"nf_tables: verdict maps", "map verdicts { type ipv4_addr . inet_proto . inet_service : verdict; }\n" +
 		" chain c-vmap { ip daddr . meta l4proto . th dport vmap @verdicts; }"},
 	{"nf_tables: dynamic sets", "set affinity { type ipv4_addr; flags dynamic,timeout; timeout 3h; }\n chain c-update { update @affinity { ip saddr }; }"},
+	{"nf_tables: sets of ranges", "chain c-ranges { ip saddr { 192.0.2.0/25 } meta l4proto . th dport { 6 . 80-90, 17 . 53 } accept; }"},
+	{"nf_tables: connection tracking by direction", "chain c-direction { ct direction reply accept; ct state related accept; }"},
 	{"nf_tables: marks", "chain c-marks { meta mark set meta mark or 0x4000; }"},
 }
 

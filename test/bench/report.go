@@ -92,7 +92,7 @@ func (r *results) idleOf(kind, what string, value func(idle) float64) numbers {
 }
 
 // agentParts are the units a worker without control plane has, in grouped and in component isolation.
-var agentParts = []string{"node", "containerd", "kubelet", "kube-proxy", "flannel", "images"}
+var agentParts = []string{"node", "containerd", "kubelet", "kube-proxy", "flannel", "images", "network-policy"}
 
 // row is one line of the table of budgets.
 type row struct {

@@ -161,7 +161,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		a := agents[0]
 		before := readCertificate(t, a.disk("var/lib/k1s/pki/kubelet-serving.crt"))
 		identity := decoded(t, a.disk("var/lib/k1s/pki/node.key"))
-		a.in(within(t, limit), "k1s", "certs", "renew", "--all").wants(t, 0, "3 certificates are renewed")
+		a.in(within(t, limit), "k1s", "certs", "renew", "--all").wants(t, 0, "4 certificates are renewed")
 		after := readCertificate(t, a.disk("var/lib/k1s/pki/kubelet-serving.crt"))
 		if before.Equal(after) {
 			t.Error("the kubelet's certificate is the old one")

@@ -56,7 +56,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 func TestAServerThatIsNoWorkerServesTheAPIAndRunsNothing(t *testing.T) {
 	c := created(t, "noworker", "--set", "spec.noWorker=true")
 	st := c.running(t)
-	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "flannel"} {
+	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "flannel", "network-policy"} {
 		if _, err := componentOf(st, name); err == nil {
 			t.Errorf("%s runs", name)
 		}

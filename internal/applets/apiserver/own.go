@@ -9,6 +9,7 @@ import (
 // Users of our own, as their certificates name them (package pki).
 const (
 	nodesGroup        = "system:nodes"
+	networkPolicyUser = "system:k1s:network-policy"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 )
 
@@ -22,10 +23,19 @@ func own() rbacrest.PolicyData {
 		ObjectMeta: metav1.ObjectMeta{Name: "k1s:flannel"},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list", "watch"}}},
 	}
+	look := []string{"get", "list", "watch"}
+	networkPolicy := rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "k1s:network-policy"},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: look},
+			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: look},
+		},
+	}
 	return rbacrest.PolicyData{
-		ClusterRoles: []rbacv1.ClusterRole{flannel},
+		ClusterRoles: []rbacv1.ClusterRole{flannel, networkPolicy},
 		ClusterRoleBindings: []rbacv1.ClusterRoleBinding{
 			bind("k1s:flannel", flannel.Name, rbacv1.GroupKind, nodesGroup),
+			bind("k1s:network-policy", networkPolicy.Name, rbacv1.UserKind, networkPolicyUser),
 			// logs, exec, port-forward and metrics: what the API server asks kubelets.
 			bind("k1s:kubelet-api-admin", "system:kubelet-api-admin", rbacv1.UserKind, kubeletClientUser),
 		},

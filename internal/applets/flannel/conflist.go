@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"k1s.io/k1s/internal/applets/networkpolicy/gate"
 )
 
 // conflistName is the file in the CNI configuration directory.
@@ -15,13 +17,11 @@ const conflistName = "10-k1s.conflist"
 // conflist renders the CNI configuration of a node. Every pod gets a veth of its own that is routed
 // (ptp), not a port of a bridge: bridged traffic passes netfilter only with the module br_netfilter,
 // which is not everywhere, and without it a service whose pod is on the same node does not answer.
-func conflist(podCIDR netip.Prefix, mtu int, stateDir string) []byte {
+//
+// With a policySocket, the last plugin waits until the pod's network policies are in force.
+func conflist(podCIDR netip.Prefix, mtu int, stateDir, policySocket string) []byte {
 	type m map[string]any
-	v := struct {
-		Version string `json:"cniVersion"`
-		Name    string `json:"name"`
-		Plugins []any  `json:"plugins"`
-	}{"1.0.0", "k1s", []any{
+	plugins := []any{
 		struct {
 			Type   string `json:"type"`
 			MTU    int    `json:"mtu"`
@@ -35,7 +35,15 @@ func conflist(podCIDR netip.Prefix, mtu int, stateDir string) []byte {
 		}},
 		m{"type": "portmap", "backend": "nftables", "snat": true, "capabilities": m{"portMappings": true}},
 		m{"type": "bandwidth", "capabilities": m{"bandwidth": true}},
-	}}
+	}
+	if policySocket != "" {
+		plugins = append(plugins, m{"type": gate.Plugin, "socket": policySocket})
+	}
+	v := struct {
+		Version string `json:"cniVersion"`
+		Name    string `json:"name"`
+		Plugins []any  `json:"plugins"`
+	}{"1.0.0", "k1s", plugins}
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil { // only strings and numbers in it
 		panic(err)

@@ -14,7 +14,7 @@ import (
 var update = flag.Bool("update", false, "write golden files")
 
 func TestConflistMatchesGolden(t *testing.T) {
-	got := conflist(netip.MustParsePrefix("10.42.3.0/24"), 1450, "/var/lib/k1s/cni/state")
+	got := conflist(netip.MustParsePrefix("10.42.3.0/24"), 1450, "/var/lib/k1s/cni/state", "/run/k1s/network-policy.sock")
 	file := filepath.Join("testdata", conflistName)
 	if *update {
 		if err := os.WriteFile(file, got, 0o600); err != nil {

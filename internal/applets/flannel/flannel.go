@@ -2,7 +2,8 @@
 // as soon as the node has its pod CIDR, and keeps routes to the pods of other nodes, the masquerading of
 // what leaves the pod network, and forwarding. The backends and the rules are flannel's own; what is
 // here replaces its main program, which has fixed paths, environment variables and polls. It does not
-// assign pod CIDRs (the controller manager does) and enforces no network policy.
+// assign pod CIDRs (the controller manager does) nor enforce network policies (package networkpolicy does), but lets pods
+// wait for them.
 //
 // Routes, links and rules stay when it ends, because pods keep running while k1s is stopped; --cleanup
 // removes them.
@@ -32,6 +33,7 @@ type options struct {
 	nodeIP               netip.Addr // zero: the first address of iface
 	mtu                  int        // 0: from the interface
 	cniConfDir, cniState string
+	policySocket         string // "": network policies are not enforced
 	ipMasq, cleanup      bool
 }
 
@@ -63,6 +65,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.mtu, "mtu", 0, "MTU of pod interfaces; from the interface if 0")
 	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "", "directory to write "+conflistName+" to")
 	fs.StringVar(&o.cniState, "cni-state-dir", "", "directory in which address assignments are kept")
+	fs.StringVar(&o.policySocket, "policy-socket", "", "socket of the network policy agent, which pods wait for; policies are not enforced, and their table is removed, if empty")
 	fs.BoolVar(&o.ipMasq, "ip-masq", true, "let traffic that leaves the pod network have the node's address")
 	fs.BoolVar(&o.cleanup, "cleanup", false, "remove everything this applet has set up on the machine, and end")
 	if err := fs.Parse(args); err != nil {

@@ -13,7 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/knftables"
 
+	"k1s.io/k1s/internal/applets/networkpolicy/rules"
 	"k1s.io/k1s/internal/errs"
 )
 
@@ -54,6 +56,11 @@ func (g *glue) run(ctx context.Context) error {
 	}
 	if err := guardLoopback(ctx); err != nil {
 		return err // before the first pod: better no network than an open one
+	}
+	if g.policySocket == "" { // they may have been enforced until now, and nobody would keep the rules right
+		if err := removeTable(ctx, knftables.InetFamily, rules.Table, ""); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	watched := make(chan struct{})
@@ -158,7 +165,7 @@ func (g *glue) ensureConflist(podCIDR netip.Prefix, link link) error {
 	if mtu == 0 {
 		mtu = link.podMTU(g.backend)
 	}
-	changed, err := writeConflist(g.cniConfDir, conflist(podCIDR, mtu, g.cniState))
+	changed, err := writeConflist(g.cniConfDir, conflist(podCIDR, mtu, g.cniState, g.policySocket))
 	if err != nil {
 		return fmt.Errorf("writing the CNI configuration: %w", err)
 	}

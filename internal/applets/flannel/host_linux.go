@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
+	"k1s.io/k1s/internal/applets/networkpolicy/rules"
 	"k1s.io/k1s/internal/errs"
 )
 
@@ -250,7 +251,7 @@ func Cleanup(ctx context.Context, podCIDR netip.Prefix, confDir string) error {
 		// onlyEmpty is a chain that must hold no rule: others use the CNI plugin portmap as well.
 		onlyEmpty string
 	}{
-		{knftables.IPv4Family, guardTable, ""},
+		{knftables.IPv4Family, guardTable, ""}, {knftables.InetFamily, rules.Table, ""},
 		{knftables.IPv4Family, "flannel-ipv4", ""}, {knftables.IPv6Family, "flannel-ipv6", ""},
 		{knftables.IPv4Family, "cni_hostport", "hostports"}, {knftables.IPv6Family, "cni_hostport", "hostports"},
 	} {
