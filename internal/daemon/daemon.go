@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path"
 	"runtime"
@@ -212,7 +213,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err := d.prepareEncryption(in); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), writeDatastore(in), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
+	if err := errors.Join(writePackaged(in), writeRegistries(in, reg), writeDatastore(in), prepareCgroups(in), setSysctls(ctx, in), setRoutes(ctx, in)); err != nil {
 		return nil, err
 	}
 	api, err := kubeapi.New(components.URL(in), pki.CertFile(o.Paths, pki.CA), pki.CertFile(o.Paths, pki.DaemonClient), pki.KeyFile(o.Paths, pki.DaemonClient))
@@ -253,6 +254,18 @@ func setSysctls(ctx context.Context, in component.Input) error {
 	return platform.SetSysctls(ctx, ledger.Open(in.Paths.Ledger()),
 		platform.Sysctl{Name: "net.ipv4.ip_forward", Value: "1"},
 		platform.Sysctl{Name: "fs.inotify.max_user_instances", Value: "1024", AtLeast: true})
+}
+
+// setRoutes sets what a worker needs of the routing table beside the routes to pods, which are flannel's.
+func setRoutes(ctx context.Context, in component.Input) error {
+	if in.Config.Spec.NoWorker {
+		return nil
+	}
+	services, err := netip.ParsePrefix(in.Config.Spec.Network.ServiceCIDR)
+	if err != nil {
+		return err
+	}
+	return platform.SetServiceRoute(ctx, ledger.Open(in.Paths.Ledger()), services, in.Facts.NodeIP)
 }
 
 func (d *Daemon) newRunner(u component.Unit) supervise.Runner {

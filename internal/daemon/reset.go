@@ -58,8 +58,9 @@ func ResetSteps(o Options) []step.Step {
 			return unmountBelow(p.Kubelet, p.Run, p.Data)
 		}},
 	}
-	steps = append(steps, step.Step{Name: "set kernel settings back to what they were", Do: func(ctx context.Context) error {
-		return platform.RestoreSysctls(ctx, ledger.Open(p.Ledger()))
+	steps = append(steps, step.Step{Name: "set routes and kernel settings back to what they were", Do: func(ctx context.Context) error {
+		l := ledger.Open(p.Ledger())
+		return errors.Join(platform.RemoveServiceRoutes(ctx, l), platform.RestoreSysctls(ctx, l))
 	}})
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {

@@ -51,7 +51,8 @@ func (g *guest) secondBoot() []check {
 
 func (g *guest) end() []check {
 	return []check{
-		{name: "k1s stop --pods ends pods and service", show: g.stopped},
+		// Without it, a node that runs is reset, with its pods.
+		{name: "k1s stop --pods ends pods and service", show: g.stopped, long: true},
 		{name: "k1s reset leaves nothing", show: g.reset},
 	}
 }
