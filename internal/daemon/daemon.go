@@ -246,12 +246,24 @@ func prepareCgroups(in component.Input) error {
 	return nil
 }
 
+// upstreamSysctls are what the kubelet sets (pkg/kubelet/cm, setupKernelTunables) and kube-proxy
+// (pkg/proxy/conntrack/sysctls.go).
+var upstreamSysctls = []string{
+	"vm.overcommit_memory", "vm.panic_on_oom", "kernel.panic", "kernel.panic_on_oops", "kernel.keys.root_maxkeys", "kernel.keys.root_maxbytes",
+	"net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets", "net.netfilter.nf_conntrack_tcp_timeout_established",
+	"net.netfilter.nf_conntrack_tcp_timeout_close_wait", "net.netfilter.nf_conntrack_tcp_be_liberal", "net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream",
+}
+
 // setSysctls sets what a worker needs of the kernel: pods are routed, and every component watches files.
 func setSysctls(ctx context.Context, in component.Input) error {
 	if in.Config.Spec.NoWorker {
 		return nil
 	}
-	return platform.SetSysctls(ctx, ledger.Open(in.Paths.Ledger()),
+	l := ledger.Open(in.Paths.Ledger())
+	if err := platform.RememberSysctls(ctx, l, upstreamSysctls...); err != nil {
+		return err
+	}
+	return platform.SetSysctls(ctx, l,
 		platform.Sysctl{Name: "net.ipv4.ip_forward", Value: "1"},
 		platform.Sysctl{Name: "fs.inotify.max_user_instances", Value: "1024", AtLeast: true})
 }
