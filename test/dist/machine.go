@@ -51,13 +51,13 @@ func findMachine(ctx context.Context, arch, dir string) (machine, error) {
 
 // registration is a line for the file register of binfmt_misc(5): which files are run by which interpreter. What is
 // compared are the magic number, class, byte order and version of an ELF file, that it is a program or a
-// position-independent one, and its machine.
+// position-independent one, and its machine. P: the name a program is called by is kept; it says which applet is meant.
 func registration(arch, qemu string) string {
 	p := platforms[arch]
 	const ident = `\x7fELF`
 	magic := fmt.Sprintf(`%s\x%02x\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x%02x\x%02x`, ident, byte(p.class), byte(p.machine), byte(p.machine>>8))
 	mask := strings.Repeat(`\xff`, 7) + `\x00` + strings.Repeat(`\xff`, 8) + `\xfe\xff\xff\xff`
-	return ":k1s-dist-" + arch + ":M::" + magic + ":" + mask + ":" + qemu + ":"
+	return ":k1s-dist-" + arch + ":M::" + magic + ":" + mask + ":" + qemu + ":P"
 }
 
 // sh runs a shell script in it and returns all it prints.
