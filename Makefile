@@ -94,7 +94,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
 
-.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system vm golden bench up down clean dist reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system vm golden bench up down clean dist dist-check reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -145,6 +145,11 @@ notice: programs $(PACK) ## write NOTICE, components.json and sbom.spdx.json of 
 dist: ## build dist/k1s-linux-ARCH: make dist ARCH=arm64
 	@mkdir -p dist
 	@$(MAKE) build ARCH=$(ARCH) K1S=dist/k1s-linux-$(ARCH)
+
+DIST_FLAGS ?=
+dist-check: ## check dist/k1s-linux-ARCH: its size, every program in it, and that they run (emulated where they must be)
+	@$(if $(SYSROOT),build/deps.sh $(ARCH) emulator)
+	GOARCH=$(HOSTARCH) go run ./test/dist -arch $(ARCH) $(DIST_FLAGS)
 
 reproducible: ## build twice from scratch steps (links, packing) and compare
 	@rm -rf out/reproducible
@@ -213,7 +218,7 @@ STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
 	@test -x $(STAGED)/k1s-kube || $(MAKE) build
 	@ln -sfn $(STAGED)/k1s-kube $(OUT)/bin/containerd
-	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns
+	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns ./internal/platform
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
 	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy

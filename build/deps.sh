@@ -1,7 +1,8 @@
 #!/bin/bash
-# Makes sure that what the build, or with "tests" what the system tests need from the system is there: installs it
-# where that is possible, otherwise names everything that is missing in one error.
-# usage: build/deps.sh ARCH [tests]      (amd64, arm64 or arm: what is built for)
+# Makes sure that what the build, or with "tests" what the system tests, or with "emulator" what running programs of
+# another architecture needs from the system is there: installs it where that is possible, otherwise names
+# everything that is missing in one error.
+# usage: build/deps.sh ARCH [tests|emulator]      (amd64, arm64 or arm: what is built for)
 set -euo pipefail
 arch=$1
 host=$(go env GOHOSTARCH)
@@ -16,6 +17,14 @@ if [ "${2:-}" = tests ]; then
 	compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command_from postgres postgresql
 	command_from mariadbd mariadb-server-core
 	command_from nats-server nats-server
+fi
+if [ "${2:-}" = emulator ]; then
+	who="running programs for $arch"
+	case $arch in
+	arm64) command_from qemu-aarch64 qemu-user ;;
+	arm) command_from qemu-arm qemu-user ;;
+	amd64) command_from qemu-x86_64 qemu-user ;;
+	esac
 fi
 command_from zstd zstd
 command_from readelf binutils

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path"
 	"runtime"
@@ -248,7 +249,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 			return nil, err
 		}
 	}
-	if err := errors.Join(writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in)); err != nil {
+	if err := errors.Join(writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in), setRoutes(ctx, in)); err != nil {
 		return nil, err
 	}
 	api, err := apiClient(in)
@@ -281,14 +282,38 @@ func prepareCgroups(in component.Input) error {
 	return nil
 }
 
+// upstreamSysctls are what the kubelet sets (pkg/kubelet/cm, setupKernelTunables) and kube-proxy
+// (pkg/proxy/conntrack/sysctls.go).
+var upstreamSysctls = []string{
+	"vm.overcommit_memory", "vm.panic_on_oom", "kernel.panic", "kernel.panic_on_oops", "kernel.keys.root_maxkeys", "kernel.keys.root_maxbytes",
+	"net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets", "net.netfilter.nf_conntrack_tcp_timeout_established",
+	"net.netfilter.nf_conntrack_tcp_timeout_close_wait", "net.netfilter.nf_conntrack_tcp_be_liberal", "net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream",
+}
+
 // setSysctls sets what a worker needs of the kernel: pods are routed, and every component watches files.
 func setSysctls(ctx context.Context, in component.Input) error {
 	if !in.Config.Spec.Worker() {
 		return nil
 	}
-	return platform.SetSysctls(ctx, ledger.Open(in.Paths.Ledger()),
+	l := ledger.Open(in.Paths.Ledger())
+	if err := platform.RememberSysctls(ctx, l, upstreamSysctls...); err != nil {
+		return err
+	}
+	return platform.SetSysctls(ctx, l,
 		platform.Sysctl{Name: "net.ipv4.ip_forward", Value: "1"},
 		platform.Sysctl{Name: "fs.inotify.max_user_instances", Value: "1024", AtLeast: true})
+}
+
+// setRoutes sets what a worker needs of the routing table beside the routes to pods, which are flannel's.
+func setRoutes(ctx context.Context, in component.Input) error {
+	if !in.Config.Spec.Worker() {
+		return nil
+	}
+	services, err := netip.ParsePrefix(in.Config.Spec.Network.ServiceCIDR)
+	if err != nil {
+		return err
+	}
+	return platform.SetServiceRoute(ctx, ledger.Open(in.Paths.Ledger()), services, in.Facts.NodeIP)
 }
 
 func (d *Daemon) newRunner(u component.Unit) supervise.Runner {

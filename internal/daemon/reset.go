@@ -58,8 +58,9 @@ func ResetSteps(o Options) []step.Step {
 			return unmountBelow(p.Kubelet, p.Run, p.Data)
 		}},
 	}
-	steps = append(steps, step.Step{Name: "set kernel settings back to what they were", Do: func(ctx context.Context) error {
-		return platform.RestoreSysctls(ctx, ledger.Open(p.Ledger()))
+	steps = append(steps, step.Step{Name: "set routes and kernel settings back to what they were", Do: func(ctx context.Context) error {
+		l := ledger.Open(p.Ledger())
+		return errors.Join(platform.RemoveServiceRoutes(ctx, l), platform.RestoreSysctls(ctx, l))
 	}})
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {
@@ -70,20 +71,24 @@ func ResetSteps(o Options) []step.Step {
 	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig(), p.DatastoreDropIn()}, podLogs...) {
 		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
 	}
-	for _, dirs := range shared {
+	for _, dirs := range append([][]string{{path.Dir(p.AdminKubeconfig())}}, shared...) {
 		top := dirs[len(dirs)-1]
 		steps = append(steps, step.Step{Name: "remove " + top + " if nobody else uses it", Do: func(context.Context) error { return removeIfEmpty(dirs...) }})
 	}
 	return steps
 }
 
-// shared are directories that containerd and its libraries make outside of ours, each after what they make
-// in it. Others may use them too.
+// shared are directories that containerd, its libraries and the kubelet make outside of ours, each after what
+// they make in it. Others may use them too.
 var shared = [][]string{
 	{"/var/lib/cni/results", "/var/lib/cni"},                          // what plugins answered, of libcni
 	{"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd"}, // for programs installed by ctr
-	{"/run/containerd/s", "/run/containerd"},                          // sockets of shims
-	{"/run/netns"},                                                    // network namespaces of pods
+	// Sockets of shims, and what runc remembers of containers.
+	{"/run/containerd/s", "/run/containerd/runc/k8s.io", "/run/containerd/runc", "/run/containerd"},
+	{"/run/netns"}, // network namespaces of pods
+	// Where the kubelet looks for FlexVolume drivers.
+	{"/usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/usr/libexec/kubernetes/kubelet-plugins/volume",
+		"/usr/libexec/kubernetes/kubelet-plugins", "/usr/libexec/kubernetes"},
 }
 
 // removeIfEmpty removes directories that are there and have nothing in them. What is a mount point or

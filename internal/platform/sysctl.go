@@ -67,7 +67,31 @@ func setSysctls(ctx context.Context, root string, l *ledger.Ledger, want []Sysct
 	return errors.Join(failed...)
 }
 
-// RestoreSysctls puts back what SetSysctls has changed, by what l remembers.
+// RememberSysctls notes in l what settings are that somebody else is about to change, upstream's components, so
+// that they can be put back. Settings this kernel does not have, or does not let us see, are left out.
+func RememberSysctls(ctx context.Context, l *ledger.Ledger, names ...string) error {
+	return rememberSysctls(ctx, "/proc/sys", l, names)
+}
+
+func rememberSysctls(ctx context.Context, root string, l *ledger.Ledger, names []string) error {
+	var entries []ledger.Entry
+	for _, name := range names {
+		raw, err := os.ReadFile(sysctlFile(root, name))
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		entries = append(entries, ledger.Entry{Kind: ledger.Sysctl, Name: name, Old: strings.TrimSpace(string(raw))})
+	}
+	if err := l.Add(ctx, entries...); err != nil {
+		return fmt.Errorf("remembering kernel settings: %w", err)
+	}
+	return nil
+}
+
+// RestoreSysctls puts back what l remembers: what SetSysctls has changed, and what RememberSysctls has noted.
 func RestoreSysctls(ctx context.Context, l *ledger.Ledger) error {
 	return restoreSysctls(ctx, "/proc/sys", l)
 }
@@ -82,11 +106,26 @@ func restoreSysctls(ctx context.Context, root string, l *ledger.Ledger) error {
 		if e.Kind != ledger.Sysctl {
 			continue
 		}
-		if err := os.WriteFile(sysctlFile(root, e.Name), []byte(e.Old), 0o644); err != nil {
+		if err := restoreSysctl(sysctlFile(root, e.Name), e.Old); err != nil {
 			failed = append(failed, fmt.Errorf("setting %s back to %s: %w", e.Name, e.Old, err))
 			continue
 		}
 		failed = append(failed, l.Remove(ctx, e.Kind, e.Name))
 	}
 	return errors.Join(failed...)
+}
+
+// restoreSysctl does not write what is as it was: it may be readable only. A setting that is not there has gone
+// with its module.
+func restoreSysctl(file, old string) error {
+	now, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(now)) == old:
+		return nil
+	}
+	return os.WriteFile(file, []byte(old), 0o644)
 }

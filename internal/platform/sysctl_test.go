@@ -49,3 +49,44 @@ func TestSysctlsAreRaisedRememberedAndPutBack(t *testing.T) {
 		t.Errorf("a larger value became %q, %v", value(), err)
 	}
 }
+
+func TestSettingsOthersChangeArePutBack(t *testing.T) {
+	root := t.TempDir()
+	files := map[string]string{"vm.overcommit": "0", "net.netfilter.max": "65536"}
+	write := func(name, v string) {
+		t.Helper()
+		file := sysctlFile(root, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(v+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, v := range files {
+		write(name, v)
+	}
+	l := ledger.Open(filepath.Join(t.TempDir(), "ledger.json"))
+	for range 2 { // the second start finds what the first one's components have set
+		if err := rememberSysctls(t.Context(), root, l, []string{"vm.overcommit", "net.netfilter.max", "no.such.setting"}); err != nil {
+			t.Fatal(err)
+		}
+		write("vm.overcommit", "1")
+	}
+	// The module of the other one is gone.
+	if err := os.Remove(sysctlFile(root, "net.netfilter.max")); err != nil {
+		t.Fatal(err)
+	}
+	if err := restoreSysctls(t.Context(), root, l); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(sysctlFile(root, "vm.overcommit")); err != nil || string(b) != "0" {
+		t.Errorf("put back %q, %v", b, err)
+	}
+	if _, err := os.Stat(sysctlFile(root, "net.netfilter.max")); err == nil {
+		t.Error("a setting was made that the kernel does not have")
+	}
+	if left, err := l.List(t.Context()); err != nil || len(left) != 0 {
+		t.Errorf("still remembered: %v, %v", left, err)
+	}
+}

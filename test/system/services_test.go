@@ -74,3 +74,24 @@ func TestDNSKnowsServicesOfEveryNamespace(t *testing.T) {
 		t.Errorf("a name that does not exist: %v", r)
 	}
 }
+
+// A machine of a site without a way out has no default route, and any machine may lose its own. Services are reached
+// by the node itself all the same: host network pods, webhooks on their way, people with curl.
+func TestTheNodeReachesServicesWithoutADefaultRoute(t *testing.T) {
+	t.Parallel()
+	c := created(t, "noroute")
+	eventually(t, limit, "DNS to answer", func(ctx context.Context) error {
+		s, err := c.status(ctx)
+		if err == nil && (s.DNS == nil || !s.DNS.Answers) {
+			err = fmt.Errorf("it does not answer: %+v", s.DNS)
+		}
+		return err
+	})
+	n := c.network(t)
+	n.run(t, "ip route del default")
+	conn, err := n.dial(within(t, limit), "tcp", "10.43.0.10:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}

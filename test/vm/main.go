@@ -68,7 +68,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.cpus, "cpus", 2, "processors of the machine")
 	f.DurationVar(&o.limit, "limit", 40*time.Minute, "when to give up")
 	f.BoolVar(&o.image, "image", false, "only make the root image")
-	f.BoolVar(&o.quick, "quick", false, "leave out kills, metrics and the reboot")
+	f.BoolVar(&o.quick, "quick", false, "leave out kills, metrics, the reboot and the stop before the reset")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
