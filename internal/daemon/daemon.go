@@ -13,6 +13,7 @@ import (
 	"path"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,6 +253,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if err := errors.Join(writeRegistries(in, reg), prepareCgroups(in), setSysctls(ctx, in), setRoutes(ctx, in)); err != nil {
 		return nil, err
 	}
+	d.board.Report("preflight", stillTrue(problems))
 	api, err := apiClient(in)
 	if err != nil {
 		return nil, err
@@ -260,6 +262,13 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	d.api = api
 	d.mu.Unlock()
 	return plan, nil
+}
+
+// stillTrue leaves out what was found before the start and has been put right by it.
+func stillTrue(problems []health.Problem) []health.Problem {
+	return slices.DeleteFunc(slices.Clone(problems), func(p health.Problem) bool {
+		return p.Code == health.IPForwarding && p.Severity == health.Info
+	})
 }
 
 // prepareCgroups makes the node's root cgroup with every controller the kubelet wants to find there, and
