@@ -495,13 +495,9 @@ func (d *Daemon) stopRequest() *control.StopRequest {
 }
 
 func runningPIDs(p paths.Paths) ([]int, error) {
-	records, err := runner.Records(p)
+	pids, err := runner.Running(runner.Options{Paths: p})
 	if err != nil {
-		return nil, fmt.Errorf("reading the records of running units: %w", err)
-	}
-	var pids []int
-	for _, r := range records {
-		pids = append(pids, r.Process.PID)
+		return nil, fmt.Errorf("looking for units that run: %w", err)
 	}
 	return pids, nil
 }

@@ -307,6 +307,44 @@ func Records(p paths.Paths) ([]Record, error) {
 	return recs, errors.Join(failed...)
 }
 
+// Running are the process IDs of the units that earlier daemons have left. A process whose daemon was killed before it
+// could write down its ID is among them.
+func Running(o Options) ([]int, error) {
+	o = o.withDefaults()
+	recs, err := Records(o.Paths)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, rec := range recs {
+		ids, err := o.candidates(rec)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			pids = append(pids, id.PID)
+		}
+	}
+	return pids, nil
+}
+
+// candidates are the processes a record may be about.
+func (o Options) candidates(rec Record) ([]platform.ProcessID, error) {
+	if rec.Process.PID != 0 {
+		return []platform.ProcessID{rec.Process}, nil
+	}
+	ids, err := o.Procs.FindByEnv(startMarker, rec.Marker)
+	if err != nil {
+		return nil, fmt.Errorf("looking for unit %s: %w", rec.Unit, err)
+	}
+	program := rec.Program
+	if target, err := filepath.EvalSymlinks(program); err == nil {
+		program = target
+	}
+	// What the process has started inherits the marker, but runs other programs, or is younger.
+	return slices.DeleteFunc(ids, func(id platform.ProcessID) bool { return id.Exe != program }), nil
+}
+
 func readRecord(name string) (Record, error) {
 	var rec Record
 	b, err := os.ReadFile(name)
@@ -359,17 +397,9 @@ func (o Options) find(unit string) (platform.Process, Record, error) {
 	if err != nil {
 		return nil, rec, errs.Hint(err, "if no process of unit %s runs, remove the file; otherwise stop that process first", unit)
 	}
-	ids := []platform.ProcessID{rec.Process}
-	if rec.Process.PID == 0 {
-		if ids, err = o.Procs.FindByEnv(startMarker, rec.Marker); err != nil {
-			return nil, rec, fmt.Errorf("looking for unit %s: %w", unit, err)
-		}
-		program := rec.Program
-		if target, err := filepath.EvalSymlinks(program); err == nil {
-			program = target
-		}
-		// What the process has started inherits the marker, but runs other programs, or is younger.
-		ids = slices.DeleteFunc(ids, func(id platform.ProcessID) bool { return id.Exe != program })
+	ids, err := o.candidates(rec)
+	if err != nil {
+		return nil, rec, err
 	}
 	for _, id := range ids {
 		proc, err := o.Procs.Adopt(id)

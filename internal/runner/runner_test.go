@@ -5,6 +5,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,6 +118,42 @@ func TestTheRecordIsThereWhileTheProcessIs(t *testing.T) {
 	}
 	if recs, err := Records(o.Paths); len(recs) != 0 || err != nil {
 		t.Errorf("records afterwards: %+v, %v", recs, err)
+	}
+}
+
+// A daemon that is killed in the moment in which it starts a process has not written down which one that is.
+func TestAProcessThatIsBeingStartedIsAmongThoseThatRun(t *testing.T) {
+	o := options(t)
+	p := NewProcess(shell("exec sleep 1000"), o)
+	ctx, cancel := context.WithCancel(t.Context())
+	started := make(chan int, 1)
+	p.OnStart(func(pid int, _ bool) { started <- pid })
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	pid := <-started
+	if got, err := Running(o); err != nil || !slices.Equal(got, []int{pid}) {
+		t.Fatalf("Running: %v, %v, want %d", got, err, pid)
+	}
+	recs, err := Records(o.Paths)
+	if err != nil || len(recs) != 1 {
+		t.Fatalf("Records: %+v, %v", recs, err)
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	starting := recs[0]
+	// The shell has become another program; a unit's process does not.
+	starting.Process, starting.Program = platform.ProcessID{}, exe
+	if err := o.withDefaults().record(starting); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Running(o); err != nil || !slices.Equal(got, []int{pid}) {
+		t.Errorf("while it is being started: %v, %v, want %d", got, err, pid)
+	}
+	if err := o.withDefaults().record(recs[0]); err != nil { // so that it is stopped
+		t.Fatal(err)
 	}
 }
 

@@ -226,7 +226,8 @@ func (c *Cluster) storesAndWatches(t *testing.T) {
 		}
 	}
 	apply(things)
-	c.kubectl(t, "wait", "--for=condition=Established", "crd/things.example.com", "--timeout=60s")
+	// kubectl wait gives up at once on a definition that has no conditions yet.
+	c.untilOutput(t, limit, "things to be a kind", is("True"), "get", "crd", "things.example.com", "-o", `jsonpath={.status.conditions[?(@.type=="Established")].status}`)
 	eventually(t, limit, "a thing to be accepted", func(ctx context.Context) error {
 		return c.k1sWith(ctx, "apiVersion: example.com/v1\nkind: Thing\nmetadata: {name: red, namespace: kept}\ncolor: red\n",
 			"cluster", "kubectl", c.name, "--", "apply", "-f", "-").error()
