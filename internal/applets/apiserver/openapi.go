@@ -213,6 +213,10 @@ type index struct {
 	since  time.Time
 }
 
+// ofEveryServer is the one document that the servers behind and before this one have too. They name it with a hash of its
+// content, and upstream's aggregator lists the one it has seen last: with ours among them, its name would be chance.
+const ofEveryServer = "version"
+
 type group struct {
 	hash    string
 	service *restful.WebService
@@ -223,6 +227,9 @@ func newIndex(inputs string, services []*restful.WebService) (*index, error) {
 	answer := handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{}}
 	for _, s := range services {
 		name := strings.TrimPrefix(s.RootPath(), "/")
+		if name == ofEveryServer {
+			continue
+		}
 		hash := hashOf(inputs, s)
 		ix.groups[name] = group{hash: hash, service: s}
 		answer.Paths[name] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: documentURL(name, hash)}

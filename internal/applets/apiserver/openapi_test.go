@@ -110,6 +110,16 @@ func TestEveryDocumentIsTheOneUpstreamServes(t *testing.T) {
 	}
 	if !maps.Equal(before, again) {
 		t.Error("the same program names its documents otherwise after a restart, so that clients load them again")
+		for name := range again {
+			if before[name] != again[name] {
+				t.Errorf("%s: %v, then %v", name, before[name], again[name])
+			}
+		}
+		for name := range before {
+			if _, ok := again[name]; !ok {
+				t.Errorf("%s is gone: %v", name, before[name])
+			}
+		}
 	}
 }
 
