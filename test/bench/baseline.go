@@ -48,6 +48,8 @@ func untuned(c component.Component) component.Component {
 		c.Spec.Args = append(c.Spec.Args, "--emulated-etcd-version=3.5.13", "--notify-interval=5s")
 	case "kube-apiserver":
 		c.Spec.Env = map[string]string{"K1S_UPSTREAM_HOOKS": "1"}
+		// The daemon writes the file that is named there, also where nothing is encrypted.
+		c.Spec.Args = slices.DeleteFunc(c.Spec.Args, func(a string) bool { return strings.HasPrefix(a, "--encryption-provider-config") })
 	case "kube-controller-manager", "kube-scheduler":
 		c.Spec.Args = slices.DeleteFunc(c.Spec.Args, func(a string) bool {
 			return strings.HasPrefix(a, "--kube-api-qps=") || strings.HasPrefix(a, "--kube-api-burst=")
@@ -176,6 +178,7 @@ func (b *baselineNode) prepare(ctx context.Context) ([]component.Component, erro
 		return nil, err
 	}
 	c := loaded.Config
+	c.Spec.Disable = append(c.Spec.Disable, "network-policy") // upstream has none, and pods would wait for it
 	root := os.Getenv("K1S_CGROUP_ROOT")
 	facts, err := platform.DetectFacts(ctx, platform.FactsInput{DataDir: p.Data, NodeName: c.Spec.Node.Name, NodeIP: c.Spec.Node.IP, CgroupRoot: root})
 	if err != nil {
