@@ -273,7 +273,7 @@ func (b *baselineNode) applyAddons(ctx context.Context) error {
 		ClusterDNS: dns, ClusterDomain: b.in.Config.Spec.Cluster.Domain,
 		PodsProgram: path.Join(b.in.Payload, "k1s-pods"), PayloadID: b.in.PayloadID,
 		BaseImage: components.BaseImage, StorageDir: b.in.Paths.Storage(),
-	}, b.in.Config.Spec.Disable)
+	}, slices.DeleteFunc(slices.Clone(b.in.Config.Spec.Disable), func(name string) bool { return name == "network-policy" })) // no manifest
 	if err != nil || len(files) == 0 {
 		return err
 	}
