@@ -13,10 +13,30 @@ mkdir -p "$out"/{root,deb,lists/partial,cache/archives/partial}
 : >"$out/status"
 apt=(-qq -o "APT::Architecture=$arch" -o "APT::Architectures::=$arch" -o "Dir::State::Lists=$out/lists" -o "Dir::State::Status=$out/status"
 	-o "Dir::Cache=$out/cache" -o APT::Sandbox::User=root)
-apt-get "${apt[@]}" update
+
+# without_security copies the machine's sources of packages, but for suites of security updates.
+without_security() {
+	mkdir "$out/sources.d"
+	for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+		[ ! -e "$f" ] || sed '/-security/d' "$f" >"$out/sources.d/$(basename "$f" .list).list"
+	done
+	for f in /etc/apt/sources.list.d/*.sources; do
+		[ ! -e "$f" ] || sed -E '/^Suites:/s/[[:space:]]+[^[:space:]]+-security[^[:space:]]*//g' "$f" |
+			awk 'BEGIN { RS = ""; ORS = "\n\n" } !/(^|\n)Suites:[[:space:]]*(\n|$)/' >"$out/sources.d/$(basename "$f")"
+	done
+	apt+=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$out/sources.d")
+}
+
+# Mirrors of the security updates lag behind for architectures few use: their index and what it should be differ for
+# days. The build does without them then; which versions it took stands in the list of components.
+if ! apt-get "${apt[@]}" update; then
+	without_security
+	apt-get "${apt[@]}" update
+	echo "warning: the packages for $arch are without Debian's security updates: their index cannot be fetched, see above" >&2
+fi
 (cd "$out/deb" && apt-get "${apt[@]}" download "${packages[@]/%/:$arch}")
 for deb in "$out"/deb/*.deb; do
 	dpkg-deb -x "$deb" "$out/root"
 done
-rm -rf "$out/lists" "$out/cache"
+rm -rf "$out/lists" "$out/cache" "$out/sources.d"
 touch "$out/.complete"

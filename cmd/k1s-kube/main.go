@@ -64,14 +64,7 @@ func applets() applet.Table {
 }
 
 func main() {
-	code := 0
-	if err := run(); err != nil {
-		fmt.Fprintf(os.Stderr, "error: %v\n", err)
-		if hint, _ := errs.HintOf(err); hint != "" {
-			fmt.Fprintf(os.Stderr, "hint:  %s\n", hint)
-		}
-		code = errs.KindOf(err).ExitCode()
-	}
+	code := errs.Report(os.Stderr, run())
 	klog.Flush()
 	os.Exit(code)
 }

@@ -164,6 +164,19 @@ func (c *client) ask() (string, error) {
 	return name, err
 }
 
+// connected is a rig that uses its servers, a connection through it, and the name of the server that answers there.
+func connected(t *testing.T, names ...string) (r *rig, c *client, name string) {
+	t.Helper()
+	r = newRig(t, names...)
+	r.Set(r.addrs())
+	c = dial(t, r.addr)
+	name, err := c.ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, c, name
+}
+
 func until(t *testing.T, what string, fn func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -204,13 +217,7 @@ func TestConnectionsGoToAServerThatIsWellAndStayThere(t *testing.T) {
 }
 
 func TestConnectionsToAServerThatIsNotWellEndSoThatClientsLeaveIt(t *testing.T) {
-	r := newRig(t, "a", "b")
-	r.Set(r.addrs())
-	c := dial(t, r.addr)
-	name, err := c.ask()
-	if err != nil {
-		t.Fatal(err)
-	}
+	r, c, name := connected(t, "a", "b")
 	// Its process hangs: connections stay open, nothing is answered.
 	for _, s := range r.servers {
 		if s.name == name {
@@ -227,12 +234,7 @@ func TestConnectionsToAServerThatIsNotWellEndSoThatClientsLeaveIt(t *testing.T) 
 }
 
 func TestTheOnlyServerKeepsItsConnectionsHoweverSickItIs(t *testing.T) {
-	r := newRig(t, "a")
-	r.Set(r.addrs())
-	c := dial(t, r.addr)
-	if _, err := c.ask(); err != nil {
-		t.Fatal(err)
-	}
+	r, c, _ := connected(t, "a")
 	r.servers[0].setSick(true)
 	until(t, "the server to be sick for a while", func() error {
 		r.mu.Lock()
@@ -248,13 +250,7 @@ func TestTheOnlyServerKeepsItsConnectionsHoweverSickItIs(t *testing.T) {
 }
 
 func TestAConnectionThatCannotBeMadeEndsNoOthers(t *testing.T) {
-	r := newRig(t, "a", "b")
-	r.Set(r.addrs())
-	c := dial(t, r.addr)
-	name, err := c.ask()
-	if err != nil {
-		t.Fatal(err)
-	}
+	r, c, name := connected(t, "a", "b")
 	r.mu.Lock()
 	var s *server
 	for _, o := range r.Balancer.servers {
@@ -326,12 +322,7 @@ func TestServersThatAreNoLongerThereGetNoConnections(t *testing.T) {
 }
 
 func TestHalfClosedConnectionsAreCarriedToTheirEnd(t *testing.T) {
-	r := newRig(t, "a")
-	r.Set(r.addrs())
-	c := dial(t, r.addr)
-	if _, err := c.ask(); err != nil {
-		t.Fatal(err)
-	}
+	r, c, _ := connected(t, "a")
 	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -85,8 +84,7 @@ func Run(ctx context.Context, deps Deps, argv []string) int {
 	if errors.As(err, &ran) {
 		return max(ran.ExitCode(), 1)
 	}
-	printError(deps.Streams.ErrOut, inSandbox(deps, err))
-	return errs.KindOf(err).ExitCode()
+	return errs.Report(deps.Streams.ErrOut, inSandbox(deps, err))
 }
 
 // inSandbox replaces the remedy for a node that does not run where somebody else starts it: in a cluster's
@@ -113,17 +111,6 @@ type exitCode struct{ code int }
 func (e *exitCode) ExitCode() int { return e.code }
 
 func (e *exitCode) Error() string { return fmt.Sprintf("exit code %d", e.code) }
-
-func printError(w io.Writer, err error) {
-	hint, log := errs.HintOf(err)
-	fmt.Fprintf(w, "error: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n       "))
-	if hint != "" {
-		fmt.Fprintf(w, "hint:  %s\n", hint)
-	}
-	if log != "" {
-		fmt.Fprintf(w, "log:   %s\n", log)
-	}
-}
 
 // usage marks errors of the command line itself.
 func usage(cmd *cobra.Command, err error) error {

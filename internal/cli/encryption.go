@@ -133,7 +133,7 @@ func newEncryptionChangeCmd(deps Deps, action, short, long string, runF func(con
 	cmd := &cobra.Command{
 		Use:   action,
 		Short: short,
-		Long: long + "\n\nThe API server looks for new keys once a minute, so this takes a few minutes; Secrets can be used all the time. When\n" +
+		Long: long + "\n\nThe API server looks for new keys every few seconds; Secrets can be used all the time. When\n" +
 			"this command is interrupted, or k1s is, the change goes on when k1s runs; the same command shows how far it is.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },

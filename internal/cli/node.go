@@ -20,9 +20,10 @@ func newNodeCmd(deps Deps) *cobra.Command {
 }
 
 type nodeRemoveOptions struct {
-	deps Deps
-	name string
-	yes  bool
+	deps   Deps
+	name   string
+	dryRun bool
+	yes    bool
 }
 
 func newNodeRemoveCmd(deps Deps, runF func(context.Context, nodeRemoveOptions) error) *cobra.Command {
@@ -44,17 +45,29 @@ func newNodeRemoveCmd(deps Deps, runF func(context.Context, nodeRemoveOptions) e
 			return runF(cmd.Context(), o)
 		},
 	}
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be done")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	return cmd
 }
 
 func runNodeRemove(ctx context.Context, o nodeRemoveOptions) error {
+	c := control.NewClient(o.deps.Paths().ControlSocket())
+	if o.dryRun {
+		plan, err := c.NodeRemoval(ctx, o.name)
+		if err != nil {
+			return err
+		}
+		for _, s := range plan.Steps {
+			fmt.Fprintf(o.deps.Streams.Out, "would %s\n", s)
+		}
+		return nil
+	}
 	if !o.yes {
-		if err := confirm(ctx, o.deps.Streams, "removing node "+o.name+" from the cluster"); err != nil {
+		if err := confirm(ctx, o.deps.Streams, "Remove node "+o.name+" from the cluster?"); err != nil {
 			return err
 		}
 	}
-	if err := control.NewClient(o.deps.Paths().ControlSocket()).RemoveNode(ctx, o.name); err != nil {
+	if err := c.RemoveNode(ctx, o.name); err != nil {
 		return err
 	}
 	fmt.Fprintf(o.deps.Streams.ErrOut, "node %s is removed\n", o.name)

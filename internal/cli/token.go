@@ -60,6 +60,9 @@ func runTokenCreate(ctx context.Context, o tokenCreateOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.ttl < 0 {
+		return errs.Hint(errs.New(errs.Usage, "a token cannot be valid for %s", o.ttl), "give --ttl a time such as 1h, or 0 for ever")
+	}
 	if role != token.Agent {
 		return errs.New(errs.Unsupported, "servers cannot join servers yet: create a token for agents")
 	}

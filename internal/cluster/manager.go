@@ -425,25 +425,49 @@ func (m Manager) StartNode(ctx context.Context, cluster, name string, limit time
 // DeleteNode removes an agent with all its data, and takes it out of the cluster if that answers.
 func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
 	defer m.progress().Done()
-	st, n, err := m.node(ctx, cluster, name)
+	server, err := m.deletable(ctx, cluster, name)
 	if err != nil {
 		return err
-	}
-	if n.Role == Server {
-		return errs.Hint(errs.New(errs.Unsupported, "%s is the server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
 	}
 	m.progress().Step("deleting node " + name)
 	if err := m.Provider.Delete(ctx, cluster, name); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running })
-	if m.Forget == nil || i < 0 {
+	if m.Forget == nil || server == nil {
 		return nil // its name stays taken; it is not given to another node
 	}
-	if err := m.Forget(ctx, st.Nodes[i], name); err != nil && !errs.Is(err, errs.NotFound) {
+	if err := m.Forget(ctx, *server, name); err != nil && !errs.Is(err, errs.NotFound) {
 		return errs.Hint(fmt.Errorf("the node is gone, but not out of the cluster: %w", err), "run: k1s cluster exec %s -- k1s node remove %s --yes", cluster, name)
 	}
 	return nil
+}
+
+// DeleteNodePlan is what DeleteNode would do, a line each.
+func (m Manager) DeleteNodePlan(ctx context.Context, cluster, name string) ([]string, error) {
+	server, err := m.deletable(ctx, cluster, name)
+	if err != nil {
+		return nil, err
+	}
+	plan := []string{endNode(name)}
+	if server == nil {
+		return append(plan, "leave its name in the cluster, because no server runs that could forget it"), nil
+	}
+	return append(plan, fmt.Sprintf("take it out of the cluster, through %s", server.Name)), nil
+}
+
+// deletable refuses what DeleteNode cannot delete, and finds a running server that can forget the node; nil without one.
+func (m Manager) deletable(ctx context.Context, cluster, name string) (server *Node, err error) {
+	st, n, err := m.node(ctx, cluster, name)
+	if err != nil {
+		return nil, err
+	}
+	if n.Role == Server {
+		return nil, errs.Hint(errs.New(errs.Unsupported, "%s is the server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+	}
+	if i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }); i >= 0 {
+		server = &st.Nodes[i]
+	}
+	return server, nil
 }
 
 // Start starts a stopped cluster and mends a broken one.

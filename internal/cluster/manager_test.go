@@ -339,6 +339,15 @@ func TestAgentsAreAddedAndDeleted(t *testing.T) {
 		forgotten = append(forgotten, server.Name+" "+name)
 		return nil
 	}
+	plan, err := w.DeleteNodePlan(t.Context(), "dev", "agent-0")
+	if want := []string{"end node agent-0 with all its pods and remove its data", "take it out of the cluster, through server-0"}; err != nil || !slices.Equal(plan, want) {
+		t.Errorf("the plan is %q, %v", plan, err)
+	}
+	for name, kind := range map[string]errs.Kind{"server-0": errs.Unsupported, "agent-7": errs.NotFound} {
+		if plan, err := w.DeleteNodePlan(t.Context(), "dev", name); !errs.Is(err, kind) {
+			t.Errorf("the plan for %s is %q, %v", name, plan, err)
+		}
+	}
 	if err := w.DeleteNode(t.Context(), "dev", "agent-0"); err != nil || !slices.Equal(forgotten, []string{"server-0 agent-0"}) {
 		t.Errorf("%v, %v", forgotten, err)
 	}

@@ -214,11 +214,15 @@ func CreatePlan(s Spec, nodes []NodeSpec, context string) []string {
 func DeletePlan(s Status, context string) []string {
 	plan := []string{}
 	for _, n := range slices.Backward(s.Nodes) {
-		plan = append(plan, fmt.Sprintf("end node %s with all its pods and remove its data", n.Name))
+		plan = append(plan, endNode(n.Name))
 	}
 	plan = append(plan, fmt.Sprintf("remove the network, ports, cgroups and files of cluster %s", s.Spec.Name))
 	if context != "" {
 		plan = append(plan, fmt.Sprintf("remove context %s from the kubeconfig", context))
 	}
 	return plan
+}
+
+func endNode(name string) string {
+	return fmt.Sprintf("end node %s with all its pods and remove its data", name)
 }

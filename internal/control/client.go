@@ -101,6 +101,11 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return c.remove(ctx, "/v1/tokens/", id)
 }
 
+// NodeRemoval tells what RemoveNode would do.
+func (c *Client) NodeRemoval(ctx context.Context, name string) (NodeRemoval, error) {
+	return call[NodeRemoval](ctx, c, http.MethodGet, "/v1/nodes/"+url.PathEscape(name)+"/removal", nil)
+}
+
 // RemoveNode takes another node out of the cluster, and frees its name.
 func (c *Client) RemoveNode(ctx context.Context, name string) error {
 	return c.remove(ctx, "/v1/nodes/", name)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +70,13 @@ func (n *node) RevokeToken(_ context.Context, id string) error {
 		return errs.Hint(errs.New(errs.NotFound, "there is no token %q", id), "see: k1s token ls")
 	}
 	return nil
+}
+
+func (n *node) NodeRemoval(ctx context.Context, name string) (NodeRemoval, error) {
+	if err := n.RemoveNode(ctx, name); err != nil {
+		return NodeRemoval{}, err
+	}
+	return NodeRemoval{Steps: []string{"delete node " + name}}, nil
 }
 
 func (n *node) RemoveNode(_ context.Context, name string) error {
@@ -152,6 +160,12 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if err := c.RevokeToken(t.Context(), "0123456789"); err != nil {
 		t.Error(err)
+	}
+	if r, err := c.NodeRemoval(t.Context(), "agent-0"); err != nil || !slices.Equal(r.Steps, []string{"delete node agent-0"}) {
+		t.Errorf("what would be done: %+v, %v", r, err)
+	}
+	if _, err := c.NodeRemoval(t.Context(), "agent-1"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("what would be done to a node that is not there: %v", err)
 	}
 	if err := c.RemoveNode(t.Context(), "agent-0"); err != nil {
 		t.Error(err)

@@ -36,6 +36,8 @@ type Backend interface {
 	Tokens(ctx context.Context) ([]Token, error)
 	CreateToken(ctx context.Context, r TokenRequest) (NewToken, error)
 	RevokeToken(ctx context.Context, id string) error
+	// NodeRemoval tells what RemoveNode would do.
+	NodeRemoval(ctx context.Context, name string) (NodeRemoval, error)
 	// RemoveNode takes another node out of the cluster, and frees its name.
 	RemoveNode(ctx context.Context, name string) error
 	// Datastore tells where the state is.
@@ -194,6 +196,14 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 	}
 	mux.HandleFunc("DELETE /v1/tokens/{name}", remove(b.RevokeToken))
 	mux.HandleFunc("DELETE /v1/nodes/{name}", remove(b.RemoveNode))
+	mux.HandleFunc("GET /v1/nodes/{name}/removal", func(w http.ResponseWriter, r *http.Request) {
+		plan, err := b.NodeRemoval(r.Context(), r.PathValue("name"))
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, plan)
+	})
 	mux.HandleFunc("GET /v1/datastore", func(w http.ResponseWriter, r *http.Request) {
 		s, err := b.Datastore(r.Context())
 		if err != nil {

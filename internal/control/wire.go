@@ -185,6 +185,11 @@ type Token struct {
 	Problem string `json:"problem,omitempty"`
 }
 
+// NodeRemoval is the answer to GET /v1/nodes/{name}/removal: what would be done, in this order.
+type NodeRemoval struct {
+	Steps []string `json:"steps"`
+}
+
 // TokenRequest is the body of POST /v1/tokens.
 type TokenRequest struct {
 	Role        string `json:"role"`

@@ -27,10 +27,10 @@ import (
 
 const (
 	// askMetrics is how often the API server is asked whether it has loaded its encryption configuration. It looks
-	// at the file once a minute, and its metrics are a few hundred kilobytes.
+	// at the file every five seconds, and its metrics are a few hundred kilobytes.
 	askMetrics = 2 * time.Second
 	// loadTime is after how long without it something is wrong, and told.
-	loadTime = 3 * time.Minute
+	loadTime = time.Minute
 	// goOnAfter is how long a change pauses that could not go on.
 	goOnAfter = 5 * time.Second
 	// providerArg is the API server's own argument; a user who sets it manages keys in another way, such as KMS.
@@ -257,7 +257,7 @@ func (c changer) Loaded(ctx context.Context, file []byte) error {
 	return wait.Until(ctx, askMetrics, "the API server to load its encryption configuration", func(ctx context.Context) error {
 		got, err := c.d.client().EncryptionConfig(ctx)
 		if err == nil && got != want {
-			err = errors.New("it looks at the file once a minute")
+			err = errors.New("it looks at the file every few seconds")
 		}
 		c.note(err)
 		return err
@@ -334,7 +334,7 @@ func (d *Daemon) encryptionKnown() error {
 		return errs.Hint(errs.New(errs.NotRunning, "the node is starting; nothing is known about its keys yet"), "try again when it runs: k1s status")
 	case ownProviders(d.in):
 		return errs.Hint(errs.New(errs.Unsupported, "the API server has an encryption configuration of your own: spec.components.kube-apiserver.args sets %s", providerArg),
-			"change that file; the API server loads it within a minute")
+			"change that file; the API server loads it within seconds")
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
@@ -319,25 +320,65 @@ func (d *Daemon) RevokeToken(ctx context.Context, id string) error {
 
 // RemoveNode implements control.Backend.
 func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
-	in, api, err := d.server()
+	steps, err := d.removal(ctx, name)
 	if err != nil {
 		return err
 	}
-	if name == in.Facts.NodeName {
-		return errs.Hint(errs.New(errs.Invalid, "%s is this server itself", name), "to give it up: k1s reset")
-	}
-	// The name first: a node whose name is free cannot renew its certificates.
-	binding, node := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name), api.DeleteNode(ctx, name)
-	if errs.Is(binding, errs.NotFound) && errs.Is(node, errs.NotFound) {
-		return errs.Hint(errs.New(errs.NotFound, "there is no node %q", name), "see: k1s kubectl get nodes")
-	}
-	for _, err := range []error{binding, node} {
-		if err != nil && !errs.Is(err, errs.NotFound) {
-			return fmt.Errorf("removing node %s: %w", name, err)
-		}
+	if err := step.RunAll(ctx, steps, func(string) {}); err != nil {
+		return fmt.Errorf("removing node %s: %w", name, err)
 	}
 	d.log.Info("node removed", "node", name)
 	return nil
+}
+
+// NodeRemoval implements control.Backend.
+func (d *Daemon) NodeRemoval(ctx context.Context, name string) (control.NodeRemoval, error) {
+	steps, err := d.removal(ctx, name)
+	var out control.NodeRemoval
+	for _, s := range steps {
+		out.Steps = append(out.Steps, s.Name)
+	}
+	return out, err
+}
+
+// removal is what takes a node out of the cluster. The name comes first: a node whose name is free cannot renew its
+// certificates.
+func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) {
+	in, api, err := d.server()
+	if err != nil {
+		return nil, err
+	}
+	if name == in.Facts.NodeName {
+		return nil, errs.Hint(errs.New(errs.Invalid, "%s is this server itself", name), "to give it up: k1s reset")
+	}
+	nodes, err := api.Nodes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking for node %s: %w", name, err)
+	}
+	var steps []step.Step
+	add := func(what string, remove func(context.Context) error) {
+		steps = append(steps, step.Step{Name: what, Do: func(ctx context.Context) error {
+			if err := remove(ctx); err != nil && !errs.Is(err, errs.NotFound) { // somebody else was faster
+				return err
+			}
+			return nil
+		}})
+	}
+	switch _, err := api.Secret(ctx, systemNamespace, nodePrefix+name); {
+	case err == nil:
+		add("forget the machine behind "+name+": it cannot renew its certificates, and its name is free", func(ctx context.Context) error {
+			return api.DeleteSecret(ctx, systemNamespace, nodePrefix+name)
+		})
+	case !errs.Is(err, errs.NotFound):
+		return nil, fmt.Errorf("looking for the machine behind %s: %w", name, err)
+	}
+	if slices.ContainsFunc(nodes, func(n kubeapi.Node) bool { return n.Metadata.Name == name }) {
+		add("delete node "+name+", and with it the pods that are bound to it", func(ctx context.Context) error { return api.DeleteNode(ctx, name) })
+	}
+	if len(steps) == 0 {
+		return nil, errs.Hint(errs.New(errs.NotFound, "there is no node %q", name), "see: k1s kubectl get nodes")
+	}
+	return steps, nil
 }
 
 // expireTokens removes what can no longer be used.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -44,5 +45,23 @@ func TestTheOutermostHintCounts(t *testing.T) {
 func TestNilStaysNil(t *testing.T) {
 	if Hint(nil, "x") != nil || As(Usage, nil) != nil || WithLog(nil, "x") != nil || Is(nil, Failure) {
 		t.Fatal("nil became an error")
+	}
+}
+
+func TestAnErrorIsToldWithWhatToDo(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+		code int
+	}{
+		{nil, "", 0},
+		{errors.New("a"), "error: a\n", 1},
+		{errors.Join(errors.New("a"), errors.New("b")), "error: a\n       b\n", 1},
+		{WithLog(Hint(New(NotRunning, "a"), "run: k1s start"), "/log"), "error: a\nhint:  run: k1s start\nlog:   /log\n", 3},
+	} {
+		var out strings.Builder
+		if code := Report(&out, c.err); code != c.code || out.String() != c.want {
+			t.Errorf("%v: exit code %d and %q, want %d and %q", c.err, code, out.String(), c.code, c.want)
+		}
 	}
 }

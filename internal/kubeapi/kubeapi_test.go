@@ -11,10 +11,27 @@ import (
 	"time"
 )
 
+// asks serves h and returns a client of it.
+func asks(t *testing.T, h http.Handler) *Client {
+	t.Helper()
+	s := httptest.NewTLSServer(h)
+	t.Cleanup(s.Close)
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(s.URL, ca, "none.crt", "none.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
 // server answers like an API server with one node; what it was asked is told to seen.
 func server(t *testing.T, seen func(*http.Request)) *Client {
 	t.Helper()
-	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return asks(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen(r)
 		switch {
 		case r.URL.Path == "/api/v1/nodes/n1":
@@ -27,17 +44,6 @@ func server(t *testing.T, seen func(*http.Request)) *Client {
 			_, _ = w.Write([]byte(`{"kind":"Status","message":"nodes \"x\" not found"}`))
 		}
 	}))
-	t.Cleanup(s.Close)
-	ca := filepath.Join(t.TempDir(), "ca.crt")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(s.URL, ca, "none.crt", "none.key")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return c
 }
 
 func TestANodeTellsWhyItIsNotReady(t *testing.T) {

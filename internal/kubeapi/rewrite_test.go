@@ -2,12 +2,9 @@ package kubeapi
 
 import (
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -75,23 +72,6 @@ func (s *secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		items = append(items, fmt.Sprintf(`{"metadata":{"namespace":"n","name":%q,"resourceVersion":"7"},"data":{"of":%q}}`, n, n))
 	}
 	fmt.Fprintf(w, `{"metadata":{"continue":%q,"remainingItemCount":%d},"items":[%s]}`, next, len(s.names)-end, strings.Join(items, ","))
-}
-
-// asks serves h and returns a client of it.
-func asks(t *testing.T, h http.Handler) *Client {
-	t.Helper()
-	s := httptest.NewTLSServer(h)
-	t.Cleanup(s.Close)
-	ca := filepath.Join(t.TempDir(), "ca.crt")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(s.URL, ca, "none.crt", "none.key")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return c
 }
 
 func many(n int) *secrets {

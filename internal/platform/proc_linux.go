@@ -57,6 +57,7 @@ func (linuxProcesses) Start(c Command) (Process, error) {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(f.Fd())
 		}
 	}
+	KeepFilesFromChildren()
 	pid, err := syscall.ForkExec(c.Argv[0], c.Argv, attr)
 	if err != nil && attr.Sys.UseCgroupFD { // whatever it is: a process in the wrong cgroup is better than none
 		attr.Sys.UseCgroupFD = false

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"k1s.io/k1s/internal/errs"
 )
 
@@ -43,7 +45,12 @@ func waitFor(t *testing.T, p Process) Exit {
 
 func TestAProcessRunsInASessionOfItsOwnWithNothingInherited(t *testing.T) {
 	t.Setenv("SECRET_OF_THE_DAEMON", "x")
-	p, out := startSh(t, `pwd; env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort; cut -d' ' -f6 /proc/$$/stat; exit 5`)
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], 0); err != nil { // as of a shell that ran us: every child has it
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(pipe[0]); _ = unix.Close(pipe[1]) }()
+	p, out := startSh(t, `for f in /proc/$$/fd/*; do [ ! -p $f ] || echo a pipe; done; pwd; env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort; cut -d' ' -f6 /proc/$$/stat; exit 5`)
 	if e := waitFor(t, p); e.Code != 5 || e.Signal != "" || e.Unknown {
 		t.Errorf("exit: %+v", e)
 	}

@@ -29,14 +29,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
-	if err == nil || errors.Is(err, flag.ErrHelp) {
-		return
+	if !errors.Is(err, flag.ErrHelp) {
+		os.Exit(errs.Report(os.Stderr, err))
 	}
-	fmt.Fprintf(os.Stderr, "error: %v\n", err)
-	if hint, _ := errs.HintOf(err); hint != "" {
-		fmt.Fprintf(os.Stderr, "hint:  %s\n", hint)
-	}
-	os.Exit(errs.KindOf(err).ExitCode())
 }
 
 func run(ctx context.Context, args []string) error {

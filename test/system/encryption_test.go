@@ -21,8 +21,8 @@ import (
 	"k1s.io/k1s/internal/control"
 )
 
-// changeLimit bounds a change of keys: the API server looks for new ones once a minute, up to three times.
-const changeLimit = 6 * time.Minute
+// changeLimit bounds a change of keys: the API server looks for new ones every few seconds, up to three times.
+const changeLimit = 2 * time.Minute
 
 // stored is a Secret as the database has it now.
 func (c *Cluster) stored(t *testing.T, ns, name string) []byte {

@@ -101,11 +101,16 @@ func alive(pid int) bool {
 func (c *Cluster) processes(t *testing.T) []int {
 	t.Helper()
 	seen := map[int]bool{}
-	roots, err := filepath.Glob("/sys/fs/cgroup/*/k1s/" + c.name)
-	if err != nil {
-		t.Fatal(err)
+	// Clusters of a directory that is not the usual one have theirs below a cgroup of that directory.
+	var roots []string
+	for _, pattern := range []string{"/sys/fs/cgroup/*/k1s/*/", "/sys/fs/cgroup/k1s/*/"} {
+		found, err := filepath.Glob(pattern + c.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, found...)
 	}
-	for _, root := range append(roots, "/sys/fs/cgroup/k1s/"+c.name) {
+	for _, root := range roots {
 		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 			if errors.Is(err, os.ErrNotExist) || err == nil && d.Name() != "cgroup.procs" {
 				return nil

@@ -231,6 +231,10 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		if err != nil || !strings.Contains(string(log), "the name agent-1 belongs to another machine") {
 			t.Errorf("the log of agent-1 does not say it: %v\n%s", err, lastLines(string(log), 10))
 		}
+		plan := c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--dry-run")
+		if plan.wants(t, 0); !strings.Contains(plan.out, "would forget the machine behind agent-1") || !strings.Contains(plan.out, "would delete node agent-1") {
+			t.Errorf("the plan is %q", plan.out)
+		}
 		c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--yes").wants(t, 0, "agent-1 is removed")
 		a.must(t, a.nodeCommand(t, "start"))
 		app.reach(t, 3)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 const askAgain = 50 * time.Millisecond
 
 func TestEverythingIsBackAfterAReboot(t *testing.T) {
+	t.Parallel()
 	args := withImages(t)
 	port := freePort(t)
 	c := created(t, "reboot", append(args, "--publish", fmt.Sprintf("%d:%d", port, frontNodePort))...)
@@ -22,6 +24,9 @@ func TestEverythingIsBackAfterAReboot(t *testing.T) {
 	s := survives(t, c)
 
 	t.Run("in good order", func(t *testing.T) {
+		if all := c.processes(t); !slices.Contains(all, c.running(t).PID) || !slices.Contains(all, s.podProcess(t, "client")) {
+			t.Fatalf("the daemon or a pod is not among the processes of the cluster: %v", all)
+		}
 		if err := k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)
 		}

@@ -23,17 +23,22 @@ var DefaultTimers = Timers{Slack: 5 * time.Millisecond}
 // do not inherit anything.
 const relaxNewThreads = 30 * time.Second
 
-// Follow puts the slack into force until ctx ends. The error says why it could not; nothing is broken by it.
+// Follow puts the slack into force until ctx ends, and then gives the threads that of before. The error says why it
+// could not; nothing is broken by it.
 func (t Timers) Follow(ctx context.Context) error {
 	if t.Slack <= 0 {
 		return nil
+	}
+	before, err := slack()
+	if err != nil {
+		return err
 	}
 	for {
 		if err := relax(t.Slack); err != nil {
 			return err
 		}
 		if !sleep(ctx, relaxNewThreads) {
-			return nil
+			return relax(before)
 		}
 	}
 }

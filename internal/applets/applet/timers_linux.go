@@ -11,12 +11,22 @@ import (
 	"time"
 )
 
-// relax gives all threads of this process but the runtime's monitor a timer slack.
-func relax(slack time.Duration) error {
-	all, err := threads()
+// slack is the timer slack of the process' first thread, from which all others had it when the process began.
+func slack() (time.Duration, error) {
+	text, err := os.ReadFile(slackOf(os.Getpid()))
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("reading the timer slack: %w", err)
 	}
+	ns, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading the timer slack: %w", err)
+	}
+	return time.Duration(ns), nil
+}
+
+// relax gives all threads of this process but the runtime's monitor a timer slack, also those that were started by one
+// that did not have it yet.
+func relax(slack time.Duration) error {
 	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
 	if err != nil {
 		return fmt.Errorf("reading how threads are counted: %w", err)
@@ -25,18 +35,28 @@ func relax(slack time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("reading how threads are counted: %w", err)
 	}
-	but := monitor(os.Getpid(), all, limit)
-	for _, thread := range all {
-		if thread == but {
-			continue
+	for done := map[int]bool{}; ; {
+		all, err := threads()
+		if err != nil {
+			return err
 		}
-		// With prctl every thread would have to do it for itself. A thread has this file only outside of task/.
-		err := os.WriteFile(slackOf(thread), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended meanwhile
-			return fmt.Errorf("giving a thread a timer slack of %s: %w", slack, err)
+		fresh := false
+		but := monitor(os.Getpid(), all, limit)
+		for _, thread := range all {
+			if thread == but || done[thread] {
+				continue
+			}
+			done[thread], fresh = true, true
+			// With prctl every thread would have to do it for itself. A thread has this file only outside of task/.
+			err := os.WriteFile(slackOf(thread), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended meanwhile
+				return fmt.Errorf("giving a thread a timer slack of %s: %w", slack, err)
+			}
+		}
+		if !fresh {
+			return nil
 		}
 	}
-	return nil
 }
 
 func slackOf(thread int) string {

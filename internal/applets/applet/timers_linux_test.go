@@ -3,6 +3,7 @@ package applet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
@@ -11,21 +12,23 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"k1s.io/k1s/internal/wait"
 )
 
 func TestEveryThreadButTheMonitorGetsTheSlack(t *testing.T) {
 	const want = 3 * time.Millisecond
 	before := slacks(t)
-	err := relax(want)
-	if errors.Is(err, fs.ErrPermission) {
-		t.Skipf("this needs CAP_SYS_NICE: %v", err)
-	}
+	was, err := slack()
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := relax(want); err != nil {
+		t.Fatal(err)
+	}
 	defer func() {
-		for thread, slack := range before {
-			_ = os.WriteFile(slackOf(thread), []byte(slack), 0)
+		if err := relax(was); err != nil {
+			t.Error(err)
 		}
 	}()
 	other := 0
@@ -73,6 +76,7 @@ func naps(t *testing.T, thread int) bool {
 	return false
 }
 
+// slacks are those of all threads. Who may not change those of others may not read them either.
 func slacks(t *testing.T) map[int]string {
 	t.Helper()
 	all, err := threads()
@@ -82,6 +86,9 @@ func slacks(t *testing.T) map[int]string {
 	out := map[int]string{}
 	for _, thread := range all {
 		text, err := os.ReadFile(slackOf(thread))
+		if errors.Is(err, fs.ErrPermission) {
+			t.Skipf("this needs CAP_SYS_NICE: %v", err)
+		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
@@ -93,15 +100,48 @@ func slacks(t *testing.T) map[int]string {
 }
 
 func TestTheSlackIsThereUntilItsOwnerEnds(t *testing.T) {
+	const want = 7 * time.Millisecond
+	before := slacks(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Timers{Slack: want}.Follow(ctx) }()
+	limit, late := context.WithTimeout(t.Context(), time.Minute)
+	defer late()
+	err := wait.Until(limit, time.Millisecond, "every thread but the monitor to have the slack", func(context.Context) error {
+		others := 0
+		for thread, slack := range slacks(t) {
+			if _, there := before[thread]; there && slack != strconv.FormatInt(want.Nanoseconds(), 10) {
+				others++
+			}
+		}
+		if others != 1 {
+			return fmt.Errorf("%d threads do not have it", others)
+		}
+		return nil
+	})
+	cancel()
+	if err := errors.Join(err, <-done); err != nil {
+		t.Fatal(err)
+	}
+	after := slacks(t)
+	for thread, slack := range before {
+		if now, there := after[thread]; there && now != slack {
+			t.Errorf("thread %d had %s ns and now has %s", thread, slack, now)
+		}
+	}
+}
+
+func TestWithoutASlackNothingIsChanged(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for _, timers := range []Timers{{}, {Slack: 50 * time.Microsecond}} { // nothing, and what every process begins with
-		err := timers.Follow(ctx)
-		if errors.Is(err, fs.ErrPermission) {
-			t.Skipf("this needs CAP_SYS_NICE: %v", err)
-		}
-		if err != nil {
-			t.Errorf("%+v: %v", timers, err)
+	before := slacks(t)
+	if err := (Timers{}).Follow(ctx); err != nil {
+		t.Error(err)
+	}
+	after := slacks(t)
+	for thread, slack := range before {
+		if now, there := after[thread]; there && now != slack {
+			t.Errorf("thread %d had %s ns and now has %s", thread, slack, now)
 		}
 	}
 }

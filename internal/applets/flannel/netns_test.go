@@ -68,7 +68,7 @@ func TestMain(m *testing.M) {
 func inside(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(insideEnv) == t.Name() {
-		sh(t, "ip link set lo up && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns")
+		sh(t, "ip link set lo up && mount -t tmpfs tmpfs /run && mkdir /run/netns")
 		return true
 	}
 	if os.Getenv(cniEnv) == "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/nats-io/nats.go"
@@ -102,8 +103,12 @@ func advanceSQL(ctx context.Context, db *sql.DB, revision int64, parameter func(
 // natsFiller is the subject of the key /k1s as kine's driver encodes it (base 58), below its bucket.
 const natsFiller = "d1Ht"
 
-// natsAhead is how many messages may be on their way.
-const natsAhead = 4096
+// natsBatch is how many messages are on their way at a time. The client waits for room for a fifth of a second and then
+// gives up, so it is never asked for more than it has.
+const natsBatch = 4096
+
+// natsAnswer is how long the server may take for the answer to one message; an answer that was lost does not come.
+const natsAnswer = 30 * time.Second
 
 // advanceNATS makes the sequence of the bucket's stream, which is kine's revision, at least revision. An empty stream is
 // purged up to there, which the server takes as where to go on; one with content gets messages that say that a key of
@@ -114,7 +119,7 @@ func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 		return err
 	}
 	defer conn.Close()
-	js, err := jetstream.New(conn, jetstream.WithPublishAsyncMaxPending(natsAhead))
+	js, err := jetstream.New(conn, jetstream.WithPublishAsyncMaxPending(natsBatch), jetstream.WithPublishAsyncTimeout(natsAnswer))
 	if err != nil {
 		return err
 	}
@@ -139,31 +144,51 @@ func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 	if err != nil {
 		return err
 	}
-	var last jetstream.PubAckFuture
-	for at := int64(info.State.LastSeq); at < revision; at++ {
-		m := nats.NewMsg("$KV." + bucket + "." + natsFiller)
-		m.Header.Set("KV-Operation", "DEL")
-		if last, err = js.PublishMsgAsync(m); err != nil {
+	for at := int64(info.State.LastSeq); at < revision; at = int64(info.State.LastSeq) {
+		lost, err := publishFill(ctx, js, "$KV."+bucket+"."+natsFiller, min(revision-at, natsBatch))
+		if err != nil {
 			return err
 		}
+		if info, err = stream.Info(ctx); err != nil {
+			return err
+		}
+		switch { // those that are missing are sent again
+		case int64(info.State.LastSeq) > at:
+		case lost != nil:
+			return fmt.Errorf("the stream stays at %d: %w", at, lost)
+		default:
+			return fmt.Errorf("the stream stays at %d", at)
+		}
 	}
-	if last == nil {
-		return nil
+	return nil
+}
+
+// publishFill publishes n messages, of which no others may be on their way, and waits for the answers. It returns why
+// the first one that was not kept was not.
+func publishFill(ctx context.Context, js jetstream.JetStream, subject string, n int64) (lost, err error) {
+	sent := make([]jetstream.PubAckFuture, 0, n)
+	for range n {
+		m := nats.NewMsg(subject)
+		m.Header.Set("KV-Operation", "DEL")
+		one, err := js.PublishMsgAsync(m)
+		if err != nil {
+			return nil, err
+		}
+		sent = append(sent, one)
 	}
 	select {
 	case <-js.PublishAsyncComplete():
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	select {
-	case err := <-last.Err():
-		return err
-	default:
+	for _, one := range sent {
+		select {
+		case err := <-one.Err():
+			return err, nil
+		default:
+		}
 	}
-	if info, err = stream.Info(ctx); err == nil && int64(info.State.LastSeq) < revision {
-		err = fmt.Errorf("it has come to %d only", info.State.LastSeq)
-	}
-	return err
+	return nil, nil
 }
 
 // nats connects as kine's driver does with the DSN and the TLS files, and names the bucket.

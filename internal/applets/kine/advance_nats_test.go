@@ -2,8 +2,12 @@ package kine
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,6 +89,76 @@ func TestABucketPassesOverRevisions(t *testing.T) {
 		all, err := c.Get(t.Context(), "/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 		if err != nil || len(all.Kvs) != 2 { // with kine's own
 			t.Errorf("it has %v, %v", all, err)
+		}
+	})
+}
+
+// late is where a server answers, but only after a while, however much it is asked meanwhile.
+func late(t *testing.T, server string, after time.Duration) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() { _ = l.Close(); all.Wait() }) // clients have closed their connections
+	type chunk struct {
+		due  time.Time
+		data []byte
+	}
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s, err := net.Dial("tcp4", server)
+			if err != nil {
+				t.Error(err)
+				_ = c.Close()
+				return
+			}
+			all.Go(func() { _, _ = io.Copy(s, c); _ = s.Close() })
+			answers := make(chan chunk, 1<<12)
+			all.Go(func() {
+				defer close(answers)
+				for {
+					b := make([]byte, 1<<16)
+					n, err := s.Read(b)
+					answers <- chunk{time.Now().Add(after), b[:n]}
+					if err != nil {
+						return
+					}
+				}
+			})
+			all.Go(func() {
+				defer c.Close()
+				for a := range answers { // to the end, so that who reads them ends
+					time.Sleep(time.Until(a.due))
+					_, _ = c.Write(a.data)
+				}
+			})
+		}
+	})
+	return l.Addr().String()
+}
+
+func TestABucketPassesOverRevisionsHoweverLateTheServerAnswers(t *testing.T) {
+	s, run := natsStore(t)
+	run(nil, func(c *clientv3.Client) { put(t, c, "/kept", "as it was", 0) })
+	u, err := url.Parse(s.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := *s
+	slow.Endpoint = "nats://" + late(t, u.Host, 300*time.Millisecond)
+	if err := slow.advanceNATS(t.Context(), 3*natsBatch); err != nil {
+		t.Fatal(err)
+	}
+	run(nil, func(c *clientv3.Client) {
+		r, err := c.Get(t.Context(), "/kept")
+		if err != nil || len(r.Kvs) != 1 || r.Header.Revision < 3*natsBatch || r.Header.Revision > 3*natsBatch+10 {
+			t.Errorf("%v, %v", r, err)
 		}
 	})
 }

@@ -35,7 +35,7 @@ const insideEnv = "K1S_TEST_INSIDE"
 func inside(t testing.TB) bool {
 	t.Helper()
 	if os.Getenv(insideEnv) == t.Name() {
-		sh(t, "ip link set lo up && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns")
+		sh(t, "ip link set lo up && mount -t tmpfs tmpfs /run && mkdir /run/netns")
 		return true
 	}
 	testenv.Root(t)

@@ -165,7 +165,7 @@ func (e env) confirm(ctx context.Context, question string, yes bool) error {
 		return nil
 	}
 	if !iostreams.IsTerminal(e.streams.In) || !iostreams.IsTerminal(e.streams.ErrOut) {
-		return errs.Hint(errs.New(errs.Usage, "%s needs a confirmation, and there is no terminal to ask on", question), "add --yes")
+		return errs.Hint(errs.New(errs.Usage, "%s needs a confirmation, and there is no terminal to ask on", question), "add --yes, or look first with --dry-run")
 	}
 	answer, err := iostreams.Ask(ctx, e.streams, question+"? [y/N] ")
 	if err != nil && ctx.Err() == nil {

@@ -102,6 +102,32 @@ func TestALifeOfACluster(t *testing.T) {
 	}
 }
 
+func TestDeletingANodeShowsItsPlanAndAsks(t *testing.T) {
+	w := newWorld(t)
+	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "k1s1.agent", nil }
+	w.deps.Forget = func(context.Context, cluster.Node, string) error { return nil }
+	if _, _, err := w.run("", "create", "dev", "--agents", "1"); err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := w.run("", "node", "delete", "dev", "agent-0", "--dry-run")
+	if want := "end node agent-0 with all its pods and remove its data\ntake it out of the cluster, through server-0\n"; err != nil || out != want {
+		t.Errorf("the plan is %q, %v", out, err)
+	}
+	_, _, err = w.run("", "node", "delete", "dev", "agent-0")
+	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.Usage) || !strings.Contains(hint, "--dry-run") {
+		t.Errorf("without a terminal and --yes: %v, hint %q", err, hint)
+	}
+	if out, _, _ := w.run("", "node", "ls", "dev"); !strings.Contains(out, "agent-0") {
+		t.Errorf("it is gone:\n%s", out)
+	}
+	if _, _, err := w.run("", "node", "delete", "dev", "agent-0", "--yes"); err != nil {
+		t.Error(err)
+	}
+	if out, _, _ := w.run("", "node", "ls", "dev"); strings.Contains(out, "agent-0") {
+		t.Errorf("it is still there:\n%s", out)
+	}
+}
+
 func TestWrongCommandLinesAreUsageErrorsAndDoNothing(t *testing.T) {
 	w := newWorld(t)
 	for _, args := range [][]string{

@@ -111,7 +111,7 @@ func newNodeStartCmd(e env) *cobra.Command {
 
 type nodeDeleteOptions struct {
 	cluster, node string
-	yes           bool
+	yes, dryRun   bool
 }
 
 func newNodeDeleteCmd(e env) *cobra.Command {
@@ -124,10 +124,18 @@ func newNodeDeleteCmd(e env) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be done")
 	return cmd
 }
 
 func runNodeDelete(ctx context.Context, e env, o nodeDeleteOptions) error {
+	if o.dryRun {
+		plan, err := e.manager(false).DeleteNodePlan(ctx, o.cluster, o.node)
+		if err != nil {
+			return err
+		}
+		return printLines(e.streams.Out, plan)
+	}
 	if err := e.confirm(ctx, "deleting node "+o.node+" of cluster "+o.cluster+" with all data", o.yes); err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -472,6 +473,7 @@ func (p *Provider) spawn(l layout, name string, o spawnOptions) (procRecord, err
 		return procRecord{}, err
 	}
 	defer log.Close()
+	platform.KeepFilesFromChildren()
 	cmd := exec.Cmd{
 		Path: o.path, Args: append([]string{o.path}, o.args...), Env: nodeEnv(""), Dir: "/",
 		Stdout: log, Stderr: log, ExtraFiles: o.extra,
