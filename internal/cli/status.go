@@ -144,6 +144,9 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 // tunnelsLine counts tunnels: of a server its nodes, of an agent its servers.
 func tunnelsLine(t control.Tunnels) string {
 	if len(t.Servers) == 0 {
+		if len(t.Nodes) == 1 {
+			return "to 1 node"
+		}
 		return fmt.Sprintf("to %d nodes", len(t.Nodes))
 	}
 	connected := 0
