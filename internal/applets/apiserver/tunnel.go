@@ -83,13 +83,8 @@ func newTunnels() (*tunnels, error) {
 		Namespace: "k1s", Subsystem: "tunnel", Name: "nodes", StabilityLevel: metrics.ALPHA, Help: "Nodes with a tunnel to this API server.",
 	}, func() float64 { return float64(len(t.server.Nodes())) })
 	// Where several servers run in one process, which is in tests only, the first one's are shown.
-	for _, c := range []metrics.Registerable{t.dials} {
-		if err := legacyregistry.Register(c); err != nil {
-			slog.Debug("a metric is shown already", "err", err)
-		}
-	}
-	if err := legacyregistry.Registerer().Register(nodes); err != nil {
-		slog.Debug("a metric is shown already", "err", err)
+	if err := errors.Join(legacyregistry.Register(t.dials), legacyregistry.Registerer().Register(nodes)); err != nil {
+		slog.Debug("metrics of tunnels are shown already", "err", err)
 	}
 	return t, nil
 }
@@ -303,7 +298,10 @@ func (t *tunnels) watch(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	seen := map[string]*sight{}
-	last := ""
+	last := "{}" // nothing to tell: a start has no time for files
+	if _, err := os.Stat(t.stateFile); err == nil {
+		last = "" // an earlier server's
+	}
 	for {
 		t.look(ctx, seen)
 		if ctx.Err() != nil {
