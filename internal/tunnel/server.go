@@ -301,6 +301,7 @@ func (s *Server) open(ctx context.Context, e *session, addr string) (net.Conn, e
 		<-e.slots
 		return nil, errors.New("the server stops")
 	}
+	context.AfterFunc(sctx, c.abort) // what waits to be read, too
 	go func() {
 		defer s.streams.Done()
 		c.receive(resp.Body)
