@@ -71,6 +71,7 @@ var layers = []struct {
 	{"internal/kubeapi", 6},
 	{"internal/join", 6},
 	{"internal/balancer", 5},
+	{"internal/tunnel", 5},
 	{"internal/platform", 5},
 	{"internal/addon", 5},
 	{"internal/image", 5},

@@ -104,6 +104,9 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 			line("", "not ready: %s", p)
 		}
 	}
+	if t := s.Tunnels; t != nil {
+		line("tunnels", "%s", tunnelsLine(*t))
+	}
 	fmt.Fprintln(w)
 
 	header := []string{"COMPONENT", "STATE", "FOR", "RESTARTS", "NOTE"}
@@ -136,4 +139,21 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 		return printProblems(w, s.Problems)
 	}
 	return nil
+}
+
+// tunnelsLine counts tunnels: of a server its nodes, of an agent its servers.
+func tunnelsLine(t control.Tunnels) string {
+	if len(t.Servers) == 0 {
+		if len(t.Nodes) == 1 {
+			return "to 1 node"
+		}
+		return fmt.Sprintf("to %d nodes", len(t.Nodes))
+	}
+	connected := 0
+	for _, s := range t.Servers {
+		if s.Connected {
+			connected++
+		}
+	}
+	return fmt.Sprintf("to %d of %d servers", connected, len(t.Servers))
 }

@@ -142,11 +142,22 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		env = map[string]string{}
 	}
 	env[EnvJoin] = p.JoinSocket()
+	env[EnvTunnels] = p.Tunnels()
+	if c.Network.Backend == "none" {
+		env[EnvTunnelPods] = "1"
+	}
 	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files}, nil
 }
 
 // EnvJoin tells the API server at which socket the daemon answers machines that join; they come to the API's port.
 const EnvJoin = "K1S_JOIN_SOCKET"
+
+// How the API server is told of tunnels: where it tells which nodes have one, and, set to anything, that pods do not have
+// addresses of their nodes' pod CIDRs.
+const (
+	EnvTunnels    = "K1S_TUNNELS"
+	EnvTunnelPods = "K1S_TUNNEL_PODS"
+)
 
 // usesOIDC tells that the user sets up OpenID Connect by flags, which upstream refuses beside a
 // configuration file. Anonymous requests are then not limited to health and version by authentication, but

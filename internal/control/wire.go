@@ -42,10 +42,43 @@ type Status struct {
 	Isolation string `json:"isolation"`
 	Node      *Node  `json:"node,omitempty"`
 	// DNS tells whether the cluster's DNS answers on this node; nil where it is disabled or not to be asked yet.
-	DNS        *DNS             `json:"dns,omitempty"`
-	Components []Component      `json:"components"`
-	Addons     []Addon          `json:"addons,omitempty"`
-	Problems   []health.Problem `json:"problems"`
+	DNS        *DNS        `json:"dns,omitempty"`
+	Components []Component `json:"components"`
+	Addons     []Addon     `json:"addons,omitempty"`
+	// Tunnels are those through which servers reach nodes; nil on a server without any.
+	Tunnels  *Tunnels         `json:"tunnels,omitempty"`
+	Problems []health.Problem `json:"problems"`
+}
+
+// Tunnels are connections that nodes keep open to servers, through which servers reach them. A server knows its nodes,
+// an agent its servers.
+type Tunnels struct {
+	Nodes       []TunnelNode      `json:"nodes,omitempty"`
+	Unreachable []UnreachableNode `json:"unreachable,omitempty"`
+	Servers     []TunnelServer    `json:"servers,omitempty"`
+}
+
+// TunnelNode is a node with a tunnel to this server.
+type TunnelNode struct {
+	Name  string    `json:"name"`
+	From  string    `json:"from"` // its end, as this server sees it
+	Since time.Time `json:"since"`
+}
+
+// UnreachableNode is a node that is Ready, and that this server reaches neither through a tunnel nor directly.
+type UnreachableNode struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"` // why not directly
+}
+
+// TunnelServer is a server this node keeps a tunnel to, or tries.
+type TunnelServer struct {
+	Server    string    `json:"server"` // host:port
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // of being connected, or not
+	// Answers tells that its API is well, as this node sees it.
+	Answers bool   `json:"answers"`
+	Note    string `json:"note,omitempty"` // why it is not connected
 }
 
 // Node is the Kubernetes node of this machine, as the API server sees it.

@@ -80,6 +80,8 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	if !spec.ControlPlane() && readyAt != nil {
 		d.board.Report("servers", serversAway(s.Components))
 	}
+	s.Tunnels = tunnels(in)
+	d.board.Report("tunnels", tunnelProblems(s.Tunnels, apiOpen, time.Now()))
 	s.Problems = d.board.List()
 	switch {
 	case stopped != nil:
@@ -92,6 +94,36 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		s.State = control.Degraded
 	}
 	return s
+}
+
+// tunnels are those that the API server, or on an agent the balancer, tells of; nil for none.
+func tunnels(in component.Input) *control.Tunnels {
+	var t control.Tunnels
+	if err := readStatusFile(in.Paths.Tunnels(), &t); err != nil || len(t.Nodes)+len(t.Unreachable)+len(t.Servers) == 0 {
+		return nil
+	}
+	return &t
+}
+
+// tunnelBack is how long a tunnel may take to be back after a server has started anew.
+const tunnelBack = 30 * time.Second
+
+// tunnelProblems are about nodes a server cannot reach; about an agent's own tunnels only where it has been told by a
+// server that is well. What is told while the API does not answer is of an earlier time.
+func tunnelProblems(t *control.Tunnels, apiOpen bool, now time.Time) []health.Problem {
+	if t == nil || !apiOpen {
+		return nil
+	}
+	var out []health.Problem
+	for _, n := range t.Unreachable {
+		out = append(out, health.New(health.NodeUnreachable, "node %s is Ready, and this server has no tunnel to it and does not reach it directly: %s", n.Name, n.Reason))
+	}
+	for _, s := range t.Servers {
+		if !s.Connected && s.Answers && now.Sub(s.Since) > tunnelBack {
+			out = append(out, health.New(health.TunnelDown, "server %s answers, and cannot reach this node: %s", s.Server, s.Note).Of("balancer"))
+		}
+	}
+	return out
 }
 
 // serversAway tells that no server answers a node that runs.

@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/control"
 )
 
 func TestDNSReasonsDoNotChangeFromTryToTry(t *testing.T) {
@@ -28,6 +32,37 @@ func TestDNSReasonsDoNotChangeFromTryToTry(t *testing.T) {
 	} {
 		if got := dnsReason(err); got != want {
 			t.Errorf("%v: %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestTunnelsThatAreMissedAreProblems(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	long, justNow := now.Add(-time.Minute), now.Add(-10*time.Second)
+	server := &control.Tunnels{Nodes: []control.TunnelNode{{Name: "agent-0"}}, Unreachable: []control.UnreachableNode{{Name: "agent-1", Reason: "no route to host"}}}
+	agent := &control.Tunnels{Servers: []control.TunnelServer{
+		{Server: "10.0.0.1:6443", Connected: true, Answers: true, Since: long}, {Server: "10.0.0.2:6443", Answers: true, Since: long, Note: "it answers 404"},
+		{Server: "10.0.0.3:6443", Since: long, Note: "refused"}, {Server: "10.0.0.4:6443", Answers: true, Since: justNow, Note: "it has ended"},
+	}}
+	for name, tc := range map[string]struct {
+		tunnels *control.Tunnels
+		apiOpen bool
+		want    []string
+	}{
+		"none":                  {nil, true, nil},
+		"a server":              {server, true, []string{"warning: node-unreachable: node agent-1 is Ready, and this server has no tunnel to it and does not reach it directly: no route to host"}},
+		"of before the restart": {server, false, nil},
+		"an agent":              {agent, true, []string{"warning: tunnel-down: balancer: server 10.0.0.2:6443 answers, and cannot reach this node: it answers 404"}},
+	} {
+		var got []string
+		for _, p := range tunnelProblems(tc.tunnels, tc.apiOpen, now) {
+			got = append(got, p.String())
+			if p.Remedy == "" {
+				t.Errorf("%s has no remedy", p.Code)
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q", name, got)
 		}
 	}
 }

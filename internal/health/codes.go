@@ -68,6 +68,8 @@ const (
 	NodeNotReady       Code = "node-not-ready"
 	ServersAway        Code = "servers-away"
 	JoinClosed         Code = "join-closed"
+	NodeUnreachable    Code = "node-unreachable"
+	TunnelDown         Code = "tunnel-down"
 	SettingsChanged    Code = "settings-changed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
@@ -153,6 +155,8 @@ func registry() []section {
 			{NodeNotReady, Error, "This node is registered but not ready.", "run: k1s kubectl describe node"},
 			{ServersAway, Error, "An agent cannot reach a server of its cluster. One that has joined before goes on with its pods; a new one waits.", "check that the servers run (k1s status) and that this machine reaches port 6443 of one of them"},
 			{JoinClosed, Error, "Machines that want to join this server are not answered. Nodes that have joined are not concerned, until they have to renew their certificates.", "look at k1s' own log, and restart k1s"},
+			{NodeUnreachable, Warning, "A node is Ready, and this server reaches it neither through a tunnel, which the node opens, nor directly. Its pods run; logs, exec, port-forward, and webhooks and aggregated APIs on it do not work through this server.", "let the node reach port 6443 of this server, and look there: k1s status, k1s logs balancer"},
+			{TunnelDown, Warning, "A server of the cluster answers this agent, and the agent cannot keep the connection to it through which the server reaches its kubelet and pods.", "see: k1s logs balancer; what is between them has to let connections live that are upgraded (HTTP/1.1 Upgrade) and quiet for 10 seconds"},
 			{SettingsChanged, Warning, "The servers have settings now, such as the network backend, that this agent was not started with.", "restart k1s on this node: it takes the cluster's settings"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},

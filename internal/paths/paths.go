@@ -91,6 +91,9 @@ func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd")
 func (p Paths) JoinSocket() string       { return path.Join(p.Run, "join.sock") }
 func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
 
+// Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
+func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }
+
 // Datastore holds the DSN of a database of others, for kine; DatastoreStatus what kine has to say about it.
 func (p Paths) Datastore() string       { return path.Join(p.Run, "datastore") }
 func (p Paths) DatastoreStatus() string { return path.Join(p.Run, "datastore.json") }

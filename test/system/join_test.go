@@ -171,6 +171,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		}
 		app.reach(t, 3)
 	})
+	t.Run("servers need no route to agents", func(t *testing.T) { serversNeedNoRoute(t, c, agents[0]) })
 	t.Run("a wrong token lets nobody in", func(t *testing.T) {
 		token := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create", "--ttl", "10m", "--description", "of a test").out)
 		other := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create").out)

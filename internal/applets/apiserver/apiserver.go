@@ -1,12 +1,13 @@
 // Package apiserver is upstream's kube-apiserver as an applet. It differs from upstream's program in when the
-// bootstrap objects are written, see bootstrap.go, when OpenAPI documents are built, see openapi.go, and how many
-// connections to the datastore it opens, see connections.go.
+// bootstrap objects are written, see bootstrap.go, when OpenAPI documents are built, see openapi.go, how many
+// connections to the datastore it opens, see connections.go, and how it reaches nodes and pods, see tunnel.go.
 package apiserver
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -74,7 +75,11 @@ func Run(ctx context.Context, args []string) error {
 			}
 		}()
 	}
-	server, documents, err := chain(completed, documentInputs(registry))
+	tunnels, err := newTunnels()
+	if err != nil {
+		return err
+	}
+	server, documents, err := chain(completed, documentInputs(registry), tunnels)
 	if err != nil {
 		return err
 	}
@@ -83,17 +88,32 @@ func Run(ctx context.Context, args []string) error {
 		return fmt.Errorf("preparing to serve: %w", err)
 	}
 	documents.prepared()
+	if tunnels != nil {
+		watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+		var wg sync.WaitGroup
+		wg.Go(func() { tunnels.watch(watching) })
+		defer func() { // after the server has been drained: what it still does may need them
+			stop()
+			tunnels.server.Close()
+			wg.Wait()
+		}()
+	}
 	return prepared.Run(ctx)
 }
 
 // chain builds the three chained servers with our bootstrap hooks and OpenAPI handlers in place of upstream's. The
 // documents are nil when upstream's own are installed.
-func chain(opts options.CompletedOptions, inputs string) (*aggregatorapiserver.APIAggregator, *documents, error) {
-	config, err := app.NewConfig(opts)
+func chain(opts options.CompletedOptions, inputs string, tunnels *tunnels) (*aggregatorapiserver.APIAggregator, *documents, error) {
+	config, err := newConfig(opts, tunnels)
 	if err != nil {
 		return nil, nil, fmt.Errorf("building the configuration: %w", err)
 	}
 	serveJoining(&config.Aggregator.GenericConfig.Config)
+	if tunnels != nil {
+		if err := tunnels.serve(config); err != nil {
+			return nil, nil, fmt.Errorf("preparing for tunnels: %w", err)
+		}
+	}
 	// The set is shared by all three servers. Hooks in it are dropped while upstream registers its own;
 	// what is in it already was switched off for a reason (roles without the RBAC authorizer).
 	disabled := config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks

@@ -1,6 +1,6 @@
-// Package balancer is the applet through which an agent reaches its cluster's servers: package balancer, with
-// what it is told by the cluster. It learns the servers from the endpoints of the service "kubernetes", keeps them in a
-// file for the next start, and falls back to the address the node joined at.
+// Package balancer is the applet through which an agent reaches its cluster's servers, and they reach it: packages balancer
+// and tunnel, with what they are told by the cluster. It learns the servers from the endpoints of the service "kubernetes",
+// keeps them in a file for the next start, and falls back to the address the node joined at.
 package balancer
 
 import (
@@ -19,6 +19,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -37,6 +38,7 @@ import (
 
 type options struct {
 	listen, fallback, kubeconfig, caFile, serversFile string
+	node                                              nodeOptions
 }
 
 // Run is the applet. It returns nil when ctx ends.
@@ -66,6 +68,10 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
+	n, err := newNode(o.node, pool, slog.With("component", "tunnel"))
+	if err != nil {
+		return err
+	}
 	l, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("opening this node's way to the servers: %w", err)
@@ -77,6 +83,7 @@ func Run(ctx context.Context, args []string) error {
 	defer checker.http.CloseIdleConnections()
 	b := balancer.New(balancer.Options{Check: checker.check, Log: log})
 	b.Set(known, []string{o.fallback})
+	n.Set(known, o.fallback)
 
 	factory, err := learn(client, func(servers []string) {
 		if len(servers) == 0 || slices.Equal(servers, known) {
@@ -85,6 +92,7 @@ func Run(ctx context.Context, args []string) error {
 		log.Info("servers", "servers", servers)
 		known = servers
 		b.Set(known, []string{o.fallback})
+		n.Set(known, o.fallback)
 		if err := writeServers(o.serversFile, known); err != nil {
 			log.Error("the servers are not kept for the next start", "err", err)
 		}
@@ -95,7 +103,11 @@ func Run(ctx context.Context, args []string) error {
 	}
 	lctx, stop := context.WithCancel(ctx)
 	factory.Start(lctx.Done())
+	var wg sync.WaitGroup
+	wg.Go(func() { n.Run(lctx) })
+	wg.Go(func() { tell(lctx, o.node.stateFile, n, b, log) })
 	defer factory.Shutdown()
+	defer wg.Wait()
 	defer stop()
 	return b.Run(ctx, l)
 }
@@ -109,6 +121,14 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "how to learn of servers, through this balancer; needs list and watch of endpointslices")
 	fs.StringVar(&o.caFile, "ca-file", "", "the cluster's CA")
 	fs.StringVar(&o.serversFile, "servers-file", "", "where the servers are kept for the next start")
+	fs.StringVar(&o.node.name, "node-name", "", "name of this node")
+	fs.StringVar(&o.node.ip, "node-ip", "", "address at which servers know its kubelet")
+	fs.StringVar(&o.node.kubeletPort, "kubelet-port", "", "port of its kubelet")
+	fs.StringVar(&o.node.podCIDR, "pod-cidr", "", "network of all pods of the cluster; several are separated by commas")
+	fs.StringVar(&o.node.kubeconfig, "node-kubeconfig", "", "how to learn of this node and its pods, as this node")
+	fs.StringVar(&o.node.cert, "node-cert", "", "certificate with which this node opens tunnels")
+	fs.StringVar(&o.node.key, "node-key", "", "its key")
+	fs.StringVar(&o.node.stateFile, "tunnels-file", "", "where is told which servers have a tunnel to this node")
 	if err := fs.Parse(args); err != nil {
 		return o, errs.As(errs.Usage, err)
 	}

@@ -8,14 +8,17 @@
 //	GET  /file?path=  a file; POST writes the body to it
 //	GET  /env?name=   an environment variable
 //	GET  /sleep?ms=   answers after a while, for requests that are under way at shutdown
+//	POST /admit       an admission webhook that refuses objects with the annotation refuse=yes
 //
-// $PORT (default 8080) is where it listens, $START_DELAY how long it takes until it does, $DRAIN how long
+// $PORT (default 8080) is where it listens, with TLS where $TLS_CERT and $TLS_KEY are given (PEM), $START_DELAY how long it takes until it does, $DRAIN how long
 // it goes on serving after SIGTERM (default 0s) so that load balancers notice first.
 package main
 
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -64,8 +67,17 @@ func run() error {
 	}
 	a := &app{host: host, version: cmp.Or(os.Getenv("VERSION"), "1")}
 	srv := &http.Server{Addr: ":" + cmp.Or(os.Getenv("PORT"), "8080"), Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second}
+	serve := srv.ListenAndServe
+	if pem := os.Getenv("TLS_CERT"); pem != "" {
+		cert, err := tls.X509KeyPair([]byte(pem), []byte(os.Getenv("TLS_KEY")))
+		if err != nil {
+			return fmt.Errorf("reading $TLS_CERT and $TLS_KEY: %w", err)
+		}
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		serve = func() error { return srv.ListenAndServeTLS("", "") }
+	}
 	ended := make(chan error, 1)
-	go func() { ended <- srv.ListenAndServe() }()
+	go func() { ended <- serve() }()
 	log.Printf("%s version %s serves at %s", a.host, a.version, srv.Addr)
 	select {
 	case err := <-ended:
@@ -129,7 +141,43 @@ func (a *app) handler() http.Handler {
 		pause(r.Context(), number(r, "ms", 1000, time.Millisecond))
 		fmt.Fprintln(w, "slept")
 	})
+	mux.HandleFunc("POST /admit", admit)
 	return mux
+}
+
+// review is an AdmissionReview of admission.k8s.io/v1, as far as it matters here.
+type review struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Request    *struct {
+		UID    string `json:"uid"`
+		Object struct {
+			Metadata struct {
+				Annotations map[string]string `json:"annotations"`
+			} `json:"metadata"`
+		} `json:"object"`
+	} `json:"request,omitempty"`
+	Response *verdict `json:"response,omitempty"`
+}
+
+type verdict struct {
+	UID     string            `json:"uid"`
+	Allowed bool              `json:"allowed"`
+	Status  map[string]string `json:"status,omitempty"`
+}
+
+func admit(w http.ResponseWriter, r *http.Request) {
+	var in review
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || in.Request == nil {
+		http.Error(w, fmt.Sprint("this is no review: ", err), http.StatusBadRequest)
+		return
+	}
+	v := verdict{UID: in.Request.UID, Allowed: in.Request.Object.Metadata.Annotations["refuse"] != "yes"}
+	if !v.Allowed {
+		v.Status = map[string]string{"message": "it asks for it"}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(review{APIVersion: in.APIVersion, Kind: in.Kind, Response: &v}) //nolint:errcheck // the client went away
 }
 
 func (a *app) health(w http.ResponseWriter, _ *http.Request) {

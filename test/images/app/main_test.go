@@ -39,6 +39,9 @@ func TestAppDoesWhatItIsTold(t *testing.T) {
 		{"GET", "/mem?mb=1", "", 200, "2"},
 		{"GET", "/cpu?ms=1", "", 200, ""},
 		{"GET", "/sleep?ms=0", "", 200, "slept"},
+		{"POST", "/admit", `{"apiVersion":"v1","kind":"AdmissionReview","request":{"uid":"1","object":{"metadata":{"annotations":{"refuse":"yes"}}}}}`, 200, `"uid":"1","allowed":false`},
+		{"POST", "/admit", `{"request":{"uid":"2","object":{"metadata":{}}}}`, 200, `"allowed":true`},
+		{"POST", "/admit", "{}", 400, "no review"},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), step.method, srv.URL+step.path, strings.NewReader(step.body))
 		if err != nil {
