@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -20,7 +19,6 @@ import (
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/supervise"
-	"k1s.io/k1s/internal/wait"
 )
 
 const (
@@ -30,8 +28,6 @@ const (
 	deedTime = 10 * time.Minute
 	// deeds one after the other: compact, move the leader, defragment, disarm.
 	deeds = 6
-	// leaderTime is how long another member may take to lead.
-	leaderTime = 10 * time.Second
 	// defragmentLock is below no prefix of the API server.
 	defragmentLock = "/k1s.io/etcd/defragment"
 )
@@ -129,16 +125,8 @@ func (d *Daemon) look(ctx context.Context, c *etcdapi.Client, in component.Input
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
 	defer cancel()
-	s, err := c.Status(ctx)
+	s, err := c.Facts(ctx, &f)
 	if err != nil {
-		return f, s, err
-	}
-	f.ID, f.Leader, f.Learner, f.Bytes, f.InUse, f.Quota, f.Revision = s.ID, s.Leader, s.Learner, s.Bytes, s.InUse, s.Quota, s.Revision
-	f.Alarms = map[uint64]etcdcare.Alarm{}
-	for id, a := range s.Alarms() {
-		f.Alarms[id] = etcdcare.Alarm(a)
-	}
-	if f.Members, err = members(ctx, c, s); err != nil {
 		return f, s, err
 	}
 	d.mu.Lock()
@@ -153,36 +141,6 @@ func (d *Daemon) look(ctx context.Context, c *etcdapi.Client, in component.Input
 	}
 	f.Writes, f.Tried, f.Compacted = u.writes, u.tried, u.compacted
 	return f, s, nil
-}
-
-// members are all there are. Others are asked at the port that members use among themselves: that of their clients may be for
-// their own machine only.
-func members(ctx context.Context, c *etcdapi.Client, s etcdapi.Status) ([]etcdcare.Member, error) {
-	all, err := c.Members(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]etcdcare.Member, 0, len(all))
-	for _, m := range all {
-		e := etcdcare.Member{ID: m.ID, Name: m.Name, Self: m.ID == s.ID, Learner: m.IsLearner, Leader: m.ID == s.Leader, PeerURLs: m.PeerURLs, Healthy: m.ID == s.ID}
-		if e.Name == "" { // it has been added and has not started
-			e.Name, e.Problem = fmt.Sprintf("%x", m.ID), "it has not started yet"
-		} else if !e.Self {
-			err := errors.New("it has no address")
-			for _, u := range m.PeerURLs {
-				if err = c.Alive(ctx, u); err == nil {
-					e.Healthy = true
-					break
-				}
-			}
-			if err != nil {
-				e.Problem = err.Error()
-			}
-		}
-		out = append(out, e)
-	}
-	slices.SortFunc(out, func(a, b etcdcare.Member) int { return cmp.Compare(a.Name, b.Name) })
-	return out, nil
 }
 
 func (d *Daemon) do(ctx context.Context, c *etcdapi.Client, f etcdcare.Facts, deed etcdcare.Deed) error {
@@ -200,31 +158,12 @@ func (d *Daemon) do(ctx context.Context, c *etcdapi.Client, f etcdcare.Facts, de
 	case etcdcare.Disarm:
 		return c.Disarm(ctx, f.ID, string(etcdcare.NoSpace))
 	case etcdcare.MoveLeader:
-		return moveLeader(ctx, c, f)
+		return c.StepDown(ctx, f)
 	case etcdcare.Defragment:
 		_, err := d.defragment(ctx, c, f)
 		return err
 	}
 	return fmt.Errorf("nobody knows how to %s", deed)
-}
-
-func moveLeader(ctx context.Context, c *etcdapi.Client, f etcdcare.Facts) error {
-	to := etcdcare.Successor(f.Members)
-	if to == 0 {
-		return errors.New("there is no other member that could lead")
-	}
-	if err := c.MoveLeader(ctx, to); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, leaderTime, fmt.Errorf("not within %s", leaderTime))
-	defer cancel()
-	return wait.Until(ctx, 100*time.Millisecond, "another member to lead etcd", func(ctx context.Context) error {
-		s, err := c.Status(ctx)
-		if err == nil && (s.Leader == f.ID || s.Leader == 0) {
-			err = errors.New("it is not known to be one")
-		}
-		return err
-	})
 }
 
 // defragment does it to this member while no other one is.
@@ -282,7 +221,7 @@ func (d *Daemon) DefragmentEtcd(ctx context.Context) (control.EtcdDefragmented, 
 		return control.EtcdDefragmented{}, errs.New(errs.Failure, "this member should not be stopped for a moment now: %s", why)
 	}
 	if f.Leader == f.ID && etcdcare.Successor(f.Members) != 0 {
-		if err := moveLeader(ctx, c, f); err != nil {
+		if err := c.StepDown(ctx, f); err != nil {
 			return control.EtcdDefragmented{}, err
 		}
 	}

@@ -22,11 +22,13 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/etcdcare"
+	"k1s.io/k1s/internal/health"
 )
 
 // member is an etcd that runs in here.
 type member struct {
 	*clientv3.Client
+	e        *embed.Etcd
 	endpoint string
 	dir      string
 	stop     func() // as often as one likes
@@ -35,18 +37,49 @@ type member struct {
 // quota of those that have none of their own.
 const quota = 64 << 20
 
-// starts a single member in a directory, which may hold data.
-func starts(t *testing.T, dir string, quota int64) *member {
+// freeAddress is one that nobody listens at just now.
+func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	endpoint := "http://" + l.Addr().String()
-	l.Close()
-	config := fmt.Sprintf(`{"name":"node","data-dir":%q,"listen-client-urls":%q,"advertise-client-urls":%q,"listen-peer-urls":"http://127.0.0.1:0",
-		"initial-advertise-peer-urls":"http://127.0.0.1:2380","initial-cluster":"node=http://127.0.0.1:2380","heartbeat-interval":10,"election-timeout":100,
-		"log-level":"fatal","quota-backend-bytes":%d}`, dir, endpoint, endpoint, quota)
+	defer l.Close()
+	return "http://" + l.Addr().String()
+}
+
+// starts a single member in a directory, which may hold data.
+func starts(t *testing.T, dir string, quota int64) *member {
+	t.Helper()
+	m := begins(t, dir, quota, "node", "http://127.0.0.1:0", "http://127.0.0.1:2380", "node=http://127.0.0.1:2380")
+	m.ready(t)
+	return m
+}
+
+// startsThree starts the three members of a cluster.
+func startsThree(t *testing.T) (all []*member) {
+	t.Helper()
+	peers := map[string]string{}
+	var cluster []string
+	for _, name := range []string{"a", "b", "c"} {
+		peers[name] = freeAddress(t)
+		cluster = append(cluster, name+"="+peers[name])
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		all = append(all, begins(t, t.TempDir(), quota, name, peers[name], peers[name], strings.Join(cluster, ",")))
+	}
+	for _, m := range all {
+		m.ready(t)
+	}
+	return all
+}
+
+func begins(t *testing.T, dir string, quota int64, name, listen, peer, cluster string) *member {
+	t.Helper()
+	endpoint := freeAddress(t)
+	config := fmt.Sprintf(`{"name":%q,"data-dir":%q,"listen-client-urls":%q,"advertise-client-urls":%q,"listen-peer-urls":%q,
+		"initial-advertise-peer-urls":%q,"initial-cluster":%q,"heartbeat-interval":10,"election-timeout":100,
+		"log-level":"fatal","quota-backend-bytes":%d}`, name, dir, endpoint, endpoint, listen, peer, cluster, quota)
 	file := filepath.Join(t.TempDir(), "etcd.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -61,19 +94,23 @@ func starts(t *testing.T, dir string, quota int64) *member {
 	}
 	stop := sync.OnceFunc(e.Close)
 	t.Cleanup(stop)
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		t.Fatal(err)
-	case <-t.Context().Done():
-		t.Fatal("etcd is not ready")
-	}
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	return &member{client, endpoint, dir, stop}
+	return &member{Client: client, e: e, endpoint: endpoint, dir: dir, stop: stop}
+}
+
+func (m *member) ready(t *testing.T) {
+	t.Helper()
+	select {
+	case <-m.e.Server.ReadyNotify():
+	case err := <-m.e.Err():
+		t.Fatal(err)
+	case <-time.After(time.Minute):
+		t.Fatal("etcd is not ready")
+	}
 }
 
 func (m *member) api() *etcdapi.Client { return etcdapi.New(m.endpoint, nil) }
@@ -397,18 +434,92 @@ func TestTheLightClientSeesAndSteersEtcd(t *testing.T) {
 // facts are what the daemon would decide by.
 func facts(t *testing.T, c *etcdapi.Client, compacted int64) etcdcare.Facts {
 	t.Helper()
-	s, err := c.Status(t.Context())
-	if err != nil {
+	f := etcdcare.Facts{Now: time.Now(), Compacted: compacted}
+	if _, err := c.Facts(t.Context(), &f); err != nil {
 		t.Fatal(err)
 	}
-	f := etcdcare.Facts{
-		Now: time.Now(), ID: s.ID, Leader: s.Leader, Bytes: s.Bytes, InUse: s.InUse, Quota: s.Quota, Revision: s.Revision, Compacted: compacted,
-		Alarms: map[uint64]etcdcare.Alarm{}, Members: []etcdcare.Member{{ID: s.ID, Name: "node", Self: true, Healthy: true}},
-	}
-	for id, a := range s.Alarms() {
-		f.Alarms[id] = etcdcare.Alarm(a)
-	}
 	return f
+}
+
+func TestThreeMembersTakeTurns(t *testing.T) {
+	all := startsThree(t)
+	all[0].put(t, "/a", "1")
+	// Of each, as if much could be given back.
+	look := func(m *member) etcdcare.Facts {
+		f := facts(t, m.api(), 0)
+		f.Bytes, f.InUse = 40<<20, 10<<20 // of a quota of 64
+		f.Quota, f.Writes = 44<<20, 0
+		return f
+	}
+	leads := 0
+	for _, m := range all {
+		f := look(m)
+		healthy := 0
+		for _, o := range f.Members {
+			if o.Healthy && !o.Learner {
+				healthy++
+			}
+			if o.Leader != (o.ID == f.Leader) || o.Self != (o.ID == f.ID) || o.Name == "" {
+				t.Errorf("%+v", o)
+			}
+		}
+		if healthy != 3 || f.Leader == 0 || len(etcdcare.Problems(f)) > 0 {
+			t.Fatalf("%+v", f)
+		}
+		deed, why := etcdcare.Next(f)
+		if f.Leader == f.ID {
+			leads++
+			if deed != etcdcare.MoveLeader {
+				t.Fatalf("the leader is to %q: %s", deed, why)
+			}
+			if err := m.api().StepDown(t.Context(), f); err != nil {
+				t.Fatal(err)
+			}
+			if f = look(m); f.Leader == f.ID || f.Leader == 0 {
+				t.Fatalf("it still leads: %+v", f)
+			}
+			deed, why = etcdcare.Next(f)
+		}
+		if deed != etcdcare.Defragment {
+			t.Fatalf("a follower is to %q: %s", deed, why)
+		}
+		unlock, err := m.api().Lock(t.Context(), "/lock", time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.api().Defragment(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all[0].api().Lock(t.Context(), "/lock", time.Minute); !errs.Is(err, errs.Exists) {
+			t.Errorf("another one may do it at the same time: %v", err)
+		}
+		if err := unlock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if v := m.get(t, "/a"); v != "1" {
+			t.Errorf("it has %q", v)
+		}
+	}
+	if leads == 0 {
+		t.Error("none of them led")
+	}
+	// One that is away is needed by nobody, but the others are.
+	all[2].stop()
+	for _, m := range all[:2] {
+		f := look(m)
+		if deed, why := etcdcare.Next(f); deed != etcdcare.Nothing || f.Leader != 0 && !strings.Contains(why, "member c does not answer") {
+			t.Errorf("beside a member that is away: %q, %s", deed, why)
+		}
+	}
+	// Without a majority it still tells about itself.
+	all[1].stop()
+	f := look(all[0])
+	for deadline := time.Now().Add(30 * time.Second); f.Leader != 0 && time.Now().Before(deadline); f = look(all[0]) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if p := etcdcare.Problems(f); len(p) != 1 || p[0].Code != health.EtcdNoLeader || !strings.Contains(p[0].Text, "b does not answer; c does not answer") {
+		t.Errorf("%v", p)
+	}
 }
 
 func TestAFullEtcdTakesWritesAgain(t *testing.T) {

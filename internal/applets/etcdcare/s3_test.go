@@ -32,6 +32,7 @@ type farServer struct {
 	caFile string
 	// cutAfter is after how many bytes of a database's upload the connection ends; 0 for never.
 	cutAfter atomic.Int64
+	cutPart  atomic.Bool // the second part of one that goes in parts
 }
 
 func s3Serves(t *testing.T) *farServer {
@@ -52,6 +53,10 @@ func s3Serves(t *testing.T) *farServer {
 		}
 		if n := s.cutAfter.Load(); n > 0 && r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, etcdcare.FileEnd) {
 			_, _ = io.CopyN(io.Discard, r.Body, n)
+			panic(http.ErrAbortHandler)
+		}
+		if s.cutPart.Load() && r.URL.Query().Get("partNumber") == "2" {
+			_, _ = io.CopyN(io.Discard, r.Body, 1000)
 			panic(http.ErrAbortHandler)
 		}
 		inner.ServeHTTP(w, r)
@@ -201,12 +206,40 @@ func TestAnUploadThatIsCutOffIsNoSnapshot(t *testing.T) {
 	if _, err := asks(t, etcdcare.Job{Do: etcdcare.Stage, S3: s.s3(), Where: []string{half.Where}, Staged: filepath.Join(t.TempDir(), "etcd"), Member: "node", Peer: "http://127.0.0.1:2380"}); err == nil {
 		t.Error("it is restored")
 	}
-	// One that is large goes in parts.
 	if _, err := asks(t, etcdcare.Job{Do: etcdcare.Remove, S3: s.s3(), Where: []string{half.Where}}); err != nil {
 		t.Fatal(err)
 	}
 	if l := lists(t, etcdcare.Job{S3: s.s3()}); len(l) != 0 {
 		t.Errorf("%+v", l)
+	}
+}
+
+func TestALargeSnapshotGoesInParts(t *testing.T) {
+	s, m, dir := s3Serves(t), starts(t, t.TempDir(), quota), t.TempDir()
+	for i := range 24 {
+		m.put(t, fmt.Sprintf("/registry/%d", i), strings.Repeat("x", 1<<20))
+	}
+	// The second part is cut off: nothing of the first may be left for a snapshot.
+	s.cutPart.Store(true)
+	j := saving(m, dir, "one")
+	j.S3 = s.s3()
+	a, err := asks(t, j)
+	if err == nil || len(a.Entries) != 1 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if l := lists(t, etcdcare.Job{S3: s.s3()}); l["one"].State != etcdcare.Unfinished {
+		t.Errorf("%+v", l)
+	}
+	s.cutPart.Store(false)
+	j.Snapshot.Name = "two"
+	if a, err = asks(t, j); err != nil || len(a.Entries) != 2 || a.Entries[1].Bytes < 20<<20 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	m.stop()
+	restored, _ := restores(t, a.Entries[1].Where, m.dir, etcdcare.Job{S3: s.s3()})
+	n := starts(t, restored, quota)
+	if v := n.get(t, "/registry/23"); len(v) != 1<<20 {
+		t.Errorf("it has %d bytes", len(v))
 	}
 }
 
