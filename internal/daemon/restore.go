@@ -281,6 +281,19 @@ func removeStaged(p paths.Paths) error {
 	return err
 }
 
+// forgetArchives leaves the newest of what restores have put aside. Their names end with the time.
+func forgetArchives(p paths.Paths) error {
+	all, err := archives(p)
+	if err != nil {
+		return err
+	}
+	slices.Sort(all)
+	for _, dir := range all[:max(0, len(all)-etcdcare.KeepArchives)] {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
 // watchRestores does the restores that are asked for, and ends one that a killed daemon had begun.
 func (d *Daemon) watchRestores(ctx context.Context) {
 	d.mu.Lock()
@@ -323,6 +336,9 @@ func (o *onlineRestore) run(ctx context.Context) (etcdcare.Restore, error) {
 	if err != nil {
 		d.log.Error("etcd is not restored", "from", r.From.Where, "phase", string(r.Phase), "err", err)
 		return r, err
+	}
+	if err := forgetArchives(o.in.Paths); err != nil {
+		d.log.Warn("older data that restores have put aside is not removed", "err", err)
 	}
 	d.log.Info("etcd is restored", "from", r.From.Where, "revision", r.Revision, "before", r.Archive, "paused", time.Duration(r.PausedS*float64(time.Second)))
 	return r, nil
@@ -530,7 +546,11 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 	if err != nil {
 		return control.Restored{}, err
 	}
-	state, err = etcdcare.Run(ctx, world(state, far), state)
+	if state, err = etcdcare.Run(ctx, world(state, far), state); err == nil {
+		if err := forgetArchives(in.Paths); err != nil {
+			o.Log.Warn("older data that restores have put aside is not removed", "err", err)
+		}
+	}
 	return control.Restored{Restore: &state}, err
 }
 

@@ -145,8 +145,8 @@ func Find(all []Entry, what string) (Entry, error) {
 // unfinishedFor is after which time one whose writing has not ended is taken for interrupted by retention.
 const unfinishedFor = 24 * time.Hour
 
-// keepArchives is how many data directories that restores have put aside are kept.
-const keepArchives = 2
+// KeepArchives is how many data directories that restores have put aside are kept.
+const KeepArchives = 2
 
 // Expired are the snapshots that may go: of those that the node itself has taken by schedule all but the newest keep at each
 // place, with 0 none. What cannot be used counts for nothing, so it never takes the place of one that can; it goes when it
@@ -160,10 +160,12 @@ func Expired(all []Entry, node string, keep int, manual bool, now time.Time) []E
 		counted := e.Kind == Scheduled || manual && e.Kind == Manual
 		most := keep
 		if e.Kind == Archived {
-			counted, most = true, keepArchives
+			counted, most = true, KeepArchives
 		}
 		place := fmt.Sprint(e.S3(), " ", e.Kind)
 		switch {
+		case e.State == Unfinished && e.Node == "" && !e.S3() && now.Sub(e.At) > unfinishedFor: // nothing is known yet of one that is begun
+			out = append(out, e)
 		case e.Node != node && e.Kind != Archived:
 		case e.State == Unfinished:
 			if now.Sub(e.At) > unfinishedFor {

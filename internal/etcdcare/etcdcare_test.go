@@ -23,6 +23,7 @@ func taken(name string, kind Kind, hours int, change ...func(*Entry)) Entry {
 
 func inS3(e *Entry)       { e.Where = "s3://b/" + e.Name + FileEnd }
 func ofB(e *Entry)        { e.Node = "b" }
+func ofNobody(e *Entry)   { e.Node = "" }
 func corrupt(e *Entry)    { e.State = Corrupt }
 func unfinished(e *Entry) { e.State = Unfinished }
 func names(all []Entry) string {
@@ -53,6 +54,7 @@ func TestRetention(t *testing.T) {
 		{"and goes when it is older", []Entry{taken("1", Scheduled, 1), taken("2", Scheduled, 2, corrupt)}, 1, false, "2"},
 		{"the last good one never goes", []Entry{taken("1", Scheduled, 1, corrupt), taken("2", Scheduled, 2, corrupt), taken("9", Scheduled, 99)}, 1, false, ""},
 		{"what is unfinished may be being written", []Entry{taken("1", Scheduled, 1, unfinished), taken("2", Manual, 25, unfinished)}, 1, false, "2"},
+		{"nor is it known whose it is", []Entry{taken("1", "", 1, unfinished, ofNobody), taken("2", "", 25, unfinished, ofNobody), taken("3", "", 25, unfinished, ofNobody, inS3), taken("4", "", 99, ofNobody)}, 1, false, "2"},
 		{"of data put aside two stay", []Entry{taken("1", Archived, 1), taken("2", Archived, 2), taken("3", Archived, 3), taken("4", Archived, 4)}, 5, false, "3 4"},
 	} {
 		before := slices.Clone(c.all)

@@ -259,7 +259,8 @@ func TestWhatCannotBeUsedIsNamedAndRefused(t *testing.T) {
 	write("empty.db", []byte{}, meta)
 	write("bare.db", whole, nil)
 	write("part.db.part", whole[:100], nil)
-	write("lost.db", nil, meta)
+	write("lost.db", nil, []byte(strings.Replace(string(meta), `"good"`, `"lost"`, 1)))
+	write("config.db", nil, []byte(`{"name":"of somebody else"}`)) // is not listed
 	write("nonsense.db", whole, []byte("{"))
 	other := append([]byte(nil), whole[:len(whole)-32-512]...) // whole for itself, and another one than was written
 	write("other.db", append(other, make([]byte, 0)...), meta)

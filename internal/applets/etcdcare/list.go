@@ -55,7 +55,13 @@ func listDir(dir string) ([]etcdcare.Entry, error) {
 			continue
 		}
 		seen[base] = true
-		out = append(out, lookFile(base+etcdcare.FileEnd))
+		e := lookFile(base + etcdcare.FileEnd)
+		if e.State == etcdcare.Unfinished && filepath.Ext(e.Where) == etcdcare.MetaEnd {
+			if meta, err := readMeta(e.Where); err != nil || meta.Name != e.Name {
+				continue // it is somebody else's
+			}
+		}
+		out = append(out, e)
 	}
 	return out, nil
 }

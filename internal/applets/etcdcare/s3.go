@@ -172,6 +172,9 @@ func (b *bucket) list(ctx context.Context) ([]etcdcare.Entry, error) {
 	}
 	var out []etcdcare.Entry
 	for _, base := range bases {
+		if path.Dir(path.Dir(base)) != path.Clean(b.folder) {
+			continue // it is somebody else's
+		}
 		e, err := b.entry(ctx, base, objects)
 		if err != nil {
 			return nil, err

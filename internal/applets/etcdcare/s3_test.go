@@ -267,7 +267,9 @@ func TestAnObjectThatHasChangedIsNotRestored(t *testing.T) {
 		t.Errorf("a shorter one: %+v", l["one"])
 	}
 	// An object of somebody else is no snapshot.
-	put(t, s, "clusters/edge/readme.txt", []byte("hello"))
+	for _, key := range []string{"clusters/edge/node/readme.txt", "clusters/edge/config.json", "clusters/edge/node/deeper/x.db", "clusters/other/node/x.db", "x.db"} {
+		put(t, s, key, []byte("hello"))
+	}
 	if l := lists(t, etcdcare.Job{S3: s.s3()}); len(l) != 1 {
 		t.Errorf("%+v", l)
 	}
