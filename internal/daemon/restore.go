@@ -510,7 +510,7 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 		return control.Restored{}, err
 	}
 	if !components.UsesEtcd(in) {
-		return control.Restored{}, notEtcd(in)
+		return control.Restored{}, errs.Hint(notEtcd(in), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}
 	last, err := readRestore(in.Paths)
 	if err != nil {
