@@ -347,7 +347,7 @@ func (d *Daemon) watchSchedule(ctx context.Context) {
 	}
 	tick := time.NewTicker(lookAtClock)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
 		d.mu.Lock()
 		in, busy := d.in, d.care.restore.Active() || d.moving.state.Active()
 		d.mu.Unlock()

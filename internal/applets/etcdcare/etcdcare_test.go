@@ -2,11 +2,15 @@ package etcdcare
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,10 +23,15 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 )
 
 // member is an etcd that runs in here.
@@ -74,14 +83,23 @@ func startsThree(t *testing.T) (all []*member) {
 	return all
 }
 
-func begins(t *testing.T, dir string, quota int64, name, listen, peer, cluster string) *member {
+func begins(t *testing.T, dir string, quota int64, name, listen, peer, cluster string, over ...map[string]any) *member {
 	t.Helper()
 	endpoint := freeAddress(t)
-	config := fmt.Sprintf(`{"name":%q,"data-dir":%q,"listen-client-urls":%q,"advertise-client-urls":%q,"listen-peer-urls":%q,
-		"initial-advertise-peer-urls":%q,"initial-cluster":%q,"heartbeat-interval":10,"election-timeout":100,
-		"log-level":"fatal","quota-backend-bytes":%d}`, name, dir, endpoint, endpoint, listen, peer, cluster, quota)
+	conf := map[string]any{
+		"name": name, "data-dir": dir, "listen-client-urls": endpoint, "advertise-client-urls": endpoint, "listen-peer-urls": listen,
+		"initial-advertise-peer-urls": peer, "initial-cluster": cluster, "heartbeat-interval": 10, "election-timeout": 100,
+		"log-level": "fatal", "quota-backend-bytes": quota,
+	}
+	for _, o := range over {
+		maps.Copy(conf, o)
+	}
+	text, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(t.TempDir(), "etcd.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := embed.ConfigFromFile(file)
@@ -440,6 +458,51 @@ func facts(t *testing.T, c *etcdapi.Client, compacted int64) etcdcare.Facts {
 		t.Fatal(err)
 	}
 	return f
+}
+
+func TestEtcdAsItIsOnANode(t *testing.T) {
+	// Client certificates are asked for, and the gateway calls etcd with the server's.
+	in := component.Input{Config: config.Default(), Paths: paths.Paths{Data: t.TempDir(), Run: t.TempDir()}, Facts: component.Facts{NodeName: "node", NodeIP: netip.MustParseAddr("127.0.0.1")}}
+	if _, err := pki.Ensure(t.Context(), pki.Request{Paths: in.Paths, NodeName: "node", NodeIP: in.Facts.NodeIP, Etcd: true}); err != nil {
+		t.Fatal(err)
+	}
+	e := components.EtcdClient(in)
+	e.Endpoint = strings.Replace(freeAddress(t), "http:", "https:", 1)
+	m := begins(t, t.TempDir(), quota, "node", "http://127.0.0.1:0", "http://127.0.0.1:2380", "node=http://127.0.0.1:2380", map[string]any{
+		"listen-client-urls": e.Endpoint, "advertise-client-urls": e.Endpoint,
+		"client-transport-security": map[string]any{
+			"cert-file": in.Paths.PKI("etcd", "server.crt"), "key-file": in.Paths.PKI("etcd", "server.key"), "trusted-ca-file": e.CAFile, "client-cert-auth": true,
+		},
+	})
+	m.ready(t)
+	pair, err := tls.LoadX509KeyPair(e.CertFile, e.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(e.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(raw)
+	c := etcdapi.New(e.Endpoint, &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	t.Cleanup(c.Close)
+	if f := facts(t, c, 0); f.Leader != f.ID || len(f.Members) != 1 || !f.Members[0].Healthy {
+		t.Errorf("%+v", f)
+	}
+	if err := c.Defragment(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stranger := etcdapi.New(e.Endpoint, &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+	t.Cleanup(stranger.Close)
+	if _, err := stranger.Status(t.Context()); err == nil {
+		t.Error("it answers somebody without a certificate")
+	}
+	j := saving(m, t.TempDir(), "one")
+	j.Etcd = e
+	if a, err := asks(t, j); err != nil || len(a.Entries) != 1 {
+		t.Errorf("%+v, %v", a, err)
+	}
 }
 
 func TestThreeMembersTakeTurns(t *testing.T) {
