@@ -24,6 +24,7 @@ import (
 	"k1s.io/k1s/internal/applets/ctr"
 	"k1s.io/k1s/internal/applets/egress"
 	"k1s.io/k1s/internal/applets/etcd"
+	"k1s.io/k1s/internal/applets/etcdcare"
 	"k1s.io/k1s/internal/applets/flannel"
 	"k1s.io/k1s/internal/applets/group"
 	"k1s.io/k1s/internal/applets/images"
@@ -49,6 +50,7 @@ func applets() applet.Table {
 		"datastore-copy":          {Run: migrate.Run},
 		"egress":                  {Run: egress.Run},
 		"etcd":                    {Run: etcd.Run},
+		"etcd-care":               {Run: etcdcare.Run},
 		"flannel":                 {Run: flannel.Run},
 		"images":                  {Run: images.Run},
 		"kine":                    {Run: kine.Run},

@@ -69,6 +69,7 @@ var layers = []struct {
 	{"internal/addons", 6},
 	{"internal/step", 6},
 	{"internal/kubeapi", 6},
+	{"internal/etcdapi", 6},
 	{"internal/join", 6},
 	{"internal/balancer", 5},
 	{"internal/tunnel", 5},
@@ -81,6 +82,7 @@ var layers = []struct {
 	{"internal/audit", 5},
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
+	{"internal/etcdcare", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},
@@ -158,7 +160,7 @@ func drawn(from, to string) bool {
 // heavy are modules only the payload may contain: k1s itself has to start in milliseconds.
 var heavy = []string{
 	"k8s.io/", "sigs.k8s.io/", "github.com/containerd/", "go.etcd.io/", "github.com/k3s-io/", "github.com/coredns/",
-	"github.com/flannel-io/", "google.golang.org/grpc", "github.com/opencontainers/runc", "github.com/prometheus/",
+	"github.com/flannel-io/", "google.golang.org/grpc", "github.com/minio/", "github.com/opencontainers/runc", "github.com/prometheus/",
 }
 
 func TestTheLightProgramCarriesNothingHeavy(t *testing.T) {
@@ -190,6 +192,7 @@ var pure = map[string]struct {
 	"internal/addon":      {[]string{"os", "net", "net/http", "os/exec"}, "rendering an add-on is a pure function"},
 	"internal/encryption": {[]string{"os", "net", "net/http", "os/exec"}, "every stage and every crash is tested by tables; what touches the world is the daemon's"},
 	"internal/migration":  {[]string{"os", "net", "net/http", "os/exec"}, "every phase and every crash is tested by tables; what touches the world is the daemon's and the copier's"},
+	"internal/etcdcare":   {[]string{"os", "net", "net/http", "os/exec"}, "what is done to a database, and every crash of a restore, is tested by tables; what touches the world is the daemon's and the applet's"},
 	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
 }
 

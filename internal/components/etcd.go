@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/etcdcare"
 )
 
 // etcd is the store when it has to be shared by several servers, or when the user asks for it.
@@ -49,8 +50,7 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 
 // etcdMember is what the only member of a cluster is, wherever it listens.
 func etcdMember(in component.Input) map[string]any {
-	name := in.Facts.NodeName
-	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	name, peer := EtcdMember(in)
 	return map[string]any{
 		"name":                        name,
 		"data-dir":                    in.Paths.Etcd(),
@@ -63,7 +63,21 @@ func etcdMember(in component.Input) map[string]any {
 		"election-timeout":   100,
 		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
 		"warning-unary-request-duration": 300_000_000,
+		"quota-backend-bytes":            int64(in.Config.Spec.Etcd.Quota) << 20,
 		"log-level":                      "warn",
 		"logger":                         "zap",
+	}
+}
+
+// EtcdMember are the name and the peers' address of this server's member.
+func EtcdMember(in component.Input) (name, peerURL string) {
+	return in.Facts.NodeName, fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+}
+
+// EtcdClient is where this server's member answers, and the files that takes.
+func EtcdClient(in component.Input) etcdcare.Etcd {
+	return etcdcare.Etcd{
+		Endpoint: "https://" + local(etcdClientPort), CAFile: in.Paths.PKI("etcd", "ca.crt"),
+		CertFile: in.Paths.PKI("apiserver-etcd-client.crt"), KeyFile: in.Paths.PKI("apiserver-etcd-client.key"),
 	}
 }

@@ -33,6 +33,7 @@ type Spec struct {
 	API       API       `json:"api" doc:"the Kubernetes API"`
 	Network   Network   `json:"network" doc:"pod and service networks"`
 	Datastore Datastore `json:"datastore" doc:"where the cluster's state is kept"`
+	Etcd      Etcd      `json:"etcd" doc:"the embedded etcd, where that is the datastore"`
 	Runtime   Runtime   `json:"runtime" doc:"the container runtime"`
 	Images    Images    `json:"images" doc:"container images"`
 	Audit     Audit     `json:"audit" doc:"the API audit log"`
@@ -107,6 +108,33 @@ type Datastore struct {
 	CAFile       string `json:"caFile,omitempty" doc:"certificate authority of the database's certificate, PEM; TLS is then required and the server's name checked" example:"/etc/k1s/db-ca.crt"`
 	CertFile     string `json:"certFile,omitempty" doc:"client certificate for the database, PEM" example:"/etc/k1s/db.crt"`
 	KeyFile      string `json:"keyFile,omitempty" doc:"key of the client certificate" example:"/etc/k1s/db.key"`
+}
+
+// Etcd is how the embedded etcd is looked after. It is of each server, and means nothing with other datastores.
+type Etcd struct {
+	Quota     int       `json:"quota" doc:"how large the database's file may become, in MiB; when that is used up etcd takes no writes until k1s has made room" default:"2048"`
+	Snapshots Snapshots `json:"snapshots" doc:"snapshots of the database; they hold no certificates and no keys"`
+}
+
+// Snapshots of the embedded etcd.
+type Snapshots struct {
+	Schedule Schedule `json:"schedule" doc:"when to take one by itself: a cron expression (minute hour day month weekday), @hourly, @daily, '@every 6h' …, in the machine's time zone; or never" default:"0 */12 * * *" example:"'@every 6h'"`
+	Keep     int      `json:"keep" doc:"how many of those taken by itself are kept on this server, and how many in S3; 0 keeps all" default:"5"`
+	Dir      string   `json:"dir,omitempty" doc:"directory for them; snapshots in the data directory if empty" example:"/mnt/backup/k1s"`
+	S3       S3       `json:"s3" doc:"also copy them into a bucket"`
+}
+
+// S3 is a bucket, of Amazon or of anybody else.
+type S3 struct {
+	Bucket          string `json:"bucket,omitempty" doc:"its name; nothing is copied if empty" example:"k1s-snapshots"`
+	Endpoint        string `json:"endpoint,omitempty" doc:"HOST or HOST:PORT; http:// before it for one without TLS; Amazon's if empty" example:"minio.example:9000"`
+	Folder          string `json:"folder,omitempty" doc:"what the names of the objects begin with; one for each cluster" example:"clusters/edge"`
+	Region          string `json:"region,omitempty" doc:"region of the bucket; asked for if empty" example:"eu-central-1"`
+	CAFile          string `json:"caFile,omitempty" doc:"certificate authority of the endpoint, PEM; the machine's own if empty" example:"/etc/k1s/s3-ca.crt"`
+	PathStyle       bool   `json:"pathStyle" doc:"name the bucket in the path, not in the host name; addresses need that" example:"true"`
+	CredentialsFile string `json:"credentialsFile,omitempty" doc:"file as ~/.aws/credentials; nobody but its owner and group may read it; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY if empty" example:"/etc/k1s/s3-credentials"`
+	Secret          string `json:"secret,omitempty" doc:"Secret in kube-system that holds the credentials instead: accessKey, secretKey, and sessionToken where there is one; it cannot be read while the API does not run" example:"etcd-snapshots"`
+	Only            bool   `json:"only" doc:"keep no snapshot on this server once it is in the bucket" example:"true"`
 }
 
 // Runtime selects the container runtime.

@@ -31,7 +31,9 @@ const (
 	minServiceLength = 12
 	maxServiceLength = 28
 	minMTU, maxMTU   = 576, 65520
-	maxSocketPath    = 107 // sockaddr_un has 108 bytes with the closing zero
+	minQuota         = 16         // MiB; a new cluster takes five
+	maxQuota         = 100 * 1024 // etcd advises not to go beyond 8 GiB, and warns
+	maxSocketPath    = 107        // sockaddr_un has 108 bytes with the closing zero
 )
 
 // fixedPorts are the ports components listen at on every node.
@@ -58,6 +60,7 @@ func Validate(cfg Config, known Known) []Problem {
 	c.api(s.API, s.Network)
 	c.network(s)
 	c.datastore(s.Datastore)
+	c.etcd(s.Etcd)
 	c.runtime(s.Runtime)
 	if s.Audit.PolicyFile != "" {
 		c.file("spec.audit.policyFile", s.Audit.PolicyFile)
@@ -434,6 +437,42 @@ func (c *checker) san(at, san string) {
 		c.bad(at, fmt.Sprintf("did you mean %q?", bare), "%q is more than a name or an address", shorten(san))
 	case msg != "":
 		c.bad(at, "", "%s", msg)
+	}
+}
+
+func (c *checker) etcd(e Etcd) {
+	if e.Quota < minQuota || e.Quota > maxQuota {
+		c.bad("spec.etcd.quota", "2048 is usual, and more than 8192 is not advised", "is %d MiB, and must be from %d to %d", e.Quota, minQuota, maxQuota)
+	}
+	s := e.Snapshots
+	if err := s.Schedule.Check(); err != nil {
+		c.bad("spec.etcd.snapshots.schedule", "for example “0 */12 * * *”, “@daily”, or never", "%v", err)
+	}
+	if s.Keep < 0 {
+		c.bad("spec.etcd.snapshots.keep", "0 keeps all", "is %d", s.Keep)
+	}
+	const s3 = "spec.etcd.snapshots.s3."
+	for _, f := range []struct{ at, value string }{
+		{"spec.etcd.snapshots.dir", s.Dir}, {s3 + "caFile", s.S3.CAFile}, {s3 + "credentialsFile", s.S3.CredentialsFile},
+	} {
+		if f.value != "" {
+			c.file(f.at, f.value)
+		}
+	}
+	if s.S3.Secret != "" {
+		c.name(s3+"secret", s.S3.Secret, 253, true)
+		if s.S3.CredentialsFile != "" {
+			c.bad(s3+"secret", "keep one of them", "there is %scredentialsFile as well", s3)
+		}
+	}
+	if s.S3.Bucket == "" && s.S3 != (S3{}) {
+		c.bad(s3+"bucket", "", "is empty, and other fields of %s are set", strings.TrimSuffix(s3, "."))
+	}
+	if strings.Contains(s.S3.Bucket, "/") {
+		c.bad(s3+"bucket", "what is behind the slash is the folder", "%q is no name of a bucket", shorten(s.S3.Bucket))
+	}
+	if rest := strings.TrimPrefix(strings.TrimPrefix(s.S3.Endpoint, "https://"), "http://"); strings.ContainsAny(rest, "/@?") {
+		c.bad(s3+"endpoint", "for example minio.example:9000", "is more than a host and a port")
 	}
 }
 

@@ -169,6 +169,36 @@ func (c *Client) datastore(ctx context.Context, method string, request []byte) (
 	return out, nil
 }
 
+// Etcd tells of the embedded etcd.
+func (c *Client) Etcd(ctx context.Context) (Etcd, error) {
+	return call[Etcd](ctx, c, http.MethodGet, "/v1/etcd", nil)
+}
+
+// DefragmentEtcd returns when it is done.
+func (c *Client) DefragmentEtcd(ctx context.Context) (EtcdDefragmented, error) {
+	return call[EtcdDefragmented](ctx, c, http.MethodPost, "/v1/etcd/defragment", struct{}{})
+}
+
+// SaveSnapshot returns when it is at all its places. With an error in its Problem some of them may have it.
+func (c *Client) SaveSnapshot(ctx context.Context, r SnapshotRequest) (Snapshots, error) {
+	return call[Snapshots](ctx, c, http.MethodPost, "/v1/etcd/snapshots", r)
+}
+
+// Snapshots lists those there are.
+func (c *Client) Snapshots(ctx context.Context) (Snapshots, error) {
+	return call[Snapshots](ctx, c, http.MethodGet, "/v1/etcd/snapshots", nil)
+}
+
+// RemoveSnapshots answers with what was removed, or would be.
+func (c *Client) RemoveSnapshots(ctx context.Context, r RemoveSnapshotsRequest) (Snapshots, error) {
+	return call[Snapshots](ctx, c, http.MethodPost, "/v1/etcd/snapshots/remove", r)
+}
+
+// RestoreSnapshot begins a restore; how far it is tells Etcd.
+func (c *Client) RestoreSnapshot(ctx context.Context, r RestoreRequest) (Restored, error) {
+	return call[Restored](ctx, c, http.MethodPost, "/v1/etcd/restore", r)
+}
+
 func (c *Client) post(ctx context.Context, path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/token"
 )
@@ -104,6 +105,34 @@ func (n *node) MoveDatastore(_ context.Context, r DatastoreRequest) (Datastore, 
 	return Datastore{Plan: &DatastorePlan{Kind: r.Action}}, nil
 }
 
+func (n *node) Etcd(context.Context) (Etcd, error) {
+	return Etcd{Revision: 7, Members: []etcdcare.Member{{ID: 1<<63 + 1, Name: "a"}}}, nil
+}
+
+func (n *node) DefragmentEtcd(context.Context) (EtcdDefragmented, error) {
+	return EtcdDefragmented{Before: 2, After: 1}, nil
+}
+
+func (n *node) SaveSnapshot(_ context.Context, r SnapshotRequest) (Snapshots, error) {
+	w := errs.ToWire(errs.New(errs.Denied, "not in S3"))
+	return Snapshots{Snapshots: []etcdcare.Entry{{Snapshot: etcdcare.Snapshot{Name: r.Name}}}, Problem: &w}, nil
+}
+
+func (n *node) Snapshots(context.Context) (Snapshots, error) {
+	return Snapshots{Snapshots: []etcdcare.Entry{{State: etcdcare.Corrupt}}}, nil
+}
+
+func (n *node) RemoveSnapshots(_ context.Context, r RemoveSnapshotsRequest) (Snapshots, error) {
+	if r.Keep == nil || *r.Keep != 2 {
+		return Snapshots{}, errs.New(errs.NotFound, "there is no snapshot %q", r.Names)
+	}
+	return Snapshots{Warnings: []string{"S3 is away"}}, nil
+}
+
+func (n *node) RestoreSnapshot(_ context.Context, r RestoreRequest) (Restored, error) {
+	return Restored{Plan: &RestorePlan{Archive: r.Snapshot}}, nil
+}
+
 // serve runs a server on a socket that existed before, as after a crash.
 func serve(t *testing.T, n *node) *Client {
 	t.Helper()
@@ -184,6 +213,28 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if _, err := c.MoveDatastore(t.Context(), DatastoreRequest{}); !errs.Is(err, errs.Invalid) {
 		t.Errorf("MoveDatastore to nowhere: %v", err)
+	}
+	if e, err := c.Etcd(t.Context()); err != nil || e.Revision != 7 || e.Members[0].ID != 1<<63+1 {
+		t.Errorf("etcd: %+v, %v", e, err)
+	}
+	if e, err := c.DefragmentEtcd(t.Context()); err != nil || e.After != 1 {
+		t.Errorf("defragment: %+v, %v", e, err)
+	}
+	if s, err := c.SaveSnapshot(t.Context(), SnapshotRequest{Name: "n"}); err != nil || s.Snapshots[0].Name != "n" || !errs.Is(s.Problem.Err(), errs.Denied) {
+		t.Errorf("save: %+v, %v", s, err)
+	}
+	if s, err := c.Snapshots(t.Context()); err != nil || s.Snapshots[0].State != etcdcare.Corrupt {
+		t.Errorf("snapshots: %+v, %v", s, err)
+	}
+	keep := 2
+	if s, err := c.RemoveSnapshots(t.Context(), RemoveSnapshotsRequest{Prune: true, Keep: &keep}); err != nil || len(s.Warnings) != 1 {
+		t.Errorf("prune: %+v, %v", s, err)
+	}
+	if _, err := c.RemoveSnapshots(t.Context(), RemoveSnapshotsRequest{Names: []string{"x"}}); !errs.Is(err, errs.NotFound) {
+		t.Errorf("rm: %v", err)
+	}
+	if r, err := c.RestoreSnapshot(t.Context(), RestoreRequest{Snapshot: "/x"}); err != nil || r.Plan.Archive != "/x" {
+		t.Errorf("restore: %+v, %v", r, err)
 	}
 	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
 		t.Errorf("rotating meanwhile: %v", err)

@@ -44,6 +44,17 @@ type Backend interface {
 	Datastore(ctx context.Context) (Datastore, error)
 	// MoveDatastore begins a move and returns at once, or with DryRun answers with what it would do.
 	MoveDatastore(ctx context.Context, r DatastoreRequest) (Datastore, error)
+	// Etcd tells of the embedded etcd.
+	Etcd(ctx context.Context) (Etcd, error)
+	// DefragmentEtcd defragments this server's member, and returns when that is done.
+	DefragmentEtcd(ctx context.Context) (EtcdDefragmented, error)
+	// SaveSnapshot takes one, and returns when it is at all its places.
+	SaveSnapshot(ctx context.Context, r SnapshotRequest) (Snapshots, error)
+	Snapshots(ctx context.Context) (Snapshots, error)
+	// RemoveSnapshots answers with what it has removed, or with DryRun would remove.
+	RemoveSnapshots(ctx context.Context, r RemoveSnapshotsRequest) (Snapshots, error)
+	// RestoreSnapshot begins a restore and returns at once, or with DryRun answers with what it would do.
+	RestoreSnapshot(ctx context.Context, r RestoreRequest) (Restored, error)
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -225,7 +236,32 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 		}
 		reply(w, s)
 	})
+	handle(mux, "GET /v1/etcd", func(ctx context.Context, _ struct{}) (Etcd, error) { return b.Etcd(ctx) })
+	handle(mux, "POST /v1/etcd/defragment", func(ctx context.Context, _ struct{}) (EtcdDefragmented, error) { return b.DefragmentEtcd(ctx) })
+	handle(mux, "GET /v1/etcd/snapshots", func(ctx context.Context, _ struct{}) (Snapshots, error) { return b.Snapshots(ctx) })
+	handle(mux, "POST /v1/etcd/snapshots", b.SaveSnapshot)
+	handle(mux, "POST /v1/etcd/snapshots/remove", b.RemoveSnapshots)
+	handle(mux, "POST /v1/etcd/restore", b.RestoreSnapshot)
 	return mux
+}
+
+// handle answers a request that is JSON, or nothing with GET.
+func handle[Q, A any](mux *http.ServeMux, pattern string, answer func(context.Context, Q) (A, error)) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		if r.Method != http.MethodGet {
+			if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
+				refuse(w, errs.New(errs.Usage, "reading the request to %s: %w", r.URL.Path, err))
+				return
+			}
+		}
+		a, err := answer(r.Context(), q)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		reply(w, a)
+	})
 }
 
 func reply(w http.ResponseWriter, v any) {

@@ -6,6 +6,8 @@ package control
 import (
 	"time"
 
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/token"
@@ -281,6 +283,110 @@ type DatastoreRequest struct {
 	KeyFile      string `json:"keyFile,omitempty"`
 	// Replace overwrites what is in the target.
 	Replace bool `json:"replace,omitempty"`
+}
+
+// Etcd is the embedded etcd as this server's daemon knows it.
+type Etcd struct {
+	ClusterID string `json:"clusterID"`
+	// ID is this server's member.
+	ID       string `json:"id"`
+	Version  string `json:"version"`
+	Revision int64  `json:"revision"`
+	// Bytes is the size of the file, InUse the part of it that is not free, Quota what it may grow to.
+	Bytes int64 `json:"bytes"`
+	InUse int64 `json:"inUse"`
+	Quota int64 `json:"quota"`
+	// Lag is how many entries of the log this member has yet to apply.
+	Lag  uint64 `json:"lag"`
+	Term uint64 `json:"term"`
+	// FreeBytes is what can be written to its disk; 0 is unknown.
+	FreeBytes uint64            `json:"freeBytes,omitempty"`
+	Members   []etcdcare.Member `json:"members"`
+	Alarms    []EtcdAlarm       `json:"alarms,omitempty"`
+	// Upkeep is what k1s does, or why there is nothing to do.
+	Upkeep       string            `json:"upkeep,omitempty"`
+	Defragmented *EtcdDefragmented `json:"defragmented,omitempty"`
+	Snapshots    EtcdSnapshots     `json:"snapshots"`
+	Restore      *etcdcare.Restore `json:"restore,omitempty"`
+	// Problem is why etcd cannot be asked; then nothing but Snapshots and Restore is known.
+	Problem string `json:"problem,omitempty"`
+}
+
+// EtcdAlarm is one of a member.
+type EtcdAlarm struct {
+	Member string         `json:"member"`
+	Alarm  etcdcare.Alarm `json:"alarm"`
+}
+
+// EtcdDefragmented is the last time this member was.
+type EtcdDefragmented struct {
+	At      time.Time `json:"at"`
+	Before  int64     `json:"before"` // bytes
+	After   int64     `json:"after"`
+	Seconds float64   `json:"seconds"` // for which it did not answer
+}
+
+// EtcdSnapshots tells of snapshots by schedule.
+type EtcdSnapshots struct {
+	Schedule string          `json:"schedule"`
+	Next     time.Time       `json:"next,omitzero"`
+	Last     *etcdcare.Entry `json:"last,omitempty"`
+	// Error is why the last one failed.
+	Error string `json:"error,omitempty"`
+}
+
+// SnapshotRequest is the body of POST /v1/etcd/snapshots.
+type SnapshotRequest struct {
+	Name string `json:"name,omitempty"` // "" is one by node and time
+}
+
+// Snapshots is an answer about some.
+type Snapshots struct {
+	Snapshots []etcdcare.Entry `json:"snapshots"`
+	Warnings  []string         `json:"warnings,omitempty"`
+	// Problem is what failed after what Snapshots shows was done.
+	Problem *errs.Wire `json:"problem,omitempty"`
+}
+
+// RemoveSnapshotsRequest is the body of POST /v1/etcd/snapshots/remove.
+type RemoveSnapshotsRequest struct {
+	// Names of snapshots, or their places. With Prune those that retention lets go instead.
+	Names []string `json:"names,omitempty"`
+	Prune bool     `json:"prune,omitempty"`
+	// Keep is how many stay, nil what is configured; Manual is for those that somebody asked for as well.
+	Keep   *int `json:"keep,omitempty"`
+	Manual bool `json:"manual,omitempty"`
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// RestoreRequest is the body of POST /v1/etcd/restore.
+type RestoreRequest struct {
+	Snapshot string `json:"snapshot"` // a name, a file, an archived data directory, or s3://BUCKET/OBJECT
+	// Foreign also takes one that may not fit here.
+	Foreign bool `json:"foreign,omitempty"`
+	// Alone restores although there are other members: this server becomes the only one.
+	Alone  bool `json:"alone,omitempty"`
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// RestorePlan is what a restore would do.
+type RestorePlan struct {
+	Snapshot etcdcare.Entry `json:"snapshot"`
+	// Unfit is what speaks against it.
+	Unfit   []string `json:"unfit,omitempty"`
+	Archive string   `json:"archive,omitempty"` // where the present data goes
+	// Revision is the present one, 0 where it is not known.
+	Revision int64 `json:"revision,omitempty"`
+	// Others are the members that are left out.
+	Others []string `json:"others,omitempty"`
+	// Running tells that the control plane is stopped for it; otherwise nothing runs.
+	Running bool `json:"running"`
+}
+
+// Restored is the answer to a RestoreRequest: Plan of one that is only to be shown, or how far it is.
+type Restored struct {
+	Plan    *RestorePlan      `json:"plan,omitempty"`
+	Restore *etcdcare.Restore `json:"restore,omitempty"`
 }
 
 // LogOptions select what GET /v1/logs/{component} answers.

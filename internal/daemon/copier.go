@@ -147,11 +147,16 @@ func (c *copierProcess) kill() {
 
 // failure says what it said: its last error and hint.
 func (c *copierProcess) failure(err error) error {
+	return programError("copying the datastore", copierName, err, c.log)
+}
+
+// programError is the error of an applet of ours that ended early: its last one and its hint, as they stand in its log.
+func programError(doing, applet string, err error, log string) error {
 	said, hint := "", ""
-	if lines, terr := unitlog.Tail(c.log, 20); terr == nil {
+	if lines, terr := unitlog.Tail(log, 20); terr == nil {
 		for _, line := range lines {
 			if text, ok := strings.CutPrefix(line, "error: "); ok {
-				said = strings.TrimPrefix(text, copierName+": ")
+				said = strings.TrimPrefix(text, applet+": ")
 			}
 			if text, ok := strings.CutPrefix(line, "hint:  "); ok {
 				hint = text
@@ -162,10 +167,10 @@ func (c *copierProcess) failure(err error) error {
 		if err == nil {
 			err = errors.New("it ended without a result")
 		}
-		return errs.WithLog(fmt.Errorf("copying the datastore: %w", err), c.log)
+		return errs.WithLog(fmt.Errorf("%s: %w", doing, err), log)
 	}
 	if hint == "" {
-		return errs.WithLog(errs.New(errs.Failure, "%s", said), c.log)
+		return errs.WithLog(errs.New(errs.Failure, "%s", said), log)
 	}
-	return errs.WithLog(errs.Hint(errs.New(errs.Failure, "%s", said), "%s", hint), c.log)
+	return errs.WithLog(errs.Hint(errs.New(errs.Failure, "%s", said), "%s", hint), log)
 }

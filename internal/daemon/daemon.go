@@ -64,6 +64,8 @@ type Daemon struct {
 
 	renewing sync.Mutex // held while certificates and what is made from them are written
 	planning sync.Mutex // held while a move of the datastore is looked at
+	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
+	snapshots chan struct{}
 
 	mu      sync.Mutex // guards what follows
 	in      component.Input
@@ -73,6 +75,8 @@ type Daemon struct {
 	api     *kubeapi.Client
 	secrets secretsState
 	moving  moveState
+	care    careState
+	upkeep  upkeepState
 }
 
 // errStop ends Run in good order.
@@ -100,7 +104,8 @@ func Run(ctx context.Context, o Options) error {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
-		in: component.Input{Config: o.Config, Paths: o.Paths}}
+		snapshots: make(chan struct{}, 1),
+		in:        component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
@@ -243,7 +248,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	if spec.ControlPlane() {
-		if err := errors.Join(d.prepareEncryption(in), d.prepareMove(in)); err != nil {
+		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(in), d.prepareMove(in)); err != nil {
 			return nil, err
 		}
 		if err := errors.Join(writePackaged(in), writeDatastore(in)); err != nil {
@@ -357,6 +362,9 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchEncryption(ctx) })
 		wg.Go(func() { d.watchEtcd(ctx) })
 		wg.Go(func() { d.watchMoves(ctx) })
+		wg.Go(func() { d.watchRestores(ctx) })
+		wg.Go(func() { d.watchMember(ctx) })
+		wg.Go(func() { d.watchSchedule(ctx) })
 		wg.Go(func() { d.serveJoiners(ctx) })
 	}
 

@@ -177,13 +177,16 @@ func (d *Daemon) MoveDatastore(ctx context.Context, r control.DatastoreRequest) 
 		return control.Datastore{}, err
 	}
 	d.mu.Lock()
-	in, known, api, stopped, changing := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change
+	in, known, api, stopped, changing, restoring := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active()
 	d.mu.Unlock()
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:
 		return control.Datastore{}, errs.Hint(errs.New(errs.NotRunning, "the node is not running yet, or not any more"), "try again when it runs: k1s status")
 	case changing != nil:
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "the encryption of Secrets is being changed"), "wait for its end: k1s encryption")
+	}
+	if restoring {
+		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "a snapshot of etcd is being restored"), "wait for its end: k1s etcd status")
 	}
 	m, err := d.newMove(in, known.state, r)
 	if err != nil {
@@ -210,7 +213,7 @@ func (d *Daemon) MoveDatastore(ctx context.Context, r control.DatastoreRequest) 
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.moving.state.Active() || d.moving.state.ID != known.state.ID || d.moving.state.Phase != known.state.Phase {
+	if d.care.restore.Active() || d.moving.state.Active() || d.moving.state.ID != known.state.ID || d.moving.state.Phase != known.state.Phase {
 		return control.Datastore{}, errs.New(errs.Exists, "somebody else has begun to move the datastore")
 	}
 	if err := keepMove(in.Paths, s); err != nil {

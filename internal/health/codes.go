@@ -65,6 +65,12 @@ const (
 	SecretsUnreadable  Code = "secrets-unreadable"
 	DatabaseAway       Code = "database-away"
 	DatabaseRefuses    Code = "database-refuses"
+	EtcdNoSpace        Code = "etcd-no-space"
+	EtcdNearlyFull     Code = "etcd-nearly-full"
+	EtcdCorrupt        Code = "etcd-corrupt"
+	EtcdDiskLow        Code = "etcd-disk-low"
+	EtcdNoLeader       Code = "etcd-no-leader"
+	SnapshotFailed     Code = "snapshot-failed"
 	NodeNotReady       Code = "node-not-ready"
 	ServersAway        Code = "servers-away"
 	JoinClosed         Code = "join-closed"
@@ -149,6 +155,12 @@ func registry() []section {
 			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},
 			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
 			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},
+			{EtcdNoSpace, Error, "The embedded etcd has used up its quota: the API can be read, and objects can be deleted, but nothing can be written. Where that helps k1s forgets old revisions and gives the space back by itself.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed (k1s kubectl delete); see docs/how-to/etcd.md"},
+			{EtcdNearlyFull, Warning, "Most of the embedded etcd's quota is in use. When it is used up nothing can be written.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed; see docs/how-to/etcd.md"},
+			{EtcdCorrupt, Error, "The members of the embedded etcd do not have the same data, which means that a disk or a memory has changed something. Nothing is done by itself.", "restore a snapshot (k1s etcd snapshot ls), or remove the damaged member and let it join again; see docs/how-to/etcd.md"},
+			{EtcdDiskLow, Warning, "Little is free on the disk of the embedded etcd. It ends when it cannot write its log; below 192 MB it is an error.", "free some space, or move the data directory to a larger disk"},
+			{EtcdNoLeader, Error, "More than half of the embedded etcd's members have to answer for one of them to lead. Nothing can be written until then; pods go on.", "start the servers that are away; see docs/how-to/etcd.md if they do not come back"},
+			{SnapshotFailed, Warning, "The last snapshot of etcd by schedule was not taken, or not copied to S3. It is tried again at its next time, and after ten minutes.", "correct what the text names, then run: k1s etcd snapshot save"},
 			{EncryptionKeys, Error, "The file with the keys of Secrets, or the API server's copy of it, is damaged or gone. k1s never replaces keys it does not know to be unused: what they encrypted could not be read any more.", "put the directory encryption back from a backup of the data directory"},
 			{EncryptionStuck, Warning, "Encrypting Secrets, or changing their key, does not go on. Nothing is lost and everything can be read; it is tried again.", "correct what the text names"},
 			{SecretsUnreadable, Error, "The API server cannot read Secrets in the database: they are encrypted with a key it does not have. Pods that need them do not start.", "put the directory encryption back that belongs to this database, from a backup of the data directory, and start k1s again"},

@@ -108,6 +108,17 @@ func (p Paths) DatastoreBefore(id string) string {
 	return path.Join(p.Data, "datastore", "before-"+id+".json")
 }
 
+// Snapshots is where snapshots of etcd are when nothing else is configured. EtcdCare keeps what the schedule needs, and
+// EtcdRestore how far the last restore has come, while the new data directory is made in EtcdStaged; the old one becomes
+// EtcdArchive.
+func (p Paths) Snapshots() string   { return path.Join(p.Data, "snapshots") }
+func (p Paths) EtcdCare() string    { return path.Join(p.Data, "datastore", "etcd-care.json") }
+func (p Paths) EtcdRestore() string { return path.Join(p.Data, "datastore", "etcd-restore.json") }
+func (p Paths) EtcdStaged(id string) string {
+	return path.Join(p.Data, "etcd-restoring-"+id)
+}
+func (p Paths) EtcdArchive(at string) string { return path.Join(p.Data, "etcd-before-"+at) }
+
 // DatastoreDropIn says where the state is since it was moved. It sorts behind the names people give.
 func (p Paths) DatastoreDropIn() string { return path.Join(p.ConfigDropIns(), "zz-k1s-datastore.yaml") }
 

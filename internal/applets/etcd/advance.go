@@ -1,9 +1,13 @@
 package etcd
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
+	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/server/v3/storage/backend"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
@@ -40,3 +44,37 @@ func Advance(dataDir string, revision int64) error {
 	}
 	return nil
 }
+
+// Revision is the last in the database of a member that does not run. What the member had in its log only is not in it.
+func Revision(dataDir string) (rev int64, err error) {
+	file := filepath.Join(dataDir, "member", "snap", "db")
+	// It may be damaged, which is why somebody wants another one; bbolt then panics, or reads behind its end.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("reading etcd's %s: it is damaged: %v", file, r)
+		}
+	}()
+	db, err := bolt.Open(file, 0o400, &bolt.Options{ReadOnly: true, Timeout: lockTime})
+	if err != nil {
+		return 0, fmt.Errorf("opening etcd's %s: %w", file, err)
+	}
+	var last mvcc.Revision
+	err = db.View(func(tx *bolt.Tx) error {
+		keys := tx.Bucket(schema.Key.Name())
+		if keys == nil {
+			return errors.New("it has no revisions")
+		}
+		if k, _ := keys.Cursor().Last(); k != nil {
+			last = mvcc.BytesToRev(k)
+		}
+		return nil
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		return 0, fmt.Errorf("reading etcd's %s: %w", file, err)
+	}
+	return last.Main, nil
+}
+
+// lockTime is how long a member that is just ending may hold its database.
+const lockTime = 2 * time.Second

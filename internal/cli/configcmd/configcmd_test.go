@@ -69,6 +69,14 @@ spec:
     nodePorts: 30000-32767 # default
   datastore:
     endpoint: sqlite # default
+  etcd:
+    quota: 2048 # default
+    snapshots:
+      schedule: 0 */12 * * * # default
+      keep: 5 # default
+      s3:
+        pathStyle: false # default
+        only: false # default
   runtime: {}
   images:
     disableDefaultRegistry: false # default

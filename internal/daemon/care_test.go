@@ -1,0 +1,211 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdcare"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/paths"
+)
+
+// careful is a node with an etcd as its datastore, of which only directories are there; its applet is a shell script.
+func careful(t *testing.T, script string) component.Input {
+	t.Helper()
+	dir := t.TempDir()
+	in := component.Input{Config: config.Default(), Paths: paths.Paths{Data: dir, Run: dir + "/run", Config: dir + "/etc"}, Payload: dir + "/payload", Facts: component.Facts{NodeName: "node"}}
+	in.Config.Spec.Datastore.Endpoint = "etcd"
+	if err := os.MkdirAll(in.Payload, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(in.Payload, components.Program), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+func TestTheAppletIsAskedAndEndsWithUs(t *testing.T) {
+	in := careful(t, `read job; case "$job" in *'"do":"list"'*) echo '{"revision":7}';; esac; read more; exit 0`)
+	// It waits for the end of its input here, which does not come while it is asked; an applet ends by itself.
+	in2 := careful(t, `read job; echo '{"revision":7}'`)
+	if a, err := runCare(t.Context(), in2, etcdcare.Job{Do: etcdcare.List}); err != nil || a.Revision != 7 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 200*time.Millisecond, errors.New("enough"))
+	defer cancel()
+	if _, err := runCare(ctx, in, etcdcare.Job{Do: etcdcare.List}); err == nil || err.Error() != "enough" {
+		t.Errorf("%v", err)
+	}
+	refuses := careful(t, `read job; echo '{"error":{"error":"no bucket","hint":"make it","kind":3},"entries":[{"name":"one"}]}'`)
+	a, err := runCare(t.Context(), refuses, etcdcare.Job{Do: etcdcare.Save})
+	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.NotFound) || hint != "make it" || len(a.Entries) != 1 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	dies := careful(t, `read job; echo "error: etcd-care: out of luck" >&2; echo "hint:  try again" >&2; exit 1`)
+	_, err = runCare(t.Context(), dies, etcdcare.Job{Do: etcdcare.Save})
+	if hint, log := errs.HintOf(err); err == nil || err.Error() != "out of luck" || hint != "try again" || log != dies.Paths.Log(careName) {
+		t.Errorf("%v (%s, %s)", err, hint, log)
+	}
+}
+
+// etcdDirs says what the data directory, the archive and the staged directory have; "" for one that is not there.
+func etcdDirs(t *testing.T, r *restoring) string {
+	t.Helper()
+	var out []string
+	for _, dir := range []string{r.in.Paths.Etcd(), r.job.Archive, r.job.Staged} {
+		b, err := os.ReadFile(filepath.Join(dir, "is"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		out = append(out, string(b))
+	}
+	return strings.Join(out, ",")
+}
+
+func TestDirectoriesChangePlacesAndBack(t *testing.T) {
+	in := careful(t, "")
+	make := func(old, staged bool) *restoring {
+		t.Helper()
+		for _, dir := range []string{in.Paths.Etcd(), in.Paths.EtcdArchive("then"), in.Paths.EtcdStaged("1")} {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &restoring{in: in, job: etcdcare.Restore{Staged: in.Paths.EtcdStaged("1"), Archive: in.Paths.EtcdArchive("then")}, archive: etcdcare.Snapshot{CA: "pin"}}
+		for dir, is := range map[string]string{in.Paths.Etcd(): "old", r.job.Staged: "new"} {
+			if is == "old" && !old || is == "new" && !staged {
+				continue
+			}
+			if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "is"), []byte(is), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !old {
+			r.job.Archive = ""
+		}
+		return r
+	}
+	r := make(true, true)
+	for range 2 { // the second time there is nothing left to do
+		if err := r.Switch(); err != nil || etcdDirs(t, r) != "new,old," {
+			t.Errorf("switched: %s, %v", etcdDirs(t, r), err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(r.job.Archive, etcdcare.ArchiveMeta)); err != nil || !strings.Contains(string(b), `"ca": "pin"`) {
+		t.Errorf("the archive says of itself %s, %v", b, err)
+	}
+	for range 2 {
+		if err := r.Unswitch(); err != nil || etcdDirs(t, r) != "old,,new" {
+			t.Errorf("taken back: %s, %v", etcdDirs(t, r), err)
+		}
+	}
+	// Killed between the two renames.
+	r = make(true, true)
+	if err := os.Rename(in.Paths.Etcd(), r.job.Archive); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Switch(); err != nil || etcdDirs(t, r) != "new,old," {
+		t.Errorf("gone on: %s, %v", etcdDirs(t, r), err)
+	}
+	if err := os.Rename(in.Paths.Etcd(), r.job.Staged); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Unswitch(); err != nil || etcdDirs(t, r) != "old,,new" {
+		t.Errorf("gone back: %s, %v", etcdDirs(t, r), err)
+	}
+	// A new machine has nothing that could be put aside.
+	r = make(false, true)
+	if err := os.MkdirAll(in.Paths.Etcd(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Switch(); err != nil || etcdDirs(t, r) != "new,," {
+		t.Errorf("a first one: %s, %v", etcdDirs(t, r), err)
+	}
+}
+
+func TestARestoreThatBrokeOffIsEndedAtTheStart(t *testing.T) {
+	for phase, want := range map[etcdcare.Phase]struct {
+		dirs  string
+		phase etcdcare.Phase
+	}{etcdcare.Staging: {"old,,", etcdcare.Failed}, etcdcare.Finishing: {"old,,", etcdcare.Failed}, etcdcare.Switching: {"new,old,", etcdcare.Starting}} {
+		in := careful(t, "")
+		d := &Daemon{o: Options{Paths: in.Paths}, log: slog.New(slog.DiscardHandler)}
+		o := d.newRestore(in, etcdcare.Restore{ID: "1", Phase: phase, Staged: in.Paths.EtcdStaged("1"), Archive: in.Paths.EtcdArchive("then")})
+		for dir, is := range map[string]string{in.Paths.Etcd(): "old", o.job.Staged: "new", in.Paths.EtcdStaged("other"): "left"} {
+			if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "is"), []byte(is), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := o.Keep(o.job); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.prepareRestore(in); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := readRestore(in.Paths)
+		if err != nil || kept.Phase != want.phase || d.care.restore.Phase != want.phase || etcdDirs(t, &o.restoring) != want.dirs {
+			t.Errorf("%s: %+v, %v, %s", phase, kept, err, etcdDirs(t, &o.restoring))
+		}
+		if exists(in.Paths.EtcdStaged("other")) {
+			t.Errorf("%s: what an earlier one left stays", phase)
+		}
+	}
+}
+
+func TestWhatSpeaksAgainstARestoreHasToBeAllowed(t *testing.T) {
+	foreign, others := control.RestorePlan{Unfit: []string{"it is of another cluster"}}, control.RestorePlan{Others: []string{"b"}}
+	for _, c := range []struct {
+		plan control.RestorePlan
+		r    control.RestoreRequest
+		hint string // "" for allowed
+	}{
+		{control.RestorePlan{}, control.RestoreRequest{}, ""},
+		{foreign, control.RestoreRequest{Alone: true}, "--foreign"},
+		{foreign, control.RestoreRequest{Foreign: true}, ""},
+		{others, control.RestoreRequest{Foreign: true}, "--alone"},
+		{others, control.RestoreRequest{Alone: true}, ""},
+	} {
+		err := allowed(c.plan, c.r)
+		if hint, _ := errs.HintOf(err); (err == nil) != (c.hint == "") || !strings.Contains(hint, c.hint) {
+			t.Errorf("%+v %+v: %v", c.plan, c.r, err)
+		}
+	}
+}
+
+func TestCredentialsInASecretNeedTheAPI(t *testing.T) {
+	in := careful(t, "")
+	in.Config.Spec.Etcd.Snapshots.S3 = config.S3{Bucket: "b", Folder: "f", Secret: "s"}
+	if _, err := s3(t.Context(), in, nil); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("%v", err)
+	}
+	in.Config.Spec.Etcd.Snapshots.S3.Secret = ""
+	if got, err := s3(t.Context(), in, nil); err != nil || got.Bucket != "b" || got.Folder != "f" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestASnapshotThatFailedIsAProblem(t *testing.T) {
+	in := careful(t, "")
+	kept := careFile{At: time.Now(), Error: "no space", Hint: "make room"}
+	if p := snapshotProblems(in, kept); len(p) != 1 || p[0].Code != health.SnapshotFailed || p[0].Remedy != "make room" || !strings.Contains(p[0].Text, "no space") {
+		t.Errorf("%+v", p)
+	}
+	if p := snapshotProblems(in, careFile{}); len(p) != 0 {
+		t.Errorf("%+v", p)
+	}
+	in.Config.Spec.Datastore.Endpoint = "sqlite"
+	if p := snapshotProblems(in, kept); len(p) != 0 {
+		t.Errorf("with another datastore: %+v", p)
+	}
+}

@@ -1,0 +1,249 @@
+package etcdcare
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+// Phase of a restore, in the order it goes through them.
+type Phase string
+
+// The phases. Until Switching begins everything is as before, and a restore that breaks off is not done; from then on it
+// only goes forward, also at the next start.
+const (
+	Staging   Phase = "staging"   // the snapshot is fetched, checked and made a data directory, beside the present one
+	Pausing   Phase = "pausing"   // the control plane is stopped
+	Finishing Phase = "finishing" // the new data directory is brought past the revision of the present one
+	Switching Phase = "switching" // the directories change places
+	Starting  Phase = "starting"  // the control plane starts on the new one
+	// Reverting is after one that did not start: the directories change places again.
+	Reverting Phase = "reverting"
+	Restored  Phase = "done"
+	Failed    Phase = "failed" // the cluster has the state it had
+)
+
+// Restore is one, the last there was. The zero Restore: there never was one.
+type Restore struct {
+	ID    string `json:"id,omitempty"`
+	From  Entry  `json:"from,omitzero"`
+	Phase Phase  `json:"phase,omitempty"`
+	// Archive is where the present data directory goes, "" where there is none; Staged is where the new one is made.
+	Archive string    `json:"archive,omitempty"`
+	Staged  string    `json:"staged,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Error   string    `json:"error,omitempty"`
+	Hint    string    `json:"hint,omitempty"`
+	// Revision is the first that the restored datastore gives out.
+	Revision int64 `json:"revision,omitempty"`
+	// PausedS is how long the API did not serve, in seconds.
+	PausedS float64 `json:"pausedSeconds,omitempty"`
+}
+
+// Active tells that it is on its way.
+func (r Restore) Active() bool { return r.Phase != "" && r.Phase != Restored && r.Phase != Failed }
+
+// Committed tells that breaking it off does not undo it.
+func (r Restore) Committed() bool {
+	return r.Phase == Switching || r.Phase == Starting || r.Phase == Reverting
+}
+
+// Begin is the state in which a restore has begun.
+func (r Restore) Begin(next Restore) (Restore, error) {
+	if r.Active() {
+		return r, errs.Hint(errs.New(errs.Exists, "a restore of %s is on its way, its phase is %q", r.From.Name, r.Phase), "watch it with: k1s etcd status")
+	}
+	next.Phase = Staging
+	return next, nil
+}
+
+// Recover is what is done before anything is started, after the end of the process at any point.
+func Recover(w World, r Restore) (Restore, error) {
+	var err error
+	switch {
+	case !r.Active() || r.Phase == Starting:
+		return r, nil
+	case r.Phase == Switching:
+		if err = w.Switch(); err != nil {
+			return r, fmt.Errorf("going on with the restore of %s: %w", r.From.Name, err)
+		}
+		r = r.advance(w.Now())
+	case r.Phase == Reverting:
+		if err = w.Unswitch(); err != nil {
+			return r, fmt.Errorf("taking back the restore of %s: %w", r.From.Name, err)
+		}
+		r = r.failed(errors.New(r.Error), w.Now())
+		err = w.Discard()
+	default:
+		r = r.failed(fmt.Errorf("k1s ended while it was %s", r.Phase), w.Now())
+		r.Hint = "nothing has changed; run the command again"
+		err = w.Discard()
+	}
+	return r, errors.Join(err, w.Keep(r))
+}
+
+func (r Restore) failed(err error, at time.Time) Restore {
+	r.Phase, r.Error, r.Ended, r.Revision = Failed, err.Error(), at, 0
+	r.Hint, _ = errs.HintOf(err)
+	return r
+}
+
+// NotServed is an error of World.Start that came before the API could have taken a write.
+type NotServed struct{ Err error }
+
+func (e NotServed) Error() string { return e.Err.Error() }
+func (e NotServed) Unwrap() error { return e.Err }
+
+// World is where a restore happens.
+type World interface {
+	// Keep puts the state on the disk, so that it survives a power cut.
+	Keep(Restore) error
+	// Stage makes the data directory, and tells what it was made from.
+	Stage(context.Context) (Entry, error)
+	// Pause stops the control plane; when it returns nobody writes.
+	Pause(context.Context) error
+	// Finish brings the staged data directory past every revision that somebody may know, and on the disk.
+	Finish(context.Context) (revision int64, err error)
+	// Switch lets the directories change places. It may be called again after it broke off anywhere.
+	Switch() error
+	// Unswitch takes that back.
+	Unswitch() error
+	// Start starts the control plane. A NotServed means that nobody can have seen anything of it.
+	Start(context.Context) error
+	// Resume starts the control plane on the old data again.
+	Resume(context.Context) error
+	// Discard removes the staged data directory.
+	Discard() error
+	Now() time.Time
+}
+
+// Run goes on with a restore to its end and returns its last state, which has been kept. After an error the cluster has the
+// state it had, unless the phase is still Switching or Starting: then the restore is done when it starts.
+func Run(ctx context.Context, w World, r Restore) (Restore, error) {
+	var paused time.Time
+	for {
+		if err := w.Keep(r); err != nil {
+			if r.Committed() { // what is on the disk may be either
+				return r, fmt.Errorf("keeping how far the restore is: %w", err)
+			}
+			return giveUp(ctx, w, r, fmt.Errorf("keeping how far the restore is: %w", err))
+		}
+		var err error
+		switch r.Phase {
+		case Staging:
+			r.From, err = w.Stage(ctx)
+		case Pausing:
+			paused = w.Now()
+			err = w.Pause(ctx)
+		case Finishing:
+			r.Revision, err = w.Finish(ctx)
+		case Switching:
+			if err = w.Switch(); err != nil {
+				return r, errors.Join(err, w.Keep(r.noted(err)))
+			}
+		case Starting:
+			err = w.Start(ctx)
+			var unserved NotServed
+			if err != nil && (!errors.As(err, &unserved) || r.Archive == "") {
+				return r, errors.Join(err, w.Keep(r.noted(err)))
+			}
+			if !paused.IsZero() {
+				r.PausedS = w.Now().Sub(paused).Round(time.Millisecond).Seconds()
+			}
+		default:
+			return r, nil
+		}
+		if err != nil {
+			return giveUp(ctx, w, r, err)
+		}
+		r = r.advance(w.Now())
+	}
+}
+
+func (r Restore) noted(err error) Restore {
+	r.Error = err.Error()
+	r.Hint, _ = errs.HintOf(err)
+	return r
+}
+
+func (r Restore) advance(now time.Time) Restore {
+	switch r.Phase {
+	case Staging:
+		r.Phase = Pausing
+	case Pausing:
+		r.Phase = Finishing
+	case Finishing:
+		r.Phase = Switching
+	case Switching:
+		r.Phase = Starting
+	case Starting:
+		r.Phase, r.Ended, r.Error, r.Hint = Restored, now, "", ""
+	}
+	return r
+}
+
+// giveUp leads back to the old data.
+func giveUp(ctx context.Context, w World, r Restore, err error) (Restore, error) {
+	if r.Phase == Starting {
+		r.Phase, r.Error = Reverting, err.Error()
+		if kept := w.Keep(r); kept != nil {
+			r.Phase = Starting
+			return r, errors.Join(err, kept)
+		}
+		if back := w.Unswitch(); back != nil {
+			return r, errors.Join(err, back)
+		}
+	}
+	failed := r.failed(err, w.Now())
+	err = errors.Join(err, w.Discard())
+	if r.Phase != Staging {
+		// Also when ctx has ended: whoever ends the node stops what this starts.
+		if again := w.Resume(context.WithoutCancel(ctx)); again != nil {
+			err = errors.Join(err, fmt.Errorf("starting the control plane again: %w", again))
+		}
+	}
+	return failed, errors.Join(err, w.Keep(failed))
+}
+
+// Marshal is the state as its file keeps it.
+func (r Restore) Marshal() []byte {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		panic(err) // plain data
+	}
+	return append(b, '\n')
+}
+
+// UnmarshalRestore reads what Marshal wrote.
+func UnmarshalRestore(b []byte) (Restore, error) {
+	var r Restore
+	if err := json.Unmarshal(b, &r); err != nil {
+		return Restore{}, fmt.Errorf("it is not what k1s wrote: %w", err)
+	}
+	return r, nil
+}
+
+// Margins of revisions, see Target.
+const (
+	// knownMargin is for writes that are in the log of an etcd that was killed and not yet in its database: it puts at
+	// most 10,000 together, or those of 100 ms.
+	knownMargin = 100_000
+	// unknownRate is more writes a second than a cluster of this kind makes; it is for when the old data is gone.
+	unknownRate  = 1000
+	unknownLeast = 10_000_000
+	unknownMost  = 1_000_000_000 // what etcd's documentation advises
+)
+
+// Target is the revision a restored datastore begins behind: no client has seen a later one. old is the last of the data it
+// replaces, 0 where that cannot be read; then what the age of the snapshot allows for is taken.
+func Target(snapshot, old int64, age time.Duration) int64 {
+	if old > 0 {
+		return max(snapshot, old) + knownMargin
+	}
+	return snapshot + min(max(int64(age/time.Second)*unknownRate, unknownLeast), unknownMost)
+}

@@ -1,0 +1,320 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/etcdcare"
+)
+
+// revisions follows all ConfigMaps of a namespace as an informer does, and notes when time goes back.
+type revisions struct {
+	last, begun int // the latest revision, and how often everything was read
+	back        []string
+}
+
+// follows runs until the returned function is called.
+func (c *Cluster) follows(t *testing.T, path string) (stop func() revisions) {
+	t.Helper()
+	a := counters{t: t, api: c.api(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan revisions, 1)
+	go func() {
+		var r revisions
+		note := func(what, revision string) {
+			n, err := strconv.Atoi(revision)
+			if err != nil || n < r.last {
+				r.back = append(r.back, fmt.Sprintf("%s tells of %q after %d", what, revision, r.last))
+			}
+			r.last = max(r.last, n)
+		}
+		for ctx.Err() == nil {
+			var list object
+			if err := a.raw(ctx, path, func(body io.Reader) error { return json.NewDecoder(body).Decode(&list) }); err != nil {
+				time.Sleep(20 * time.Millisecond)
+				continue
+			}
+			r.begun++
+			note("a list", list.Metadata.ResourceVersion)
+			for err := error(nil); err == nil && ctx.Err() == nil; {
+				err = a.raw(ctx, path+"?watch=true&resourceVersion="+strconv.Itoa(r.last), func(body io.Reader) error {
+					for dec := json.NewDecoder(body); ; {
+						var e struct {
+							Type   string `json:"type"`
+							Object object `json:"object"`
+						}
+						if err := dec.Decode(&e); err != nil {
+							// A watch that ends is begun again where it was, as informers do.
+							time.Sleep(20 * time.Millisecond)
+							return nil
+						}
+						if e.Type == "ERROR" {
+							return errors.New("begin anew")
+						}
+						note("a watch", e.Object.Metadata.ResourceVersion)
+					}
+				})
+				if err != nil && !strings.Contains(err.Error(), "begin anew") && !strings.Contains(err.Error(), "410") {
+					time.Sleep(20 * time.Millisecond)
+					err = nil // the API is away
+				}
+			}
+		}
+		done <- r
+	}()
+	return func() revisions {
+		t.Helper()
+		cancel()
+		r := <-done
+		if len(r.back) > 0 {
+			t.Errorf("time went back: %q", r.back)
+		}
+		return r
+	}
+}
+
+func (c *Cluster) etcd(ctx context.Context) (control.Etcd, error) {
+	return control.NewClient(c.where().ControlSocket).Etcd(ctx)
+}
+
+// restored is how far the last restore came, as the disk has it.
+func (c *Cluster) restored() (etcdcare.Restore, error) {
+	b, err := os.ReadFile(c.disk("var/datastore/etcd-restore.json"))
+	if err != nil {
+		return etcdcare.Restore{}, err
+	}
+	return etcdcare.UnmarshalRestore(b)
+}
+
+// killedWhile begins a restore and kills the daemon when it is in one of the phases.
+func (c *Cluster) killedWhile(t *testing.T, snapshot string, phases ...etcdcare.Phase) {
+	t.Helper()
+	was := c.running(t)
+	begun, err := control.NewClient(c.where().ControlSocket).RestoreSnapshot(t.Context(), control.RestoreRequest{Snapshot: snapshot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		r, err := c.restored()
+		if err == nil && r.ID == begun.Restore.ID {
+			hit := false
+			for _, p := range phases {
+				hit = hit || r.Phase == p
+			}
+			if hit {
+				kill(t, was.PID)
+				t.Logf("killed while it was %s", r.Phase)
+				break
+			}
+			if !r.Active() {
+				t.Fatalf("it is over: %+v", r)
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not come to %v: %+v, %v", phases, r, err)
+		}
+	}
+	c.otherDaemon(t, was)
+}
+
+func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
+	t.Parallel()
+	config := filepath.Join(t.TempDir(), "config.yaml") // not flags: they are not known while nothing runs
+	text := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpoint: etcd}, etcd: {quota: 32, snapshots: {schedule: '* * * * *', keep: 1}}}\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := created(t, "etcd", "--config", config)
+	c.running(t)
+	a := c.api(t)
+	put := func(name, value string) int {
+		t.Helper()
+		o, code, err := a.do(t.Context(), http.MethodPost, counterPath, configMap(name, value))
+		if code == http.StatusConflict {
+			o, _, err = a.do(t.Context(), http.MethodPut, counterPath+"/"+name, configMap(name, value))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		revision, err := strconv.Atoi(o.Metadata.ResourceVersion)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return revision
+	}
+	// has checks what the cluster has, "" for nothing.
+	has := func(name, want string) {
+		t.Helper()
+		o, code, err := a.do(t.Context(), http.MethodGet, counterPath+"/"+name, nil)
+		if code == http.StatusNotFound {
+			err = nil
+		}
+		if err != nil || o.Data["n"] != want {
+			t.Errorf("%s is %q, want %q: %v", name, o.Data["n"], want, err)
+		}
+	}
+	eventually(t, limit, "every pod to be ready", func(ctx context.Context) error {
+		st, err := c.status(ctx)
+		if err == nil && (st.Node == nil || st.Node.Pods.Total < 3 || st.Node.Pods.Ready < st.Node.Pods.Total) {
+			err = fmt.Errorf("%+v", st.Node)
+		}
+		return err
+	})
+	before := c.containers(t)
+	put("value", "then")
+	saved := c.in(within(t, limit), "k1s", "etcd", "snapshot", "save", "then", "-o", "json")
+	var s control.Snapshots
+	if err := json.Unmarshal([]byte(saved.out), &s); err != nil || len(s.Snapshots) != 1 || s.Snapshots[0].State != etcdcare.Complete || s.Snapshots[0].CA == "" {
+		t.Fatalf("%v, %v", err, saved)
+	}
+	put("value", "now")
+	seen := put("since", "1")
+	unfollow := c.follows(t, counterPath)
+
+	t.Run("killed before the data has changed its place, nothing is done", func(t *testing.T) {
+		c.killedWhile(t, "then", etcdcare.Pausing, etcdcare.Finishing)
+		if r, err := c.restored(); err != nil || r.Phase != etcdcare.Failed {
+			t.Errorf("%+v, %v", r, err)
+		}
+		has("value", "now")
+		has("since", "1")
+		seen = max(seen, put("since", "2"))
+	})
+	t.Run("a restore while it runs", func(t *testing.T) {
+		plan := c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "then", "--dry-run")
+		plan.wants(t, 0)
+		if !strings.Contains(plan.out, "is put aside") {
+			t.Errorf("the plan: %v", plan)
+		}
+		c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "then").wants(t, 2, "--yes")
+		r := c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "then", "--yes")
+		if r.failure != nil || !strings.Contains(r.out, "The state is that of then") {
+			t.Fatalf("%v", r)
+		}
+		c.running(t)
+		has("value", "then")
+		has("since", "")
+		if now := put("after", "1"); now <= seen {
+			t.Errorf("revision %d after %d", now, seen)
+		} else {
+			seen = now
+		}
+		e, err := c.etcd(t.Context())
+		if err != nil || e.Restore == nil || e.Restore.Phase != etcdcare.Restored || len(e.Members) != 1 || !e.Members[0].Leader || !e.Members[0].Healthy || e.Lag > 100 {
+			t.Errorf("%+v, %v", e, err)
+		}
+		t.Logf("the API paused for %.2fs", e.Restore.PausedS)
+		if after := c.containers(t); after != before {
+			t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
+		}
+	})
+	between := 0
+	t.Run("killed after that, it is done at the next start", func(t *testing.T) {
+		between = seen
+		r, err := c.restored()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.killedWhile(t, r.Archive, etcdcare.Switching, etcdcare.Starting) // what was put aside comes back
+		eventually(t, limit, "the restore to be done", func(context.Context) error {
+			r, err := c.restored()
+			if err == nil && r.Phase != etcdcare.Restored {
+				err = fmt.Errorf("it is %+v", r)
+			}
+			return err
+		})
+		has("value", "now")
+		has("since", "2")
+		has("after", "")
+		if now := put("after", "2"); now <= seen {
+			t.Errorf("revision %d after %d", now, seen)
+		} else {
+			seen = now
+		}
+	})
+	t.Run("the watcher was told to begin anew, and never saw time go back", func(t *testing.T) {
+		r := unfollow()
+		if r.begun < 3 || r.last <= between {
+			t.Errorf("%+v, and %d was written before the second one", r, between)
+		}
+	})
+	t.Run("an etcd that is full takes writes again by itself", func(t *testing.T) {
+		full := false
+		for i := range 200 {
+			_, _, err := a.do(t.Context(), http.MethodPut, counterPath+"/value", configMap("value", strings.Repeat(strconv.Itoa(i%10), 700_000)))
+			if full = err != nil && strings.Contains(err.Error(), "space exceeded"); full {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !full {
+			t.Fatal("it does not become full")
+		}
+		eventually(t, limit, "writes to be taken", func(ctx context.Context) error {
+			_, _, err := a.do(ctx, http.MethodPut, counterPath+"/value", configMap("value", "small"))
+			return err
+		})
+		e, err := c.etcd(t.Context())
+		if err != nil || len(e.Alarms) > 0 || e.Defragmented == nil || e.Bytes > e.Quota/2 {
+			t.Errorf("%+v, %v", e, err)
+		}
+		eventually(t, limit, "the problem to be over", func(ctx context.Context) error {
+			st, err := c.status(ctx)
+			for _, p := range st.Problems {
+				if strings.HasPrefix(string(p.Code), "etcd-") {
+					err = errors.Join(err, errors.New(p.String()))
+				}
+			}
+			return err
+		})
+		c.in(within(t, limit), "k1s", "etcd", "defrag").wants(t, 0)
+	})
+	t.Run("one by schedule is there, and one only", func(t *testing.T) {
+		var there []etcdcare.Entry
+		eventually(t, 2*limit, "a snapshot by schedule", func(ctx context.Context) error {
+			s, err := control.NewClient(c.where().ControlSocket).Snapshots(ctx)
+			if there = nil; err != nil {
+				return err
+			}
+			for _, e := range s.Snapshots {
+				if e.Kind == etcdcare.Scheduled {
+					there = append(there, e)
+				}
+			}
+			if len(there) == 0 {
+				return errors.New("there is none")
+			}
+			return nil
+		})
+		if there[len(there)-1].State != etcdcare.Complete {
+			t.Errorf("%+v", there)
+		}
+	})
+	t.Run("a restore while nothing runs", func(t *testing.T) {
+		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
+		r := c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "/var/lib/k1s/snapshots/then.db", "--yes")
+		if r.failure != nil || !strings.Contains(r.out, "The state is that of then") {
+			t.Fatalf("%v", r)
+		}
+		c.starts(t)
+		has("value", "then")
+		if now := put("after", "3"); now <= seen {
+			t.Errorf("revision %d after %d", now, seen)
+		}
+	})
+}
