@@ -1,6 +1,7 @@
 package clustercmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,11 @@ func runLs(ctx context.Context, e env, format printer.Format) error {
 		_, err := fmt.Fprintln(e.streams.ErrOut, "there are no clusters; make one with: k1s cluster create")
 		return err
 	}
-	return printer.Print(e.streams.Out, format, all, func(w io.Writer) error {
+	public := make([]cluster.Status, len(all))
+	for i, st := range all {
+		public[i] = st.Public()
+	}
+	return printer.Print(e.streams.Out, format, public, func(w io.Writer) error {
 		return printClusters(w, all, format == printer.Wide, time.Now())
 	})
 }
@@ -60,7 +65,7 @@ func runLs(ctx context.Context, e env, format printer.Format) error {
 func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) error {
 	header := []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "NOTE"}
 	if wide {
-		header = []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "PUBLISHED", "EGRESS", "NOTE"}
+		header = []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "PUBLISHED", "EGRESS", "PROGRAM", "NOTE"}
 	}
 	var rows [][]string
 	for _, st := range all {
@@ -83,13 +88,25 @@ func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) 
 		if st.Spec.APIPort != 0 {
 			api = "127.0.0.1:" + strconv.Itoa(int(st.Spec.APIPort))
 		}
-		row := []string{st.Spec.Name, string(st.State), fmt.Sprintf("%d/%d", running, len(st.Nodes)), api, age}
+		nodes := fmt.Sprintf("%d/%d", running, len(st.Nodes))
+		if wide {
+			var states []string
+			for _, n := range st.Nodes {
+				if n.State == cluster.Running {
+					states = append(states, n.Name)
+				} else {
+					states = append(states, fmt.Sprintf("%s (%s)", n.Name, n.State))
+				}
+			}
+			nodes = strings.Join(states, ", ")
+		}
+		row := []string{st.Spec.Name, string(st.State), nodes, api, age}
 		if wide {
 			var pub []string
 			for _, p := range st.Spec.Publish {
 				pub = append(pub, p.String())
 			}
-			row = append(row, strings.Join(pub, ","), strconv.FormatBool(st.Spec.Egress))
+			row = append(row, strings.Join(pub, ","), strconv.FormatBool(st.Spec.Egress), cmp.Or(st.Spec.Program, "this k1s"))
 		}
 		rows = append(rows, append(row, strings.Join(notes, "; ")))
 	}
@@ -97,7 +114,7 @@ func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) 
 }
 
 func newStartCmd(e env) *cobra.Command {
-	limit, noWait, noKubeconfig := defaultWait, false, false
+	limit, noWait, noKubeconfig, noSwitch := defaultWait, false, false, false
 	cmd := &cobra.Command{
 		Use: "start [NAME]", Short: "Start a stopped cluster, or mend a broken one", Args: atMostName,
 		ValidArgsFunction: completeName(e),
@@ -105,7 +122,9 @@ func newStartCmd(e env) *cobra.Command {
 			if noWait {
 				limit = 0
 			}
-			st, err := e.manager(true).Start(cmd.Context(), nameOf(args), limit, noKubeconfig)
+			m := e.manager(true)
+			m.KeepContext = noSwitch
+			st, err := m.Start(cmd.Context(), nameOf(args), limit, noKubeconfig)
 			if err == nil {
 				_, err = fmt.Fprintf(e.streams.ErrOut, "cluster %s runs: https://127.0.0.1:%d\n", st.Spec.Name, st.Spec.APIPort)
 			}
@@ -113,6 +132,8 @@ func newStartCmd(e env) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until the cluster is ready")
+	cmd.Flags().DurationVar(&limit, "timeout", limit, "the same as --wait")
+	cmd.Flags().BoolVar(&noSwitch, "no-switch", false, "leave the current context of the kubeconfig")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the nodes run")
 	cmd.Flags().BoolVar(&noKubeconfig, "no-kubeconfig", false, "leave the kubeconfig alone")
 	return cmd
