@@ -98,6 +98,11 @@ func (p plan) file() (clusterFile, error) {
 			f.Set = append(f.Set, settingOf(flag)+on)
 		}
 	}
+	for _, d := range p.deep {
+		if d.on != "" && d.on != "servers" && d.on != "agents" { // the others are in what nodes are like
+			f.Set = append(f.Set, pathOf(d.spec)+"@"+string(d.on))
+		}
+	}
 	if len(p.registries.root) > 0 {
 		raw, err := yaml.Marshal(p.registries.root)
 		if err == nil {
@@ -126,10 +131,8 @@ func (p plan) nodesOf(f *clusterFile, public cluster.Spec) error {
 		if err != nil {
 			return err
 		}
-		for i := 0; doc != nil && i+1 < len(doc.Content); i += 2 {
-			if doc.Content[i].Value == "spec" {
-				specs[n.Role] = doc.Content[i+1]
-			}
+		if doc != nil {
+			specs[n.Role] = valueOf(doc, "spec")
 		}
 	}
 	server, agent := specs[cluster.Server], specs[cluster.Agent]
@@ -143,6 +146,21 @@ func (p plan) nodesOf(f *clusterFile, public cluster.Spec) error {
 	}
 	f.Servers.Spec, f.Agents.Spec = server, agent
 	return nil
+}
+
+// pathOf turns {kubelet: {maxPods: 50}} back into spec.kubelet.maxPods=50.
+func pathOf(n *yaml.Node) string {
+	path := "spec"
+	for n.Kind == yaml.MappingNode && len(n.Content) == 2 {
+		path, n = path+"."+n.Content[0].Value, n.Content[1]
+	}
+	flow := *n
+	flow.Style |= yaml.FlowStyle
+	raw, err := yaml.Marshal(&flow)
+	if err != nil { // it was read from text
+		return path + "=" + n.Value
+	}
+	return path + "=" + strings.TrimSpace(string(raw))
 }
 
 // content is the YAML in a text; nil for nothing.

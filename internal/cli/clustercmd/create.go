@@ -63,7 +63,9 @@ func newCreateCmd(e env) *cobra.Command {
 		Use:   "create [NAME] [flags] [-- NODE-FLAG…]",
 		Short: "Create a cluster and wait until it is ready",
 		Long: "Creates a cluster, waits until its nodes are Ready and DNS answers, and adds its context to the kubeconfig.\n" +
-			"What follows -- is given to every node as flags of `k1s server` and `k1s agent`.",
+			"What follows -- is given to every node as flags of `k1s server` and `k1s agent`.\n\n" +
+			"NODES are all, servers, agents, or names such as server-0 or agent-0,agent-2. Flags that say what nodes get can be\n" +
+			"given several times; nodes that are added later get what is for all or for agents.",
 		Example: "  k1s cluster create\n" +
 			"  k1s cluster create dev --agents 2\n" +
 			"  k1s cluster create dev --publish 8080:30080 --volume ./src:/src --image-bundle app.tar\n" +
@@ -92,23 +94,23 @@ func newCreateCmd(e env) *cobra.Command {
 
 // flags are those that say what is to be made.
 func (o *createOptions) flags(f *pflag.FlagSet) {
-	f.StringVarP(&o.config, "config", "c", "", "file that describes the cluster (kind: Cluster), or a configuration file for every node (kind: Config); - reads standard input. Flags win; lists are added to")
-	f.IntVar(&o.agents, "agents", 0, "nodes that run pods beside the server")
-	f.StringArrayVarP(&o.publish, "publish", "p", nil, "make a port of nodes appear on this machine: [ADDRESS:]HOSTPORT:NODEPORT[/udp][@NODES], on 127.0.0.1 unless an address is given; repeatable")
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "show a directory or file of this machine to nodes: HOST:NODE[:ro][@NODES]; repeatable")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "variable for nodes, e.g. a proxy: NAME=VALUE[@NODES]; repeatable")
-	f.StringArrayVar(&o.labels, "label", nil, "label of nodes: KEY=VALUE[@NODES]; repeatable")
-	f.StringArrayVar(&o.taints, "taint", nil, "taint of nodes: KEY=VALUE:EFFECT[@NODES]; repeatable")
-	f.StringArrayVar(&o.set, "set", nil, "a setting of nodes, e.g. spec.isolation=component[@NODES]; repeatable")
-	f.StringArrayVar(&o.bundles, "image-bundle", nil, "archive of images for the nodes; repeatable")
-	f.StringVar(&o.registries, "registries", "", "file with mirrors, credentials and certificates of registries, for every node; the certificates it names are taken along")
-	f.StringArrayVar(&o.registry, "registry", nil, "registry that this machine reaches, for nodes to pull from under the same name: [http://|https://]HOST[:PORT]; repeatable")
-	f.StringArrayVar(&o.reach, "reach", nil, "let nodes and pods reach an address that this machine reaches, at port PORT of "+cluster.HostName+": [HOST:]PORT; repeatable")
-	f.BoolVar(&o.egress, "egress", false, "let nodes and pods open connections to the outside")
-	f.Uint16Var(&o.apiPort, "api-port", 0, "port of the Kubernetes API on 127.0.0.1 (default: a free one)")
-	f.StringVar(&o.subnet, "subnet", "", "addresses of the nodes, a private /24 (default: "+cluster.DefaultSubnet.String()+", which exists inside of the cluster only)")
-	f.StringVar(&o.image, "image", "", "k1s file that the nodes run, instead of this one")
-	f.StringVar(&o.version, "version", "", "version of k1s that the nodes run: that of --image, or of a file k1s-VERSION in PATH or beside this one")
+	f.StringVarP(&o.config, "config", "c", "", "`FILE` that describes the cluster (kind: Cluster), or a configuration for every node (kind: Config); - is standard input. Flags win, lists are added to")
+	f.IntVar(&o.agents, "agents", 0, "`number` of nodes that run pods beside the server")
+	f.StringArrayVarP(&o.publish, "publish", "p", nil, "make a port of nodes appear on this machine: `[ADDRESS:]HOSTPORT:NODEPORT[/udp][@NODES]`, on 127.0.0.1 unless an address is given")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "show a directory or file of this machine to nodes: `HOST:NODE[:ro][@NODES]`")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "variable for nodes, e.g. a proxy: `NAME=VALUE[@NODES]`")
+	f.StringArrayVar(&o.labels, "label", nil, "label of nodes: `KEY=VALUE[@NODES]`")
+	f.StringArrayVar(&o.taints, "taint", nil, "taint of nodes: `KEY=VALUE:EFFECT[@NODES]`")
+	f.StringArrayVar(&o.set, "set", nil, "a setting of nodes, e.g. spec.isolation=component: `PATH=VALUE[@NODES]`")
+	f.StringArrayVar(&o.bundles, "image-bundle", nil, "archive of images for the nodes: `FILE`")
+	f.StringVar(&o.registries, "registries", "", "`FILE` with mirrors, credentials and certificates of registries, for every node; the certificates it names are taken along")
+	f.StringArrayVar(&o.registry, "registry", nil, "registry that this machine reaches, for nodes to pull from under the same name: `[http://|https://]HOST[:PORT]`")
+	f.StringArrayVar(&o.reach, "reach", nil, "let nodes and pods reach an address that this machine reaches, at the same port of "+cluster.HostName+": `[HOST:]PORT`")
+	f.BoolVar(&o.egress, "egress", false, "let nodes and pods open connections to the outside; they get the proxy variables set here")
+	f.Uint16Var(&o.apiPort, "api-port", 0, "`port` of the Kubernetes API on 127.0.0.1 (default: a free one)")
+	f.StringVar(&o.subnet, "subnet", "", "addresses of the nodes, a private `/24` (default: "+cluster.DefaultSubnet.String()+"); they exist inside of the cluster only")
+	f.StringVar(&o.image, "image", "", "k1s `FILE` that the nodes run, instead of this one")
+	f.StringVar(&o.version, "version", "", "`version` of k1s that the nodes run: that of --image, or of a file k1s-VERSION in PATH or beside this one")
 	f.DurationVar(&o.wait, "wait", defaultWait, "how long to wait until the cluster is ready")
 	f.DurationVar(&o.wait, "timeout", defaultWait, "the same as --wait")
 	f.BoolVar(&o.noWait, "no-wait", false, "return as soon as the nodes run")

@@ -29,7 +29,7 @@ func settingFlag(set string) (string, error) {
 		return "", errs.As(errs.Usage, err)
 	}
 	if field.Flag == "" || field.Section {
-		return "", usage("--set %s: this setting has no single value; use --config", path)
+		return "", errs.Hint(errs.New(errs.Usage, "--set %s: this setting has no single value", path), "put it in a file for --config")
 	}
 	return "--" + strings.TrimPrefix(field.Flag, "--") + "=" + value, nil
 }

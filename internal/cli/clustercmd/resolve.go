@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
@@ -27,7 +29,36 @@ type plan struct {
 	program  string // version of the nodes' program, if that is another than this one
 	// inline are where the settings of each role are written, in a cluster file.
 	inline     map[cluster.Role][]config.Inline
+	deep       []deepSetting
 	registries registrySource
+}
+
+// deepSetting is a --set below a field that is a map of Kubernetes' own, which no flag reaches.
+type deepSetting struct {
+	spec *yaml.Node
+	on   cluster.Selector
+}
+
+// deepSettingOf reads PATH=VALUE where PATH is below such a field.
+func deepSettingOf(text string) (*yaml.Node, bool) {
+	name, value, ok := strings.Cut(text, "=")
+	parts := strings.Split(strings.TrimPrefix(name, "spec."), ".")
+	if !ok || len(parts) < 2 {
+		return nil, false
+	}
+	if field, err := config.Lookup("spec." + parts[0]); err != nil || field.Section || field.Flag != "" {
+		return nil, false
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(value), &doc); err != nil || len(doc.Content) != 1 {
+		return nil, false
+	}
+	node := doc.Content[0]
+	node.Line = 0 // it is in no file
+	for _, key := range slices.Backward(parts) {
+		node = &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Content: []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, node}}
+	}
+	return node, true
 }
 
 // resolve turns flags and the cluster file into what the cluster's packages understand.
@@ -167,7 +198,17 @@ func (o createOptions) lists(p *plan, f *written, here string) error {
 		{"volumes", f.Volumes, o.volumes, volume(f.dir), volume(here)},
 		{"env", f.Env, o.env, variable, nil},
 		{"reach", f.Reach, o.reach, reach, nil},
-		{"set", f.Set, o.set, setting(settingFlag, true), nil},
+		{"set", f.Set, o.set, func(s string) error {
+			rest, on, err := cluster.CutSelector(s, true)
+			if err != nil {
+				return err
+			}
+			if node, ok := deepSettingOf(rest); ok {
+				p.deep = append(p.deep, deepSetting{node, on})
+				return nil
+			}
+			return setting(settingFlag, true)(s)
+		}, nil},
 		{"labels", f.Labels, o.labels, setting(labelFlag, false), nil},
 		{"taints", f.Taints, o.taints, setting(taintFlag, false), nil},
 	} {
@@ -244,23 +285,68 @@ func (o createOptions) nodes(p *plan, f *written, nodeConfig string) error {
 	}{{cluster.Server, f.Servers}, {cluster.Agent, f.Agents}} {
 		n := node
 		n.Role = r.role
-		if spec := config.MergeSpec(f.Spec, r.group.Spec); spec != nil {
-			text, err := config.File(spec)
-			if err != nil {
-				return f.problem(string(r.role)+"s.spec", err)
+		spec := config.MergeSpec(f.Spec, r.group.Spec)
+		if f.Spec != nil {
+			p.inline[r.role] = append(p.inline[r.role], config.Inline{File: f.name, Spec: f.Spec})
+		}
+		if r.group.Spec != nil {
+			p.inline[r.role] = append(p.inline[r.role], config.Inline{File: f.name, Spec: r.group.Spec})
+		}
+		// What nodes of the role have that are added: one that no name chooses.
+		later := n
+		later.Index = cluster.MaxAgents - 1
+		for _, to := range append([]*cluster.NodeSpec{&later}, numbered(n, counts[r.role])...) {
+			var err error
+			if to.Config, err = p.configOf(*to, spec, nodeConfig); err != nil {
+				return err
 			}
-			n.Config = text
-			if f.Spec != nil {
-				p.inline[r.role] = append(p.inline[r.role], config.Inline{File: f.name, Spec: f.Spec})
-			}
-			if r.group.Spec != nil {
-				p.inline[r.role] = append(p.inline[r.role], config.Inline{File: f.name, Spec: r.group.Spec})
+			if to != &later {
+				p.Nodes = append(p.Nodes, *to)
 			}
 		}
-		p.Spec.Like = append(p.Spec.Like, n)
-		for i := range counts[r.role] {
-			n.Index = i
-			p.Nodes = append(p.Nodes, n)
+		later.Index = 0
+		p.Spec.Like = append(p.Spec.Like, later)
+	}
+	return nil
+}
+
+// numbered are count nodes like one.
+func numbered(like cluster.NodeSpec, count int) []*cluster.NodeSpec {
+	out := make([]*cluster.NodeSpec, count)
+	for i := range out {
+		n := like
+		n.Index = i
+		out[i] = &n
+	}
+	return out
+}
+
+// configOf is a node's configuration: that of its role, and the settings for it that are no flags.
+func (p *plan) configOf(n cluster.NodeSpec, spec *yaml.Node, nodeConfig string) (string, error) {
+	set := false
+	for _, d := range p.deep {
+		if !d.on.Matches(n.Role, n.Index) {
+			continue
+		}
+		if !set && nodeConfig != "" {
+			doc, err := content(nodeConfig)
+			if err != nil || doc.Kind != yaml.MappingNode {
+				return nodeConfig, nil // checkNode says what is wrong with it
+			}
+			spec = valueOf(doc, "spec")
+		}
+		spec, set = config.MergeSpec(spec, d.spec), true
+	}
+	if nodeConfig != "" && !set {
+		return nodeConfig, nil
+	}
+	return config.File(spec)
+}
+
+func valueOf(doc *yaml.Node, key string) *yaml.Node {
+	for i := 0; i+1 < len(doc.Content); i += 2 {
+		if doc.Content[i].Value == key {
+			return doc.Content[i+1]
 		}
 	}
 	return nil
@@ -270,7 +356,13 @@ func (o createOptions) nodes(p *plan, f *written, nodeConfig string) error {
 func (o createOptions) checkNodes(p *plan) error {
 	p.Spec.Private = nil
 	for _, n := range slices.Concat(p.Nodes, p.Spec.Like) {
-		if err := checkNode(&p.Spec, n, p.inline[n.Role]); err != nil {
+		inline := p.inline[n.Role]
+		for _, d := range p.deep {
+			if len(inline) > 0 && d.on.Matches(n.Role, n.Index) {
+				inline = append(slices.Clone(inline), config.Inline{File: "--set", Spec: d.spec})
+			}
+		}
+		if err := checkNode(&p.Spec, n, inline); err != nil {
 			return err
 		}
 	}

@@ -257,7 +257,7 @@ func TestWhatIsPrintedAsAFileSaysTheSame(t *testing.T) {
 	w := newWorld(t)
 	file := w.put(t, "c.yaml", fileHead+"agents: {count: 1, spec: {noWorker: false, kubelet: {maxPods: 5}}}\nspec: {isolation: none}\nregistries: {configs: {a.example: {auth: {username: u, password: hush-hush}}}}\n")
 	args := []string{"dev", "-c", file, "-p", "8080:30080@agents", "-v", w.dir + ":/data:ro", "-e", "A=b@agents", "--label", "a=b@servers",
-		"--taint", "a=b:NoSchedule", "--set", "spec.log.level=debug@agents", "--registry", "localhost:5000", "--no-switch", "--wait", "90s", "--", "--log-format=json"}
+		"--taint", "a=b:NoSchedule", "--set", "spec.log.level=debug@agents", "--set", "spec.kubelet.podsPerCore=7@servers", "--set", "spec.kubelet.podsPerCore=9@agent-0", "--set", "spec.kubelet.allowedUnsafeSysctls=[net.a, net.b]@agent-0", "--registry", "localhost:5000", "--no-switch", "--wait", "90s", "--", "--log-format=json"}
 	first, _, err := w.run("", append([]string{"config", "print"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
@@ -399,6 +399,32 @@ func TestAgentsAreAddedWithLabelsOfTheirOwn(t *testing.T) {
 	}
 	if got := s.Template(cluster.Agent).Args; len(got) != 0 {
 		t.Errorf("the next ones get %v", got)
+	}
+}
+
+func TestAnyFieldCanBeSetForAnyNode(t *testing.T) {
+	w := newWorld(t)
+	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	file := w.put(t, "conf.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  kubelet: {maxPods: 10}\n")
+	if _, _, err := w.run("", "create", "dev", "--no-wait", "--agents", "2", "-c", file, "--set", "spec.kubelet.maxPods=50@agents",
+		"--set", "kubelet.podsPerCore=9@agent-1", "--set", "spec.components.kube-proxy.args.v=4@servers"); err != nil {
+		t.Fatal(err)
+	}
+	s := w.spec(t, "dev")
+	for i, want := range [][]string{{"maxPods: 10", `v: 4`}, {"maxPods: 50"}, {"maxPods: 50", "podsPerCore: 9"}} {
+		for _, w := range want {
+			if got := s.Nodes[i].Config; !strings.Contains(got, w) {
+				t.Errorf("%s is not in the configuration of node %d:\n%s", w, i, got)
+			}
+		}
+	}
+	if got := s.Template(cluster.Agent).Config; !strings.Contains(got, "maxPods: 50") || strings.Contains(got, "podsPerCore") {
+		t.Errorf("an agent that is added has\n%s", got)
+	}
+	for _, wrong := range []string{"spec.kubelet.maxPod=50", "spec.kubelet=x", "spec.kubelet.maxPods", "spec.api=1", "spec.apiserver.x=1"} {
+		if _, _, err := w.run("", "create", "k1s", "--no-wait", "--set", wrong); !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.Usage) {
+			t.Errorf("%s: got %v", wrong, err)
+		}
 	}
 }
 
