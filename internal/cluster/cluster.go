@@ -230,7 +230,8 @@ type ImageStore interface {
 	// that nodes have under the names in replaces goes when they have this one. Nodes that do not run have it at their
 	// next start, and those that are added and chosen too.
 	AddImages(ctx context.Context, cluster, archive, name string, replaces func(name string) bool, on Selector) error
-	// ImageDir is a directory of the cluster for archives in the making; it goes with the cluster.
+	// ImageDir is a directory of the cluster for archives in the making; it goes with the cluster. AddImages takes
+	// what is there without another copy, and away from there.
 	ImageDir(cluster string) (string, error)
 }
 

@@ -88,6 +88,10 @@ func (m Manager) ExportLogs(ctx context.Context, name, dir string) (missing []st
 		return missing, nil
 	}
 	for _, n := range st.Nodes {
+		if n.State != Running && n.PID == 0 {
+			missing = append(missing, fmt.Sprintf("%s: it is %s, and was asked nothing", n.Name, n.State))
+			continue
+		}
 		p.Step("asking node " + n.Name)
 		for _, a := range asked {
 			if a.on != "" && a.on != n.Role {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -474,10 +475,21 @@ func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
 
 // Start starts a stopped cluster and mends a broken one.
 func (m Manager) Start(ctx context.Context, name string, limit time.Duration, noKubeconfig bool) (Status, error) {
+	return m.StartAt(ctx, name, netip.Prefix{}, limit, noKubeconfig)
+}
+
+// StartAt starts a stopped cluster with other addresses for its nodes, unless subnet is the zero value.
+func (m Manager) StartAt(ctx context.Context, name string, subnet netip.Prefix, limit time.Duration, noKubeconfig bool) (Status, error) {
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
 		return st, Missing(err)
+	}
+	if subnet.IsValid() && subnet != st.Spec.Subnet {
+		if err := movable(st, subnet); err != nil {
+			return st, err
+		}
+		st.Spec.Subnet = subnet
 	}
 	if len(st.Spec.Nodes) == 0 {
 		return st, errs.Hint(fmt.Errorf("cluster %q cannot be started: %s", name, st.Note), "run: k1s cluster delete %s", name)
@@ -494,6 +506,22 @@ func (m Manager) Start(ctx context.Context, name string, limit time.Duration, no
 		}
 	}
 	return m.settle(ctx, spec, limit, noKubeconfig)
+}
+
+// movable tells whether a cluster can be started with other addresses.
+func movable(st Status, subnet netip.Prefix) error {
+	if err := ValidateSubnet(subnet); err != nil {
+		return err
+	}
+	for _, p := range st.Spec.Private {
+		if p.Overlaps(subnet) {
+			return errs.New(errs.Invalid, "network %s of cluster %s overlaps with %s, which is to join its nodes", p, st.Spec.Name, subnet)
+		}
+	}
+	if st.State != Stopped || st.Note != "" {
+		return errs.Hint(errs.New(errs.Exists, "cluster %q is %s: its nodes keep their addresses %s", st.Spec.Name, st.State, st.Spec.Subnet), "run: k1s cluster stop %s", st.Spec.Name)
+	}
+	return nil
 }
 
 // Stop ends a cluster's nodes and keeps their data.

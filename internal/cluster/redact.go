@@ -109,7 +109,7 @@ var secretForms = []struct {
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*`), redacted},
 	{regexp.MustCompile(`(?i)(authorization:\s*(?:basic|bearer)\s+)\S+`), "${1}" + redacted},
 	{regexp.MustCompile(`([a-z][a-z0-9+.-]*://[^\s/:@"']*):[^\s/@"']+@`), "$1:" + redacted + "@"},
-	{regexp.MustCompile(`((?:client-key-data|certificate-key|password|secret|token)["']?\s*[:=]\s*)["']?[^\s"',}]{6,}["']?`), "${1}" + redacted},
+	{regexp.MustCompile(`(?i)((?:client-key-data|certificate-key|passwd|password|secret|token|api_?key)[_0-9]*["']?\s*[:=]\s*)["']?[^\s"',}]{6,}["']?`), "${1}" + redacted},
 }
 
 // Redact takes the secrets out of a text: those it is told, and what looks like one.

@@ -45,6 +45,7 @@ func TestSecretsAreTakenOutOfLogs(t *testing.T) {
 		"bearer eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrdWJlIn0.c2ln":                              "bearer [redacted]",
 		"Authorization: Bearer abc123def":                                                   "Authorization: Bearer [redacted]",
 		"dial postgres://me:pw@db.example:5432/x":                                           "dial postgres://me:[redacted]@db.example:5432/x",
+		"      DB_PASSWORD:  hunter22\n      secretName: web-tls":                           "      DB_PASSWORD:  [redacted]\n      secretName: web-tls",
 		`{"password":"hunter22"}`:                                                           `{"password":[redacted]}`,
 		"started containerd at https://10.88.0.10:6443 in 3.2s, 5:6@7":                      "started containerd at https://10.88.0.10:6443 in 3.2s, 5:6@7",
 	} {

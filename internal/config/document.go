@@ -125,13 +125,15 @@ func File(spec *yaml.Node) (string, error) {
 	return b.String(), enc.Close()
 }
 
-// withoutAnchors writes out what aliases stand for: their anchors may be elsewhere in the document.
+// withoutAnchors writes out what aliases stand for, whose anchors may be elsewhere in the document, one key a line.
 func withoutAnchors(n *yaml.Node) *yaml.Node {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
 	out := *n
-	out.Anchor, out.Content = "", nil
+	if out.Anchor, out.Content = "", nil; out.Kind != yaml.ScalarNode {
+		out.Style &^= yaml.FlowStyle
+	}
 	for _, c := range n.Content {
 		out.Content = append(out.Content, withoutAnchors(c))
 	}

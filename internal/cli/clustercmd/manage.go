@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -114,7 +115,7 @@ func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) 
 }
 
 func newStartCmd(e env) *cobra.Command {
-	limit, noWait, noKubeconfig, noSwitch := defaultWait, false, false, false
+	limit, noWait, noKubeconfig, noSwitch, subnet := defaultWait, false, false, false, ""
 	cmd := &cobra.Command{
 		Use: "start [NAME]", Short: "Start a stopped cluster, or mend a broken one", Args: atMostName,
 		ValidArgsFunction: completeName(e),
@@ -124,7 +125,14 @@ func newStartCmd(e env) *cobra.Command {
 			}
 			m := e.manager(true)
 			m.KeepContext = noSwitch
-			st, err := m.Start(cmd.Context(), nameOf(args), limit, noKubeconfig)
+			var at netip.Prefix
+			if subnet != "" {
+				var err error
+				if at, err = netip.ParsePrefix(subnet); err != nil {
+					return usage("--subnet %q is no network, such as %s", subnet, cluster.DefaultSubnet)
+				}
+			}
+			st, err := m.StartAt(cmd.Context(), nameOf(args), at, limit, noKubeconfig)
 			if err == nil {
 				_, err = fmt.Fprintf(e.streams.ErrOut, "cluster %s runs: https://127.0.0.1:%d\n", st.Spec.Name, st.Spec.APIPort)
 			}
@@ -133,6 +141,7 @@ func newStartCmd(e env) *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until the cluster is ready")
 	cmd.Flags().DurationVar(&limit, "timeout", limit, "the same as --wait")
+	cmd.Flags().StringVar(&subnet, "subnet", "", "other addresses for the nodes of a stopped cluster, a private `/24`")
 	cmd.Flags().BoolVar(&noSwitch, "no-switch", false, "leave the current context of the kubeconfig")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the nodes run")
 	cmd.Flags().BoolVar(&noKubeconfig, "no-kubeconfig", false, "leave the kubeconfig alone")

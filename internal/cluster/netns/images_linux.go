@@ -132,6 +132,12 @@ func keepImages(l layout, from, name string) error {
 	if err := os.MkdirAll(l.images(), 0o755); err != nil {
 		return err
 	}
+	if filepath.Dir(from) == l.images() { // it was made for this
+		if err := os.Chmod(from, 0o444); err != nil {
+			return err
+		}
+		return os.Rename(from, to)
+	}
 	return copyFile(from, to)
 }
 

@@ -229,6 +229,16 @@ func TestArchivesAreOnTheDiskOnceAndReachEveryNode(t *testing.T) {
 	if links("server-0", "app-1.tar") != 0 || links("agent-0", "app-1.tar") != 0 || links("server-0", "app-2.tar") != 0 || links("agent-0", "app-2.tar") != 3 {
 		t.Error("the new content has not taken the place of the old")
 	}
+	made, err := p.ImageDir("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.AddImages(t.Context(), "one", write(t, made+"/.spool-1", "three"), "stdin-3.tar", func(string) bool { return false }, "servers"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(made + "/.spool-1"); !errors.Is(err, os.ErrNotExist) || links("server-0", "stdin-3.tar") != 2 {
+		t.Errorf("what was read from standard input is there twice: %v", err)
+	}
 	add(t, p, 2)
 	if links("agent-2", "app-2.tar") != 4 {
 		t.Error("an agent that was added does not have what agents have")
