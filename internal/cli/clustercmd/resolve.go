@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -398,7 +399,7 @@ func (o createOptions) proxies(p *plan, e env) {
 		port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
 		if r := (cluster.Reach{Host: u.Hostname(), Port: uint16(port)}); err == nil && r.Local() {
 			addReach(&p.Spec, r)
-			u.Host = netip.AddrPortFrom(cluster.BridgeAddr(p.Spec.Subnet), r.Port).String()
+			u.Host = net.JoinHostPort(cluster.HostName, strconv.Itoa(int(r.Port)))
 			p.Spec.Env[i].Value = u.String()
 		}
 	}

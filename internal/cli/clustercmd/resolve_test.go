@@ -207,7 +207,7 @@ func TestNodesThatReachTheOutsideGetTheProxy(t *testing.T) {
 		"no way out": {nil, "", ""},
 		"a way out": {
 			[]string{"--egress"},
-			"HTTP_PROXY=http://proxy.example:80 HTTPS_PROXY=http://me:hush-hush@10.88.0.1:3128 NO_PROXY=corp.example,host.k1s.internal,10.88.0.1",
+			"HTTP_PROXY=http://proxy.example:80 HTTPS_PROXY=http://me:hush-hush@host.k1s.internal:3128 NO_PROXY=corp.example,host.k1s.internal,10.88.0.1",
 			"127.0.0.1:3128",
 		},
 		"a proxy of its own": {[]string{"--egress", "-e", "HTTPS_PROXY=http://other.example:1"}, "HTTPS_PROXY=http://other.example:1", ""},
