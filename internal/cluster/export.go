@@ -58,8 +58,12 @@ func (m Manager) ExportLogs(ctx context.Context, name, dir string) (missing []st
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory for the logs: %w", err)
 	}
-	if there, err := os.ReadDir(dir); err != nil || len(there) > 0 {
-		return nil, cmpErr(err, errs.Hint(errs.New(errs.Exists, "%s is not empty", dir), "name a directory that is not there"))
+	there, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking into the directory for the logs: %w", err)
+	}
+	if len(there) > 0 {
+		return nil, errs.Hint(errs.New(errs.Exists, "%s is not empty", dir), "name a directory that is not there")
 	}
 	x := exporter{dir: dir, secrets: secretsOf(st.Spec)}
 	public, err := json.MarshalIndent(st.Public(), "", "  ")
@@ -118,13 +122,6 @@ func (m Manager) ExportLogs(ctx context.Context, name, dir string) (missing []st
 		}
 	}
 	return missing, nil
-}
-
-func cmpErr(err, other error) error {
-	if err != nil {
-		return err
-	}
-	return other
 }
 
 func ask(ctx context.Context, exec Executor, n Node, argv []string) ([]byte, error) {

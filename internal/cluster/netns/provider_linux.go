@@ -235,10 +235,10 @@ func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, nod
 		return err
 	}
 	if err := prepareRoot(l, name); err != nil {
-		return diskFull(err)
+		return err
 	}
 	if err := provision(l, node); err != nil {
-		return diskFull(err)
+		return err
 	}
 	cg := p.cgroup(l.cluster, name)
 	if pinned {
@@ -308,10 +308,14 @@ func provision(l layout, node cluster.NodeSpec) error {
 		return err
 	}
 	for _, b := range node.Bundles {
-		if err := keepImages(l, b, filepath.Base(b)); err != nil {
+		as := filepath.Base(b)
+		if fileExists(filepath.Join(l.imagesOf(name), as)) { // the file it came from may be gone
+			continue
+		}
+		if err := keepImages(l, b, as); err != nil {
 			return errs.As(errs.Invalid, err)
 		}
-		if err := giveImages(l, name, filepath.Base(b)); err != nil {
+		if err := giveImages(l, name, as); err != nil {
 			return err
 		}
 	}
