@@ -46,6 +46,38 @@ type Spec struct {
 	NextAgent int `json:"nextAgent,omitempty"`
 	// Nodes are those that were created, in order.
 	Nodes []NodeSpec `json:"nodes,omitempty"`
+	// Like are what nodes that are added later are like, one for each role that has any.
+	Like []NodeSpec `json:"like,omitempty"`
+	// Settings, Env and Volumes are given to the nodes their selectors choose, Reach to all.
+	Settings []Setting `json:"settings,omitempty"`
+	Env      []Env     `json:"env,omitempty"`
+	Volumes  []Volume  `json:"volumes,omitempty"`
+	Reach    []Reach   `json:"reach,omitempty"`
+	// Program is what the nodes run, a k1s; "" is the one that creates the cluster.
+	Program string `json:"program,omitempty"`
+	// Files are for every node's configuration directory (/etc/k1s), by their names in it; a node that has one
+	// keeps its own. They may hold secrets: they are kept apart from the rest, and given to a provider only when they
+	// are new.
+	Files map[string][]byte `json:"-"`
+	// Creation is of one creation: with it Prepare refuses a cluster that somebody else has created meanwhile.
+	Creation string `json:"creation,omitempty"`
+}
+
+// Template is what a node that is added is like: as it was asked for, or as the last one of its role, or as the first node.
+func (s Spec) Template(role Role) NodeSpec {
+	var like NodeSpec
+	for _, n := range s.Nodes {
+		if n.Role == role || like.Role == "" {
+			like = n
+		}
+	}
+	for _, n := range s.Like {
+		if n.Role == role {
+			like = n
+		}
+	}
+	like.Cluster, like.Role = s.Name, role
+	return like
 }
 
 // Keep puts a node into the record of its cluster.
@@ -180,6 +212,42 @@ type Executor interface {
 	Exec(ctx context.Context, cluster, node string, argv []string, io Streams) error
 }
 
+// Preflight is a Provider that can tell before anything is made what is in the way of a cluster on this machine: ports,
+// volumes, space. All of it, not the first.
+type Preflight interface {
+	Preflight(ctx context.Context, spec Spec, nodes []NodeSpec) error
+}
+
+// Killer is a Provider that can end a node as a power cut does.
+type Killer interface {
+	// Kill ends everything on a node at once; its data stays as it is at that moment.
+	Kill(ctx context.Context, cluster, node string) error
+}
+
+// ImageStore is a Provider that keeps image archives for the nodes of a cluster, each once.
+type ImageStore interface {
+	// AddImages gives an archive, which is a file of this machine, to the nodes chosen, under the given name. One
+	// that nodes have under the names in replaces goes when they have this one. Nodes that do not run have it at their
+	// next start, and those that are added and chosen too.
+	AddImages(ctx context.Context, cluster, archive, name string, replaces func(name string) bool, on Selector) error
+	// ImageDir is a directory of the cluster for archives in the making; it goes with the cluster. AddImages takes
+	// what is there without another copy, and away from there.
+	ImageDir(cluster string) (string, error)
+}
+
+// LogCollector is a Provider that knows where the logs of a cluster are.
+type LogCollector interface {
+	// Logs are the log files of a cluster on this machine: its own, its nodes' and their pods'.
+	Logs(ctx context.Context, cluster string) ([]LogFile, error)
+}
+
+// LogFile is one log of a cluster.
+type LogFile struct {
+	// Name is where it belongs among the others, e.g. "server-0/kubelet.log".
+	Name string
+	Path string // on this machine
+}
+
 // Streams are the standard streams of a command in a node. Files are handed over as they are, so that a
 // terminal stays one.
 type Streams struct {
@@ -193,15 +261,21 @@ type Files interface {
 	KubeconfigFile(cluster string) string
 }
 
-// NodeEnviron are variables every provider gives to the node program: the settings that follow from being a
-// node of this cluster. They win over the node's configuration file.
+// NodeEnviron are variables every provider gives to the node program: those of the user, and the settings that follow
+// from being a node of this cluster. They win over the node's configuration file.
 func NodeEnviron(spec Spec, node NodeSpec) []string {
-	env := []string{
-		"K1S_CLUSTER_NAME=" + spec.Name,
-		"K1S_NODE_NAME=" + node.Name(),
-		"K1S_NODE_IP=" + NodeAddr(spec.Subnet, node.Role, node.Index).String(),
-		"K1S_API_PORT=" + strconv.Itoa(APIPortInNode),
+	var env []string
+	for _, e := range spec.Env {
+		if e.On.Matches(node.Role, node.Index) {
+			env = append(env, e.Name+"="+e.Value)
+		}
 	}
+	env = append(env,
+		"K1S_CLUSTER_NAME="+spec.Name,
+		"K1S_NODE_NAME="+node.Name(),
+		"K1S_NODE_IP="+NodeAddr(spec.Subnet, node.Role, node.Index).String(),
+		"K1S_API_PORT="+strconv.Itoa(APIPortInNode),
+	)
 	if node.Role == Agent {
 		server := netip.AddrPortFrom(NodeAddr(spec.Subnet, Server, 0), APIPortInNode)
 		env = append(env, "K1S_ROLE=agent", "K1S_SERVER=https://"+server.String(), "K1S_TOKEN_FILE="+TokenFileInNode)

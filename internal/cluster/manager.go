@@ -3,9 +3,11 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/image"
 	"k1s.io/k1s/internal/kubeconfig"
 	"k1s.io/k1s/internal/wait"
 )
@@ -27,8 +30,12 @@ type Manager struct {
 	Token func(ctx context.Context, n Node) (string, error)
 	// Forget takes a node that is gone out of the cluster, through a server; nil leaves it there.
 	Forget func(ctx context.Context, server Node, name string) error
+	// Images asks a node once which of its bundles are imported. Only LoadImages needs it.
+	Images func(ctx context.Context, n Node) ([]image.Bundle, error)
 	// Kubeconfigs are the user's kubeconfig files as kubeconfig.Files lists them.
 	Kubeconfigs []string
+	// KeepContext leaves the current context of the user's kubeconfig when one is added.
+	KeepContext bool
 	// Progress may be nil.
 	Progress Progress
 }
@@ -88,21 +95,23 @@ func (m Manager) Check(ctx context.Context, o CreateOptions) error {
 	if o.Spec.Egress && !f.Egress {
 		return errs.New(errs.Unsupported, "this machine cannot give a cluster a way to the outside")
 	}
+	if err := ValidateFor(o.Spec, o.Nodes); err != nil {
+		return err
+	}
 	for _, n := range o.Nodes {
 		if err := ValidateNode(n); err != nil {
 			return err
 		}
-		for _, b := range n.Bundles {
-			if st, err := os.Stat(b); err != nil {
-				return errs.New(errs.Invalid, "image bundle: %w", err)
-			} else if !st.Mode().IsRegular() {
-				return errs.New(errs.Invalid, "image bundle %s is no file", b)
-			}
+		if err := checkBundles(n.Bundles); err != nil {
+			return err
 		}
 	}
 	st, err := m.Provider.Describe(ctx, o.Spec.Name)
 	switch {
 	case errs.Is(err, errs.NotFound):
+		if p, ok := m.Provider.(Preflight); ok {
+			return p.Preflight(ctx, o.Spec, o.Nodes)
+		}
 		return nil
 	case err != nil:
 		return err
@@ -115,6 +124,24 @@ func (m Manager) Check(ctx context.Context, o CreateOptions) error {
 		"run: k1s cluster %s %s, or choose another name", do, o.Spec.Name)
 }
 
+// checkBundles finds what is wrong with image bundles. Nodes know them by their names, so two cannot have the same.
+func checkBundles(files []string) error {
+	names := map[string]string{}
+	for _, b := range files {
+		if st, err := os.Stat(b); err != nil {
+			return errs.New(errs.Invalid, "image bundle: %w", err)
+		} else if !st.Mode().IsRegular() {
+			return errs.New(errs.Invalid, "image bundle %s is no file", b)
+		}
+		name := filepath.Base(b)
+		if other, ok := names[name]; ok && other != b {
+			return errs.Hint(errs.New(errs.Invalid, "image bundles %s and %s have the same name", other, b), "rename one")
+		}
+		names[name] = b
+	}
+	return nil
+}
+
 // cleanUpLimit bounds taking back a creation that failed; it is not cut short by a second interrupt.
 const cleanUpLimit = time.Minute
 
@@ -125,11 +152,12 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 		return Status{}, err
 	}
 	name, p := o.Spec.Name, m.progress()
-	waiting := false
+	o.Spec.Creation = rand.Text()
+	waiting, others := false, false
 	defer func() {
 		p.Done()
 		interrupted := errors.Is(ctx.Err(), context.Canceled)
-		if err == nil || o.Keep || waiting && !interrupted {
+		if err == nil || o.Keep || others || waiting && !interrupted {
 			return
 		}
 		p.Step("taking back what was made of cluster " + name)
@@ -146,6 +174,8 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	p.Step("creating the network of cluster " + name)
 	spec, err := m.Provider.Prepare(ctx, o.Spec)
 	if err != nil {
+		// Somebody else was faster: what is there is theirs.
+		others = errs.Is(err, errs.Exists)
 		return Status{}, err
 	}
 	var token string
@@ -298,7 +328,7 @@ func (m Manager) kubeconfig(ctx context.Context, spec Spec, leaveUsers bool) err
 	if err := os.MkdirAll(filepath.Dir(m.Kubeconfigs[0]), 0o700); err != nil {
 		return err
 	}
-	if _, err := kubeconfig.Merge(ctx, m.Kubeconfigs, c, kubeconfig.MergeOptions{SetCurrent: true}); err != nil {
+	if _, err := kubeconfig.Merge(ctx, m.Kubeconfigs, c, kubeconfig.MergeOptions{SetCurrent: !m.KeepContext}); err != nil {
 		return errs.Hint(fmt.Errorf("the cluster is there, but its context cannot be added to the kubeconfig: %w", err),
 			"run: k1s cluster kubeconfig %s > FILE", spec.Name)
 	}
@@ -339,8 +369,9 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	return c, nil
 }
 
-// AddAgents makes a running cluster have more agents, and waits until it is ready.
-func (m Manager) AddAgents(ctx context.Context, name string, count int, limit time.Duration) ([]Node, error) {
+// AddAgents makes a running cluster have more agents, and waits until it is ready. args are added to those that agents
+// of this cluster have.
+func (m Manager) AddAgents(ctx context.Context, name string, count int, limit time.Duration, args ...string) ([]Node, error) {
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
@@ -349,12 +380,8 @@ func (m Manager) AddAgents(ctx context.Context, name string, count int, limit ti
 	if !slices.ContainsFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }) {
 		return nil, errs.Hint(errs.New(errs.NotRunning, "no server of cluster %q runs: nothing can join it", name), "run: k1s cluster start %s", name)
 	}
-	like, free := NodeSpec{}, st.Spec.NextAgent
-	for _, n := range st.Spec.Nodes {
-		if n.Role == Agent || like.Role == "" {
-			like = n // as the agents that are there, or else as the server
-		}
-	}
+	like, free := st.Spec.Template(Agent), st.Spec.NextAgent
+	like.Args = slices.Concat(like.Args, args)
 	token, err := m.token(ctx, name, cmp.Or(limit, tokenLimit))
 	if err != nil {
 		return nil, err
@@ -362,7 +389,7 @@ func (m Manager) AddAgents(ctx context.Context, name string, count int, limit ti
 	var added []string
 	for i := range count {
 		n := like
-		n.Role, n.Index, n.Token = Agent, free+i, token
+		n.Index, n.Token = free+i, token
 		if err := ValidateNode(n); err != nil {
 			return nil, err
 		}
@@ -472,10 +499,21 @@ func (m Manager) deletable(ctx context.Context, cluster, name string) (server *N
 
 // Start starts a stopped cluster and mends a broken one.
 func (m Manager) Start(ctx context.Context, name string, limit time.Duration, noKubeconfig bool) (Status, error) {
+	return m.StartAt(ctx, name, netip.Prefix{}, limit, noKubeconfig)
+}
+
+// StartAt starts a stopped cluster with other addresses for its nodes, unless subnet is the zero value.
+func (m Manager) StartAt(ctx context.Context, name string, subnet netip.Prefix, limit time.Duration, noKubeconfig bool) (Status, error) {
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
 		return st, Missing(err)
+	}
+	if subnet.IsValid() && subnet != st.Spec.Subnet {
+		if err := movable(st, subnet); err != nil {
+			return st, err
+		}
+		st.Spec.Subnet = subnet
 	}
 	if len(st.Spec.Nodes) == 0 {
 		return st, errs.Hint(fmt.Errorf("cluster %q cannot be started: %s", name, st.Note), "run: k1s cluster delete %s", name)
@@ -492,6 +530,22 @@ func (m Manager) Start(ctx context.Context, name string, limit time.Duration, no
 		}
 	}
 	return m.settle(ctx, spec, limit, noKubeconfig)
+}
+
+// movable tells whether a cluster can be started with other addresses.
+func movable(st Status, subnet netip.Prefix) error {
+	if err := ValidateSubnet(subnet); err != nil {
+		return err
+	}
+	for _, p := range st.Spec.Private {
+		if p.Overlaps(subnet) {
+			return errs.New(errs.Invalid, "network %s of cluster %s overlaps with %s, which is to join its nodes", p, st.Spec.Name, subnet)
+		}
+	}
+	if st.State != Stopped || st.Note != "" {
+		return errs.Hint(errs.New(errs.Exists, "cluster %q is %s: its nodes keep their addresses %s", st.Spec.Name, st.State, st.Spec.Subnet), "run: k1s cluster stop %s", st.Spec.Name)
+	}
+	return nil
 }
 
 // Stop ends a cluster's nodes and keeps their data.

@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +120,46 @@ func TestTheSameNameTwiceIsRefusedAndNothingChanges(t *testing.T) {
 	}
 	if got := w.clusters(t); !slices.Equal(got, []string{"dev"}) {
 		t.Errorf("clusters: %v", got)
+	}
+}
+
+func TestACreationThatSomebodyElseWinsLeavesTheirsAlone(t *testing.T) {
+	w := newWorld(t)
+	w.fake.Fail = func(method string) error {
+		if method == "Prepare" { // between the look and the creation
+			w.fake.Fail = nil
+			if _, err := w.fake.Prepare(t.Context(), cluster.Spec{Name: "dev", Creation: "theirs"}); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	}
+	if _, err := w.Create(t.Context(), w.options()); !errs.Is(err, errs.Exists) {
+		t.Errorf("got %v", err)
+	}
+	if got := w.clusters(t); !slices.Equal(got, []string{"dev"}) {
+		t.Errorf("left are %v", got)
+	}
+}
+
+func TestAStoppedClusterIsStartedWithOtherAddresses(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.Create(t.Context(), w.options()); err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParsePrefix("10.99.0.0/24")
+	if _, err := w.StartAt(t.Context(), "dev", at, time.Minute, true); !errs.Is(err, errs.Exists) {
+		t.Errorf("while it runs: got %v", err)
+	}
+	if err := w.Stop(t.Context(), "dev"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.StartAt(t.Context(), "dev", netip.MustParsePrefix("10.99.0.0/16"), time.Minute, true); !errs.Is(err, errs.Invalid) {
+		t.Errorf("a network that cannot be: got %v", err)
+	}
+	st, err := w.StartAt(t.Context(), "dev", at, time.Minute, true)
+	if err != nil || st.Nodes[0].Addr.String() != "10.99.0.10" {
+		t.Errorf("%+v, %v", st.Nodes, err)
 	}
 }
 

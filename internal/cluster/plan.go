@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -100,41 +101,72 @@ func ValidateSubnet(p netip.Prefix) error {
 	return nil
 }
 
-// Publish makes a port of the cluster's nodes appear on 127.0.0.1 of this machine.
+// Publish makes a port of the cluster's nodes appear on this machine.
 type Publish struct {
-	HostPort uint16 `json:"hostPort"`
-	NodePort uint16 `json:"nodePort"`
-	Proto    string `json:"proto"` // tcp or udp
+	// Address is where on this machine; the zero value is 127.0.0.1.
+	Address  netip.Addr `json:"address,omitzero"`
+	HostPort uint16     `json:"hostPort"`
+	NodePort uint16     `json:"nodePort"`
+	Proto    string     `json:"proto"` // tcp or udp
+	// On are the nodes it leads to.
+	On Selector `json:"on,omitempty"`
+}
+
+// localhost is where ports appear unless another address is given.
+var localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// Listen is where it appears.
+func (p Publish) Listen() netip.AddrPort {
+	if !p.Address.IsValid() {
+		return netip.AddrPortFrom(localhost, p.HostPort)
+	}
+	return netip.AddrPortFrom(p.Address, p.HostPort)
 }
 
 // String is the form ParsePublish reads.
 func (p Publish) String() string {
-	return fmt.Sprintf("%d:%d/%s", p.HostPort, p.NodePort, p.Proto)
+	at := strconv.Itoa(int(p.HostPort))
+	if p.Address.IsValid() {
+		at = p.Listen().String()
+	}
+	return fmt.Sprintf("%s:%d/%s%s", at, p.NodePort, p.Proto, p.On.suffix())
 }
 
-// ParsePublish reads [127.0.0.1:]HOSTPORT:NODEPORT[/tcp|/udp]; a single number is both ports.
+// ParsePublish reads [ADDRESS:]HOSTPORT:NODEPORT[/tcp|/udp][@NODES]; a single number is both ports. The address is of
+// this machine; 0.0.0.0 and [::] are all it has.
 func ParsePublish(s string) (Publish, error) {
 	bad := func(why string) (Publish, error) {
-		return Publish{}, errs.Hint(errs.New(errs.Usage, "cannot publish %q: %s", s, why), "write HOSTPORT:NODEPORT, e.g. 8080:30080 or 5353:30053/udp")
+		return Publish{}, errs.Hint(errs.New(errs.Usage, "cannot publish %q: %s", s, why),
+			"write HOSTPORT:NODEPORT, e.g. 8080:30080, 5353:30053/udp, 8080:80@agent-0 or 192.168.7.1:8080:30080")
 	}
-	ports, proto, ok := strings.Cut(s, "/")
+	rest, on, err := CutSelector(s, false)
+	if err != nil {
+		return bad(err.Error())
+	}
+	ports, proto, ok := strings.Cut(rest, "/")
 	if !ok {
 		proto = "tcp"
 	}
 	if proto != "tcp" && proto != "udp" {
 		return bad("the protocol is tcp or udp")
 	}
-	if parts := strings.Split(ports, ":"); len(parts) == 3 {
-		if parts[0] != "127.0.0.1" && parts[0] != "localhost" {
-			return bad("ports are published on 127.0.0.1 only")
-		}
-		ports = parts[1] + ":" + parts[2]
-	}
-	h, n, ok := strings.Cut(ports, ":")
+	p := Publish{Proto: proto, On: on}
+	h, n, ok := cutLast(ports, ":")
 	if !ok {
-		n = h
+		h = n
 	}
-	p := Publish{Proto: proto}
+	if address, port, ok := cutLast(h, ":"); ok {
+		h = port
+		if address == "localhost" {
+			address = localhost.String()
+		}
+		if p.Address, err = netip.ParseAddr(strings.Trim(address, "[]")); err != nil || p.Address.Zone() != "" {
+			return bad(fmt.Sprintf("%q is no address", address))
+		}
+		if p.Address == localhost {
+			p.Address = netip.Addr{}
+		}
+	}
 	for _, f := range []struct {
 		text string
 		to   *uint16
@@ -148,6 +180,18 @@ func ParsePublish(s string) (Publish, error) {
 	return p, nil
 }
 
+// cutLast is strings.Cut around the last sep; without one all is after it.
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return "", s, false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// sameAddress tells that who listens at both would be in each other's way.
+func sameAddress(a, b netip.Addr) bool { return a == b || a.IsUnspecified() || b.IsUnspecified() }
+
 // ValidateSpec checks everything of a spec that does not depend on this machine.
 func ValidateSpec(s Spec) error {
 	if err := ValidateName(s.Name); err != nil {
@@ -156,20 +200,35 @@ func ValidateSpec(s Spec) error {
 	if err := ValidateSubnet(s.Subnet); err != nil {
 		return err
 	}
-	type port struct {
-		n     uint16
+	type taken struct {
+		at    netip.AddrPort
 		proto string
+		by    string
 	}
-	taken := map[port]string{}
+	var all []taken
 	if s.APIPort != 0 {
-		taken[port{s.APIPort, "tcp"}] = "the API"
+		all = append(all, taken{netip.AddrPortFrom(localhost, s.APIPort), "tcp", "the API"})
 	}
 	for _, p := range s.Publish {
-		k := port{p.HostPort, p.Proto}
-		if by, ok := taken[k]; ok {
-			return errs.New(errs.Usage, "cannot publish %s: port %d/%s of this machine is taken by %s", p, p.HostPort, p.Proto, by)
+		at := p.Listen()
+		for _, t := range all {
+			if t.proto == p.Proto && t.at.Port() == at.Port() && sameAddress(t.at.Addr(), at.Addr()) {
+				return errs.New(errs.Usage, "cannot publish %s: port %d/%s of this machine is taken by %s", p, p.HostPort, p.Proto, t.by)
+			}
 		}
-		taken[k] = "the published port " + p.String()
+		all = append(all, taken{at, p.Proto, "the published port " + p.String()})
+	}
+	ports := map[uint16]Reach{}
+	for _, r := range s.Reach {
+		if other, ok := ports[r.Port]; ok && other != r {
+			return errs.New(errs.Usage, "nodes cannot reach both %s and %s: in the cluster both would be port %d of %s", other, r, r.Port, BridgeAddr(s.Subnet))
+		}
+		ports[r.Port] = r
+	}
+	for _, v := range s.Volumes {
+		if err := validateVolume(v); err != nil {
+			return err
+		}
 	}
 	for _, n := range s.Nodes {
 		if err := ValidateNode(n); err != nil {
@@ -189,9 +248,30 @@ func CreatePlan(s Spec, nodes []NodeSpec, context string) []string {
 	}
 	for _, n := range nodes {
 		plan = append(plan, fmt.Sprintf("start node %s at %s in namespaces of its own", n.Name(), NodeAddr(s.Subnet, n.Role, n.Index)))
+		for _, a := range NodeArgs(s, n) {
+			plan = append(plan, fmt.Sprintf("give node %s the setting %s", n.Name(), a))
+		}
+		for _, e := range s.Env { // a value may be a secret
+			if e.On.Matches(n.Role, n.Index) {
+				plan = append(plan, fmt.Sprintf("give node %s the variable %s", n.Name(), e.Name))
+			}
+		}
+		for _, v := range s.VolumesOf(n) {
+			how := ""
+			if v.ReadOnly {
+				how = ", read-only"
+			}
+			plan = append(plan, fmt.Sprintf("show %s of this machine to node %s as %s%s", v.Host, n.Name(), v.Node, how))
+		}
 		for _, b := range n.Bundles {
 			plan = append(plan, fmt.Sprintf("offer image bundle %s to node %s", b, n.Name()))
 		}
+	}
+	for _, f := range slices.Sorted(maps.Keys(s.Files)) {
+		plan = append(plan, fmt.Sprintf("give every node the file /etc/k1s/%s", f))
+	}
+	if s.Program != "" {
+		plan = append(plan, "run the nodes with "+s.Program)
 	}
 	api := "a free port"
 	if s.APIPort != 0 {
@@ -199,7 +279,14 @@ func CreatePlan(s Spec, nodes []NodeSpec, context string) []string {
 	}
 	plan = append(plan, fmt.Sprintf("forward 127.0.0.1:%s to the Kubernetes API", api))
 	for _, p := range s.Publish {
-		plan = append(plan, fmt.Sprintf("forward 127.0.0.1:%d to port %d of the nodes (%s)", p.HostPort, p.NodePort, p.Proto))
+		nodes := "the nodes"
+		if p.On != "" {
+			nodes = string(p.On)
+		}
+		plan = append(plan, fmt.Sprintf("forward %s to port %d of %s (%s)", p.Listen(), p.NodePort, nodes, p.Proto))
+	}
+	for _, r := range s.Reach {
+		plan = append(plan, fmt.Sprintf("let nodes and pods reach %s of this machine's network, at %s:%d", r, BridgeAddr(s.Subnet), r.Port))
 	}
 	if s.Egress {
 		plan = append(plan, fmt.Sprintf("let nodes and pods open connections to the outside, through %s", GatewayAddr(s.Subnet)))

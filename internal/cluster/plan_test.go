@@ -24,8 +24,9 @@ func TestNamesThatCannotBeDirectoriesCgroupsAndContextsAreRefused(t *testing.T) 
 func TestPublishedPortsAreRead(t *testing.T) {
 	for in, want := range map[string]string{
 		"8080:30080": "8080:30080/tcp", "8080:30080/udp": "8080:30080/udp", "30080": "30080:30080/tcp",
-		"127.0.0.1:1:65535/tcp": "1:65535/tcp",
-		"":                      "", "0:1": "", "1:65536": "", "a:1": "", "1:2/sctp": "", "0.0.0.0:1:2": "", "1:2:3:4": "", "-1:1": "", "1:": "",
+		"127.0.0.1:1:65535/tcp": "1:65535/tcp", "localhost:1:2": "1:2/tcp", "0.0.0.0:1:2": "0.0.0.0:1:2/tcp", "[::1]:1:2/udp": "[::1]:1:2/udp",
+		"8080:80@agent:0": "8080:80/tcp@agent-0", "8080:80/udp@agents": "8080:80/udp@agents",
+		"": "", "0:1": "", "1:65536": "", "a:1": "", "1:2/sctp": "", "1:2:3:4": "", "-1:1": "", "1:": "", "host:1:2": "", "1:2@nobody": "", "1:2@": "", "fe80::1%eth0:1:2": "",
 	} {
 		got, err := ParsePublish(in)
 		switch {
@@ -66,7 +67,7 @@ func TestSubnets(t *testing.T) {
 }
 
 func TestOnePortIsNotTakenTwice(t *testing.T) {
-	s := Spec{Name: "a", APIPort: 8080, Publish: []Publish{{8080, 80, "tcp"}}}
+	s := Spec{Name: "a", APIPort: 8080, Publish: []Publish{{HostPort: 8080, NodePort: 80, Proto: "tcp"}}}
 	if err := ValidateSpec(s); err == nil || !strings.Contains(err.Error(), "the API") {
 		t.Errorf("got %v", err)
 	}
@@ -74,17 +75,40 @@ func TestOnePortIsNotTakenTwice(t *testing.T) {
 	if err := ValidateSpec(s); err != nil {
 		t.Errorf("the same port of another protocol: got %v", err)
 	}
+	s.Publish[0].Proto, s.Publish[0].Address = "tcp", netip.MustParseAddr("192.168.7.1")
+	if err := ValidateSpec(s); err != nil {
+		t.Errorf("the same port of another address: got %v", err)
+	}
+	s.Publish[0].Address = netip.IPv4Unspecified()
+	if err := ValidateSpec(s); err == nil {
+		t.Error("the same port of all addresses: got no error")
+	}
+	s.Publish, s.Reach = nil, []Reach{{"127.0.0.1", 5000}, {"registry.example", 5000}}
+	if err := ValidateSpec(s); err == nil || !strings.Contains(err.Error(), "10.88.0.1") {
+		t.Errorf("two addresses to reach at one port: got %v", err)
+	}
 }
 
 func TestPlansSayWhatIsDone(t *testing.T) {
-	s := Spec{Name: "dev", Publish: []Publish{{8080, 30080, "tcp"}}, Egress: true}
+	s := Spec{
+		Name: "dev", Publish: []Publish{{HostPort: 8080, NodePort: 30080, Proto: "tcp"}}, Egress: true,
+		Settings: []Setting{{"--isolation=none", "servers"}}, Env: []Env{{Name: "A", Value: "secret"}},
+		Volumes: []Volume{{Host: "/a", Node: "/b", ReadOnly: true}}, Reach: []Reach{{"localhost", 5000}},
+		Files: map[string][]byte{"registries.yaml": []byte("secret")}, Program: "/opt/k1s-next",
+	}
 	got := CreatePlan(s, []NodeSpec{{Role: Server, Bundles: []string{"app.tar"}}}, "k1s-dev")
 	want := []string{
 		"create cluster dev: a network namespace with a bridge at 10.88.0.1, unconnected to this machine's network",
 		"start node server-0 at 10.88.0.10 in namespaces of its own",
+		"give node server-0 the setting --isolation=none",
+		"give node server-0 the variable A",
+		"show /a of this machine to node server-0 as /b, read-only",
 		"offer image bundle app.tar to node server-0",
+		"give every node the file /etc/k1s/registries.yaml",
+		"run the nodes with /opt/k1s-next",
 		"forward 127.0.0.1:a free port to the Kubernetes API",
 		"forward 127.0.0.1:8080 to port 30080 of the nodes (tcp)",
+		"let nodes and pods reach localhost:5000 of this machine's network, at 10.88.0.1:5000",
 		"let nodes and pods open connections to the outside, through 10.88.0.2",
 		"add context k1s-dev to the kubeconfig",
 	}

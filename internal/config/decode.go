@@ -31,6 +31,7 @@ type decoder struct {
 	problems []Problem
 	nodes    int
 	tooBig   bool
+	header   string // how a document of another kind starts; "" for a configuration file
 }
 
 // decodeFile applies the document in data to cfg. Values that are wrong stay as they were. name is what
@@ -99,7 +100,11 @@ func (d *decoder) parse(data []byte) *yaml.Node {
 		d.syntax(data, err)
 		return nil
 	default:
-		d.report(&more, "", "put further settings in files of their own in config.d", "a second document starts here; a file holds one")
+		hint := "put further settings in files of their own in config.d"
+		if d.header != "" {
+			hint = ""
+		}
+		d.report(&more, "", hint, "a second document starts here; a file holds one")
 		return nil
 	}
 	if len(doc.Content) != 1 {
@@ -259,7 +264,7 @@ func (d *decoder) unknown(key *yaml.Node, path string, names []string) {
 	var hint string
 	if near := nearest(key.Value, names); near != "" {
 		hint = fmt.Sprintf("did you mean %q?", near)
-	} else {
+	} else if d.header == "" {
 		for _, f := range Fields() {
 			if strings.EqualFold(f.Name(), key.Value) {
 				hint = fmt.Sprintf("did you mean %s?", f.Path)
@@ -290,6 +295,9 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value, sf reflect.S
 		return
 	}
 	switch v.Kind() {
+	case reflect.Pointer: // *yaml.Node: whoever asked for it reads it
+		v.Set(reflect.ValueOf(n))
+		d.origins.set(path, origin, false)
 	case reflect.Struct:
 		d.structValue(n, path, v, depth)
 	case reflect.Map:

@@ -19,6 +19,8 @@ type Sources struct {
 	File string
 	// FileMustExist makes a missing file a problem: the user has named it.
 	FileMustExist bool
+	// Inline are settings that are part of other documents, applied after File.
+	Inline []Inline
 	// DropIns is a directory whose *.yaml files are applied after File, in lexical order; "" or a missing
 	// one for none.
 	DropIns string
@@ -77,6 +79,9 @@ func load(src Sources) (Loaded, []Problem) {
 		if src.FileMustExist || !errors.Is(err, fs.ErrNotExist) {
 			read(src.File, data, err)
 		}
+	}
+	for _, in := range src.Inline {
+		problems = append(problems, in.apply(&l.Config, l.Origins)...)
 	}
 	dropIns, warnings, err := listDropIns(src.DropIns)
 	if err != nil {

@@ -41,6 +41,9 @@ func TestClustersSideBySideDoNotSeeEachOther(t *testing.T) {
 			t.Errorf("%s of the right cluster answers a pod of the left one: %v", url, r)
 		}
 	}
+	// Nor is there a file of the other, or of this machine's user.
+	right.put(t, []byte("of the right one"), "/var/lib/only-here")
+	left.in(within(t, limit), "sh", "-c", "test ! -e /var/lib/only-here && test ! -e "+right.clusters()).wants(t, 0)
 	// Nor does one know the other's administrator.
 	server := strings.TrimSpace(right.kubectl(t, "config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
 	if r := left.try(within(t, limit), "--server", server, "--insecure-skip-tls-verify", "get", "nodes"); r.failure == nil || !strings.Contains(r.err, "Unauthorized") && !strings.Contains(r.err, "logged in") {

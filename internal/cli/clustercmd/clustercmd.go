@@ -14,6 +14,7 @@ import (
 
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/image"
 	"k1s.io/k1s/internal/iostreams"
 	"k1s.io/k1s/internal/kubeconfig"
 )
@@ -31,6 +32,10 @@ type Deps struct {
 	Token func(ctx context.Context, n cluster.Node) (string, error)
 	// Forget takes a node out of the cluster through a server; nil asks its control socket.
 	Forget func(ctx context.Context, server cluster.Node, name string) error
+	// Images asks a node once which of its bundles are imported; nil reads its report.
+	Images func(ctx context.Context, n cluster.Node) ([]image.Bundle, error)
+	// ProgramVersion checks that a file is a k1s and tells its version; nil asks it.
+	ProgramVersion func(ctx context.Context, file string) (string, error)
 	// Kubectl runs kubectl with a kubeconfig file; nil runs `k1s kubectl`.
 	Kubectl func(ctx context.Context, kubeconfig string, args []string) error
 	// Environ is the environment; nil is that of the process.
@@ -58,7 +63,7 @@ type env struct {
 }
 
 func (e env) manager(withKubeconfig bool) cluster.Manager {
-	m := cluster.Manager{Provider: e.deps.Provider, Ready: e.deps.Ready, Token: e.deps.Token, Forget: e.deps.Forget, Progress: newProgress(e.streams.ErrOut)}
+	m := cluster.Manager{Provider: e.deps.Provider, Ready: e.deps.Ready, Token: e.deps.Token, Forget: e.deps.Forget, Images: e.deps.Images, Progress: newProgress(e.streams.ErrOut)}
 	if m.Ready == nil {
 		m.Ready = askNode
 	}
@@ -67,6 +72,9 @@ func (e env) manager(withKubeconfig bool) cluster.Manager {
 	}
 	if m.Token == nil {
 		m.Token = askToken
+	}
+	if m.Images == nil {
+		m.Images = readImages
 	}
 	if withKubeconfig {
 		m.Kubeconfigs = kubeconfig.Files(e.deps.getenv, e.deps.getenv("HOME"))
@@ -81,14 +89,19 @@ func New(streams iostreams.Streams, deps Deps) *cobra.Command {
 		Use:   "cluster",
 		Short: "Make and remove clusters on this machine",
 		Long: "A cluster made here lives in namespaces of its own on this machine. The machine's network is not\n" +
-			"touched: the Kubernetes API and published ports appear on 127.0.0.1 only, pods reach the outside only\n" +
-			"with --egress, and deleting the cluster leaves nothing.",
+			"touched: the Kubernetes API and published ports appear on 127.0.0.1 only, unless another address is given,\n" +
+			"pods reach the outside only with --egress, and deleting the cluster leaves nothing.",
+		Example: "  k1s cluster create dev --agents 2 --publish 8080:30080\n" +
+			"  k1s cluster image load dev app.tar\n" +
+			"  k1s cluster ls -o wide\n" +
+			"  k1s cluster delete dev",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
 		newCreateCmd(e), newLsCmd(e), newStartCmd(e), newStopCmd(e), newDeleteCmd(e),
 		newKubeconfigCmd(e), newKubectlCmd(e), newExecCmd(e), newNodeCmd(e), newNetCmd(e),
+		newImageCmd(e), newLogsCmd(e), newConfigCmd(e),
 	)
 	for _, name := range []string{"__switch", "__node", "__exec"} {
 		cmd.AddCommand(&cobra.Command{

@@ -157,7 +157,7 @@ func TestWhatTheNodeIsGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := st.Spec.Nodes[0]
-	if got := strings.Join(n.Args, " "); n.Config != conf || got != "--log-level debug --isolation=none" {
+	if got := strings.Join(cluster.NodeArgs(st.Spec, n), " "); n.Config != conf || got != "--log-level debug --isolation=none" {
 		t.Errorf("config %q, arguments %q", n.Config, got)
 	}
 	if got := fmt.Sprint(st.Spec.Private); got != "[10.50.0.0/16 10.43.0.0/16]" {

@@ -1,10 +1,12 @@
 package clustercmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +30,7 @@ func settingFlag(set string) (string, error) {
 		return "", errs.As(errs.Usage, err)
 	}
 	if field.Flag == "" || field.Section {
-		return "", usage("--set %s: this setting has no single value; use --config", path)
+		return "", errs.Hint(errs.New(errs.Usage, "--set %s: this setting has no single value", path), "put it in a file for --config")
 	}
 	return "--" + strings.TrimPrefix(field.Flag, "--") + "=" + value, nil
 }
@@ -52,7 +54,11 @@ func runLs(ctx context.Context, e env, format printer.Format) error {
 		_, err := fmt.Fprintln(e.streams.ErrOut, "there are no clusters; make one with: k1s cluster create")
 		return err
 	}
-	return printer.Print(e.streams.Out, format, all, func(w io.Writer) error {
+	public := make([]cluster.Status, len(all))
+	for i, st := range all {
+		public[i] = st.Public()
+	}
+	return printer.Print(e.streams.Out, format, public, func(w io.Writer) error {
 		return printClusters(w, all, format == printer.Wide, time.Now())
 	})
 }
@@ -60,7 +66,7 @@ func runLs(ctx context.Context, e env, format printer.Format) error {
 func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) error {
 	header := []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "NOTE"}
 	if wide {
-		header = []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "PUBLISHED", "EGRESS", "NOTE"}
+		header = []string{"CLUSTER", "STATE", "NODES", "API", "AGE", "PUBLISHED", "EGRESS", "PROGRAM", "NOTE"}
 	}
 	var rows [][]string
 	for _, st := range all {
@@ -83,13 +89,25 @@ func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) 
 		if st.Spec.APIPort != 0 {
 			api = "127.0.0.1:" + strconv.Itoa(int(st.Spec.APIPort))
 		}
-		row := []string{st.Spec.Name, string(st.State), fmt.Sprintf("%d/%d", running, len(st.Nodes)), api, age}
+		nodes := fmt.Sprintf("%d/%d", running, len(st.Nodes))
+		if wide {
+			var states []string
+			for _, n := range st.Nodes {
+				if n.State == cluster.Running {
+					states = append(states, n.Name)
+				} else {
+					states = append(states, fmt.Sprintf("%s (%s)", n.Name, n.State))
+				}
+			}
+			nodes = strings.Join(states, ", ")
+		}
+		row := []string{st.Spec.Name, string(st.State), nodes, api, age}
 		if wide {
 			var pub []string
 			for _, p := range st.Spec.Publish {
 				pub = append(pub, p.String())
 			}
-			row = append(row, strings.Join(pub, ","), strconv.FormatBool(st.Spec.Egress))
+			row = append(row, strings.Join(pub, ","), strconv.FormatBool(st.Spec.Egress), cmp.Or(st.Spec.Program, "this k1s"))
 		}
 		rows = append(rows, append(row, strings.Join(notes, "; ")))
 	}
@@ -97,7 +115,7 @@ func printClusters(w io.Writer, all []cluster.Status, wide bool, now time.Time) 
 }
 
 func newStartCmd(e env) *cobra.Command {
-	limit, noWait, noKubeconfig := defaultWait, false, false
+	limit, noWait, noKubeconfig, noSwitch, subnet := defaultWait, false, false, false, ""
 	cmd := &cobra.Command{
 		Use: "start [NAME]", Short: "Start a stopped cluster, or mend a broken one", Args: atMostName,
 		ValidArgsFunction: completeName(e),
@@ -105,7 +123,16 @@ func newStartCmd(e env) *cobra.Command {
 			if noWait {
 				limit = 0
 			}
-			st, err := e.manager(true).Start(cmd.Context(), nameOf(args), limit, noKubeconfig)
+			m := e.manager(true)
+			m.KeepContext = noSwitch
+			var at netip.Prefix
+			if subnet != "" {
+				var err error
+				if at, err = netip.ParsePrefix(subnet); err != nil {
+					return usage("--subnet %q is no network, such as %s", subnet, cluster.DefaultSubnet)
+				}
+			}
+			st, err := m.StartAt(cmd.Context(), nameOf(args), at, limit, noKubeconfig)
 			if err == nil {
 				_, err = fmt.Fprintf(e.streams.ErrOut, "cluster %s runs: https://127.0.0.1:%d\n", st.Spec.Name, st.Spec.APIPort)
 			}
@@ -113,6 +140,9 @@ func newStartCmd(e env) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until the cluster is ready")
+	cmd.Flags().DurationVar(&limit, "timeout", limit, "the same as --wait")
+	cmd.Flags().StringVar(&subnet, "subnet", "", "other addresses for the nodes of a stopped cluster, a private `/24`")
+	cmd.Flags().BoolVar(&noSwitch, "no-switch", false, "leave the current context of the kubeconfig")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the nodes run")
 	cmd.Flags().BoolVar(&noKubeconfig, "no-kubeconfig", false, "leave the kubeconfig alone")
 	return cmd

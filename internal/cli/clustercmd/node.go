@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,10 +16,10 @@ import (
 // newNodeCmd manages the nodes of one cluster.
 func newNodeCmd(e env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "node", Short: "Add, list, stop, start and delete the nodes of a cluster", Args: noArgs,
+		Use: "node", Short: "Add, list, stop, start, kill and delete the nodes of a cluster", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newNodeAddCmd(e), newNodeLsCmd(e), newNodeStopCmd(e), newNodeStartCmd(e), newNodeDeleteCmd(e))
+	cmd.AddCommand(newNodeAddCmd(e), newNodeLsCmd(e), newNodeStopCmd(e), newNodeStartCmd(e), newNodeKillCmd(e), newNodeDeleteCmd(e))
 	return cmd
 }
 
@@ -40,15 +41,34 @@ func oneNode(_ *cobra.Command, args []string) error {
 
 func newNodeAddCmd(e env) *cobra.Command {
 	count, limit := 1, defaultWait
+	var labels, taints, set []string
 	cmd := &cobra.Command{
 		Use: "add [CLUSTER]", Short: "Add agents to a running cluster, and wait until they are ready", Args: atMostName,
-		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3",
+		Long: "Adds agents that are like those of the cluster: with the same configuration, images, registries, and with the\n" +
+			"volumes, variables, labels and settings that all nodes or all agents have.",
+		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3 --label disk=fast",
 		ValidArgsFunction: completeName(e),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if count < 1 {
 				return usage("--count %d: nothing to add", count)
 			}
-			added, err := e.manager(false).AddAgents(cmd.Context(), nameOf(args), count, limit)
+			var flags []string
+			for _, l := range []struct {
+				texts []string
+				flag  func(string) (string, error)
+			}{{set, settingFlag}, {labels, labelFlag}, {taints, taintFlag}} {
+				for _, text := range l.texts {
+					flag, err := l.flag(text)
+					if err != nil {
+						return err
+					}
+					flags = append(flags, flag)
+				}
+			}
+			if err := checkAdded(cmd.Context(), e, nameOf(args), flags); err != nil {
+				return err
+			}
+			added, err := e.manager(false).AddAgents(cmd.Context(), nameOf(args), count, limit, flags...)
 			if err != nil {
 				return err
 			}
@@ -59,8 +79,25 @@ func newNodeAddCmd(e env) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&count, "count", count, "how many")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "label of the new nodes: KEY=VALUE; repeatable")
+	cmd.Flags().StringArrayVar(&taints, "taint", nil, "taint of the new nodes: KEY=VALUE:EFFECT; repeatable")
+	cmd.Flags().StringArrayVar(&set, "set", nil, "a setting of the new nodes, e.g. spec.kubelet.maxPods=50; repeatable")
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until they are ready")
 	return cmd
+}
+
+// checkAdded finds mistakes in the flags of nodes that are to be added, before one is.
+func checkAdded(ctx context.Context, e env, name string, flags []string) error {
+	if len(flags) == 0 {
+		return nil
+	}
+	st, err := e.deps.Provider.Describe(ctx, name)
+	if err != nil {
+		return cluster.Missing(err)
+	}
+	n := st.Spec.Template(cluster.Agent)
+	n.Index, n.Args = st.Spec.NextAgent, slices.Concat(n.Args, flags)
+	return checkNode(&st.Spec, n, nil)
 }
 
 func newNodeLsCmd(e env) *cobra.Command {
@@ -107,6 +144,18 @@ func newNodeStartCmd(e env) *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&limit, "wait", defaultWait, "how long to wait until it is ready")
 	return cmd
+}
+
+func newNodeKillCmd(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "kill [CLUSTER] NODE", Short: "End a node at once, as a power cut does; its data stays", Args: oneNode,
+		Long: "Kills everything that runs on a node, k1s, its components and all pods, without asking any of it to end.\n" +
+			"What is on its disk stays as it is at that moment. It comes back with: k1s cluster node start",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, node := clusterAndNode(args)
+			return e.tell(e.manager(false).KillNode(cmd.Context(), name, node), "node "+node+" is killed")
+		},
+	}
 }
 
 type nodeDeleteOptions struct {

@@ -2,6 +2,7 @@ package clustercmd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,23 +16,64 @@ import (
 )
 
 func newKubeconfigCmd(e env) *cobra.Command {
-	return &cobra.Command{
-		Use: "kubeconfig [NAME]", Short: "Print a cluster's kubeconfig", Args: atMostName,
+	print := func(cmd *cobra.Command, args []string) error {
+		return runKubeconfigPrint(cmd.Context(), e, nameOf(args))
+	}
+	cmd := &cobra.Command{
+		Use: "kubeconfig [NAME]", Short: "Print a cluster's kubeconfig, or merge it into yours", Args: atMostName,
+		ValidArgsFunction: completeName(e),
+		RunE:              print,
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use: "print [NAME]", Short: "Print a cluster's kubeconfig", Args: atMostName, ValidArgsFunction: completeName(e), RunE: print,
+	}, newKubeconfigMergeCmd(e))
+	return cmd
+}
+
+func runKubeconfigPrint(ctx context.Context, e env, name string) error {
+	m := e.manager(false)
+	m.Progress = nil
+	c, err := m.Kubeconfig(ctx, name)
+	if err != nil {
+		return cluster.Missing(err)
+	}
+	raw, err := kubeconfig.Build(c)
+	if err == nil {
+		_, err = e.streams.Out.Write(raw)
+	}
+	return err
+}
+
+func newKubeconfigMergeCmd(e env) *cobra.Command {
+	file, noSwitch := "", false
+	cmd := &cobra.Command{
+		Use: "merge [NAME]", Short: "Add a cluster's context to your kubeconfig", Args: atMostName,
+		Long: "Adds cluster, user and context to $KUBECONFIG or ~/.kube/config, as create does; everything else in it stays as\n" +
+			"it is. An entry of the same name that is somebody else's is never overwritten.",
 		ValidArgsFunction: completeName(e),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m := e.manager(false)
-			m.Progress = nil
-			c, err := m.Kubeconfig(cmd.Context(), nameOf(args))
+			m := e.manager(true)
+			m.Progress, m.KeepContext = nil, noSwitch
+			if file != "" {
+				m.Kubeconfigs = []string{file}
+			}
+			if len(m.Kubeconfigs) == 0 {
+				return errs.Hint(errs.New(errs.Usage, "there is neither KUBECONFIG nor HOME: no kubeconfig to merge into"), "name it with --file")
+			}
+			context, changed, err := m.MergeKubeconfig(cmd.Context(), nameOf(args))
 			if err != nil {
-				return cluster.Missing(err)
+				return err
 			}
-			raw, err := kubeconfig.Build(c)
-			if err == nil {
-				_, err = e.streams.Out.Write(raw)
+			what := "is up to date"
+			if changed {
+				what = "written"
 			}
-			return err
+			return e.tell(nil, fmt.Sprintf("context %s %s in %s", context, what, m.Kubeconfigs[0]))
 		},
 	}
+	cmd.Flags().StringVar(&file, "file", "", "merge into this file instead")
+	cmd.Flags().BoolVar(&noSwitch, "no-switch", false, "leave the current context")
+	return cmd
 }
 
 func newKubectlCmd(e env) *cobra.Command {

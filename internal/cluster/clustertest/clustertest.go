@@ -21,6 +21,7 @@ func Run(t *testing.T, newProvider func(t *testing.T) cluster.Provider) {
 		{"what is not there can be stopped and deleted, not described", absent},
 		{"prepare makes the choices and keeps them", prepareChooses},
 		{"prepare refuses what is wrong", prepareRefuses},
+		{"prepare refuses what somebody else creates", prepareIsOnes},
 		{"create is idempotent", createTwice},
 		{"a prepared cluster without nodes is broken, and can be deleted", halfCreated},
 		{"a stopped cluster starts again as it was", stopStart},
@@ -114,6 +115,21 @@ func prepareRefuses(t *testing.T, ctx context.Context, p cluster.Provider) {
 	}
 	if got := clusters(t, ctx, p); len(got) != 0 {
 		t.Errorf("refused clusters left a trace: %v", got)
+	}
+}
+
+func prepareIsOnes(t *testing.T, ctx context.Context, p cluster.Provider) {
+	if _, err := p.Prepare(ctx, cluster.Spec{Name: "one", Creation: "mine"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Prepare(ctx, cluster.Spec{Name: "one", Creation: "theirs"}); !errs.Is(err, errs.Exists) {
+		t.Errorf("another creation: got %v, want an error of kind Exists", err)
+	}
+	for _, creation := range []string{"mine", ""} {
+		s, err := p.Prepare(ctx, cluster.Spec{Name: "one", Creation: creation})
+		if err != nil || s.Creation != "mine" {
+			t.Errorf("going on as %q: got %+v, %v", creation, s, err)
+		}
 	}
 }
 

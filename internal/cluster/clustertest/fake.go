@@ -1,10 +1,13 @@
 package clustertest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,7 +33,13 @@ type fakeCluster struct {
 	running map[string]int // pids of the nodes that run
 }
 
-var _ cluster.Provider = (*Fake)(nil)
+var (
+	_ cluster.Provider     = (*Fake)(nil)
+	_ cluster.Killer       = (*Fake)(nil)
+	_ cluster.ImageStore   = (*Fake)(nil)
+	_ cluster.LogCollector = (*Fake)(nil)
+	_ cluster.Executor     = (*Fake)(nil)
+)
 
 // NewFake has no clusters.
 func NewFake(dir string) *Fake {
@@ -66,13 +75,17 @@ func (f *Fake) Prepare(ctx context.Context, s cluster.Spec) (cluster.Spec, error
 	}
 	defer end()
 	c := f.clusters[s.Name]
+	if c != nil && s.Creation != "" && s.Creation != c.spec.Creation {
+		return s, errs.New(errs.Exists, "there is a cluster %q already", s.Name)
+	}
 	if c == nil {
 		c = &fakeCluster{running: map[string]int{}}
 		f.clusters[s.Name] = c
 		f.port++
-		c.spec = cluster.Spec{APIPort: f.port, Created: time.Now(), Subnet: cluster.DefaultSubnet}
+		c.spec = cluster.Spec{Creation: s.Creation, APIPort: f.port, Created: time.Now(), Subnet: cluster.DefaultSubnet}
 	}
 	s.Nodes = c.spec.Nodes
+	s.Creation = cmp.Or(s.Creation, c.spec.Creation)
 	if s.APIPort == 0 {
 		s.APIPort = c.spec.APIPort
 	}
@@ -201,4 +214,70 @@ func (f *Fake) Leftovers(_ context.Context, name string) ([]string, error) {
 		return []string{"cluster " + name}, nil
 	}
 	return nil, nil
+}
+
+// Kill implements cluster.Killer.
+func (f *Fake) Kill(ctx context.Context, name, node string) error { return f.Stop(ctx, name, node) }
+
+// AddImages implements cluster.ImageStore: the archive is copied to Dir/<cluster>/<node>/images.
+func (f *Fake) AddImages(ctx context.Context, name, archive, as string, replaces func(string) bool, on cluster.Selector) error {
+	st, err := f.Describe(ctx, name)
+	if err != nil {
+		return err
+	}
+	content, err := os.ReadFile(archive)
+	if err != nil {
+		return err
+	}
+	for _, n := range st.Nodes {
+		if !on.Matches(n.Role, n.Index) {
+			continue
+		}
+		dir := filepath.Join(f.Dir, name, n.Name, "images")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		there, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range there {
+			if e.Name() != as && replaces(e.Name()) {
+				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, as), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ImageDir implements cluster.ImageStore.
+func (f *Fake) ImageDir(name string) (string, error) {
+	dir := filepath.Join(f.Dir, name)
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// Logs implements cluster.LogCollector: whatever is called *.log below Dir/<cluster>.
+func (f *Fake) Logs(_ context.Context, name string) ([]cluster.LogFile, error) {
+	dir := filepath.Join(f.Dir, name)
+	files, err := filepath.Glob(filepath.Join(dir, "*", "*.log"))
+	var out []cluster.LogFile
+	for _, file := range files {
+		rel, err := filepath.Rel(dir, file)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, cluster.LogFile{Name: rel, Path: file})
+	}
+	return out, err
+}
+
+// Exec implements cluster.Executor: a command prints itself.
+func (f *Fake) Exec(_ context.Context, _, _ string, argv []string, io cluster.Streams) error {
+	_, err := fmt.Fprintln(io.Out, strings.Join(argv, " "))
+	return err
 }

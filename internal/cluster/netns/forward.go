@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,25 +20,43 @@ type forward struct {
 	Proto   string // tcp or udp
 	Listen  netip.AddrPort
 	Targets []netip.AddrPort // tried in turn, each new connection beginning with the next
+	// Outside turns it round: it listens inside the cluster and leads to this HOST:PORT, as this machine reaches it.
+	Outside string
+}
+
+// network is the name package net has for it.
+func (w forward) network() string {
+	if w.Listen.Addr().Is4() {
+		return w.Proto + "4"
+	}
+	return w.Proto + "6"
 }
 
 // forwards computes what a cluster's spec asks for. Pure.
 func forwards(s cluster.Spec) []forward {
 	local := netip.MustParseAddr("127.0.0.1")
-	at := func(port uint16, only cluster.Role) []netip.AddrPort {
+	at := func(port uint16, on cluster.Selector) []netip.AddrPort {
 		var out []netip.AddrPort
 		for _, n := range s.Nodes {
-			if only == "" || n.Role == only {
+			if on.Matches(n.Role, n.Index) {
 				out = append(out, netip.AddrPortFrom(cluster.NodeAddr(s.Subnet, n.Role, n.Index), port))
 			}
 		}
 		return out
 	}
-	out := []forward{{Proto: "tcp", Listen: netip.AddrPortFrom(local, s.APIPort), Targets: at(cluster.APIPortInNode, cluster.Server)}}
+	out := []forward{{Proto: "tcp", Listen: netip.AddrPortFrom(local, s.APIPort), Targets: at(cluster.APIPortInNode, "servers")}}
 	for _, p := range s.Publish {
-		out = append(out, forward{Proto: p.Proto, Listen: netip.AddrPortFrom(local, p.HostPort), Targets: at(p.NodePort, "")})
+		out = append(out, forward{Proto: p.Proto, Listen: p.Listen(), Targets: at(p.NodePort, p.On)})
+	}
+	for _, r := range s.Reach {
+		out = append(out, forward{Proto: "tcp", Listen: netip.AddrPortFrom(cluster.BridgeAddr(s.Subnet), r.Port), Outside: r.String()})
 	}
 	return out
+}
+
+// here are the forwards that listen on this machine.
+func here(all []forward) []forward {
+	return slices.DeleteFunc(slices.Clone(all), func(w forward) bool { return w.Outside != "" })
 }
 
 // dialFunc opens a connection inside the cluster.
@@ -56,8 +75,10 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interv
 // forwarder serves forwards; the set can be changed while it runs.
 type forwarder struct {
 	dial dialFunc
-	log  *slog.Logger
-	idle time.Duration // of UDP sessions
+	// listenInside opens a TCP socket in the cluster; nil where nothing is to be reached from there.
+	listenInside func(ctx context.Context, at netip.AddrPort) (net.Listener, error)
+	log          *slog.Logger
+	idle         time.Duration // of UDP sessions
 
 	mu    sync.Mutex // guards what follows
 	ports map[portKey]*port
@@ -65,13 +86,17 @@ type forwarder struct {
 }
 
 type portKey struct {
-	proto  string
-	listen netip.AddrPort
+	proto   string
+	listen  netip.AddrPort
+	outside string
 }
+
+func (w forward) key() portKey { return portKey{w.Proto, w.Listen, w.Outside} }
 
 // port is one listening socket. Its targets may change; what is connected stays so.
 type port struct {
 	targets atomic.Pointer[[]netip.AddrPort]
+	outside string // forward.Outside
 	next    atomic.Uint32
 	stop    context.CancelFunc
 	done    chan struct{}
@@ -88,7 +113,7 @@ func (f *forwarder) set(want []forward) error {
 	defer f.mu.Unlock()
 	keep := map[portKey]bool{}
 	for _, w := range want {
-		keep[portKey{w.Proto, w.Listen}] = true
+		keep[w.key()] = true
 	}
 	for k, p := range f.ports {
 		if !keep[k] {
@@ -99,7 +124,7 @@ func (f *forwarder) set(want []forward) error {
 	}
 	var all []error
 	for _, w := range want {
-		k := portKey{w.Proto, w.Listen}
+		k := w.key()
 		p := f.ports[k]
 		if p == nil {
 			var err error
@@ -120,15 +145,26 @@ func (f *forwarder) close() { _ = f.set(nil) }
 // open listens and serves until the port is stopped.
 func (f *forwarder) open(w forward) (*port, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &port{stop: cancel, done: make(chan struct{})}
+	p := &port{outside: w.Outside, stop: cancel, done: make(chan struct{})}
 	p.targets.Store(&w.Targets)
 	var serve func()
-	switch w.Proto {
-	case "udp":
+	switch {
+	case w.Outside != "":
+		if f.listenInside == nil {
+			cancel()
+			return nil, errors.ErrUnsupported
+		}
+		l, err := f.listenInside(ctx, w.Listen)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		serve = func() { f.serveTCP(ctx, p, l) }
+	case w.Proto == "udp":
 		l, ok := f.take(w).(*net.UDPConn)
 		if !ok {
 			var err error
-			if l, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(w.Listen)); err != nil {
+			if l, err = net.ListenUDP(w.network(), net.UDPAddrFromAddrPort(w.Listen)); err != nil {
 				cancel()
 				return nil, err
 			}
@@ -139,7 +175,7 @@ func (f *forwarder) open(w forward) (*port, error) {
 		if !ok {
 			var lc net.ListenConfig
 			var err error
-			if l, err = lc.Listen(ctx, "tcp4", w.Listen.String()); err != nil {
+			if l, err = lc.Listen(ctx, w.network(), w.Listen.String()); err != nil {
 				cancel()
 				return nil, err
 			}
@@ -155,7 +191,7 @@ func (f *forwarder) open(w forward) (*port, error) {
 
 // take hands out the socket that was opened for a forward, once; nil without one. The caller holds mu.
 func (f *forwarder) take(w forward) any {
-	k := portKey{w.Proto, w.Listen}
+	k := w.key()
 	s := f.held[k]
 	delete(f.held, k)
 	return s
@@ -163,6 +199,9 @@ func (f *forwarder) take(w forward) any {
 
 // connect dials the targets in turn until one answers.
 func (f *forwarder) connect(ctx context.Context, p *port, network string) (net.Conn, error) {
+	if p.outside != "" {
+		return (&net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}).DialContext(ctx, "tcp", p.outside)
+	}
 	targets := *p.targets.Load()
 	if len(targets) == 0 {
 		return nil, errors.New("no node to forward to")

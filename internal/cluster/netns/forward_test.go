@@ -145,7 +145,7 @@ func TestChangingThePortsKeepsWhatStays(t *testing.T) {
 	f := testForwarder(t, plain)
 	stays, goes := local(t), local(t)
 	targets := []netip.AddrPort{to}
-	if err := f.set([]forward{{"tcp", stays, targets}, {"tcp", goes, targets}}); err != nil {
+	if err := f.set([]forward{{Proto: "tcp", Listen: stays, Targets: targets}, {Proto: "tcp", Listen: goes, Targets: targets}}); err != nil {
 		t.Fatal(err)
 	}
 	echo := func(c *net.TCPConn) error {
@@ -159,7 +159,7 @@ func TestChangingThePortsKeepsWhatStays(t *testing.T) {
 	if err := errors.Join(echo(a), echo(b)); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.set([]forward{{"tcp", stays, targets}}); err != nil {
+	if err := f.set([]forward{{Proto: "tcp", Listen: stays, Targets: targets}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := echo(a); err != nil {
@@ -177,7 +177,7 @@ func TestAPortInUseDoesNotKeepTheOthersClosed(t *testing.T) {
 	to := backend(t, func(c *net.TCPConn) { fmt.Fprint(c, "hello") })
 	f := testForwarder(t, plain)
 	at := local(t)
-	if err := f.set([]forward{{"tcp", to, nil}, {"tcp", at, []netip.AddrPort{to}}}); err == nil {
+	if err := f.set([]forward{{Proto: "tcp", Listen: to, Targets: nil}, {Proto: "tcp", Listen: at, Targets: []netip.AddrPort{to}}}); err == nil {
 		t.Error("opening a port in use: got no error")
 	}
 	if b, err := io.ReadAll(dial(t, at)); err != nil || string(b) != "hello" {
@@ -206,7 +206,7 @@ func TestUDPClientsGetTheirOwnAnswers(t *testing.T) {
 	f := testForwarder(t, plain)
 	at := local(t)
 	to := back.LocalAddr().(*net.UDPAddr).AddrPort()
-	if err := f.set([]forward{{"udp", at, []netip.AddrPort{to}}}); err != nil {
+	if err := f.set([]forward{{Proto: "udp", Listen: at, Targets: []netip.AddrPort{to}}}); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {
@@ -238,7 +238,7 @@ func TestASilentUDPClientIsForgotten(t *testing.T) {
 	})
 	f.idle = time.Millisecond
 	at := local(t)
-	if err := f.set([]forward{{"udp", at, []netip.AddrPort{at}}}); err != nil {
+	if err := f.set([]forward{{Proto: "udp", Listen: at, Targets: []netip.AddrPort{at}}}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := net.Dial("udp4", at.String())
@@ -267,8 +267,8 @@ func TestPortsOfAClusterLeadToItsNodes(t *testing.T) {
 	}
 	addr := netip.MustParseAddrPort
 	want := []forward{
-		{"tcp", addr("127.0.0.1:16443"), []netip.AddrPort{addr("10.88.0.10:6443")}},
-		{"udp", addr("127.0.0.1:53"), []netip.AddrPort{addr("10.88.0.10:30053"), addr("10.88.0.31:30053")}},
+		{Proto: "tcp", Listen: addr("127.0.0.1:16443"), Targets: []netip.AddrPort{addr("10.88.0.10:6443")}},
+		{Proto: "udp", Listen: addr("127.0.0.1:53"), Targets: []netip.AddrPort{addr("10.88.0.10:30053"), addr("10.88.0.31:30053")}},
 	}
 	got := forwards(s)
 	if !slices.EqualFunc(got, want, func(a, b forward) bool {

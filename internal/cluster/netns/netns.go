@@ -8,7 +8,8 @@
 //
 // What exists for a cluster, and where (Delete removes all of it, Leftovers finds all of it):
 //
-//	<state>/<cluster>/               record (cluster.json), kubeconfig, logs, and nodes/<node>/{var,etc}
+//	<state>/<cluster>/               record (cluster.json), kubeconfig, logs, files and images for all nodes, and
+//	                                 nodes/<node>/{var,etc}
 //	<run>/<cluster>/                 records of processes, nodes/<node>/run, and ns/: pinned namespaces
 //	<cgroup>/k1s/<cluster>/<node>/   in every hierarchy; see Below for other directories than the usual ones
 //	two kinds of process             the switch, and each node's first process with all its offspring
@@ -121,6 +122,14 @@ func (l layout) node(node string) string    { return filepath.Join(l.stateDir(),
 func (l layout) nodeVar(node string) string { return filepath.Join(l.node(node), "var") }
 func (l layout) nodeEtc(node string) string { return filepath.Join(l.node(node), "etc") }
 func (l layout) nodeRun(node string) string { return filepath.Join(l.runDir(), "nodes", node, "run") }
+
+// files are for every node's configuration directory, images the archives of all nodes, each once.
+func (l layout) files() string  { return filepath.Join(l.stateDir(), "files") }
+func (l layout) images() string { return filepath.Join(l.stateDir(), "images") }
+func (l layout) imagesOf(node string) string {
+	return filepath.Join(l.nodeVar(node), "lib/k1s/images")
+}
+
 func (l layout) controlSocket(node string) string {
 	return filepath.Join(l.nodeRun(node), "k1s", "k1s.sock")
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,22 @@ func TestMain(m *testing.M) {
 				pid, _ := strconv.Atoi(string(b))
 				_ = unix.Kill(pid, unix.SIGTERM)
 				_ = os.WriteFile("/var/lib/k1s/stopped-in-order", nil, 0o600)
+			}
+			os.Exit(0)
+		case "create": // DIR CGROUP: a creation of cluster one, to be killed
+			o := Below(os.Args[2])
+			o.CgroupRoot = os.Args[3]
+			p := New(o)
+			ctx := context.Background()
+			_, err := p.Prepare(ctx, cluster.Spec{Name: "one"})
+			for _, role := range []cluster.Role{cluster.Server, cluster.Agent} {
+				if err == nil {
+					_, err = p.Create(ctx, cluster.NodeSpec{Cluster: "one", Role: role})
+				}
+			}
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "error:", err)
+				os.Exit(1)
 			}
 			os.Exit(0)
 		case "pod":
@@ -128,6 +145,8 @@ func standIn() {
 	}
 	die(http.Serve(l, mux))
 }
+
+func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // shortDir is a directory of the test whose path leaves room for the names of sockets.
 func shortDir(t *testing.T) string {

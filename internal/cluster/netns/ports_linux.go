@@ -50,10 +50,13 @@ func (p *Provider) hold(ctx context.Context, old, spec cluster.Spec) (cluster.Sp
 			}
 			spec.APIPort, spec.APIPortChosen = port, true
 		}
-		h, at, err := bind(ctx, forwards(spec))
+		want := here(forwards(spec))
+		h, at, err := bind(ctx, want)
 		for deadline := time.Now().Add(lettingGo); old.APIPort != 0 && !chosen && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(deadline); {
-			time.Sleep(10 * time.Millisecond)
-			h, at, err = bind(ctx, forwards(spec))
+			if pause(ctx, 10*time.Millisecond); ctx.Err() != nil {
+				return spec, nil, fmt.Errorf("waiting for %s to be free: %w", want[at].Listen, context.Cause(ctx))
+			}
+			h, at, err = bind(ctx, want)
 		}
 		switch {
 		case err == nil:
@@ -64,7 +67,7 @@ func (p *Provider) hold(ctx context.Context, old, spec cluster.Spec) (cluster.Sp
 				port = firstAPIPort - 1
 			}
 		default:
-			return spec, nil, portProblem(forwards(spec)[at], err)
+			return spec, nil, portProblem(want[at], err)
 		}
 	}
 }
@@ -90,6 +93,23 @@ func (p *Provider) takenPorts(spec cluster.Spec) (map[uint16]bool, error) {
 	return taken, nil
 }
 
+// free tells which ports of a cluster that is to be made are in use, all of them.
+func free(ctx context.Context, spec cluster.Spec) error {
+	var all []error
+	for _, w := range here(forwards(spec)) {
+		if w.Listen.Port() == 0 { // one that is free will be chosen
+			continue
+		}
+		f, err := bindOne(ctx, w)
+		if err != nil {
+			all = append(all, portProblem(w, err))
+			continue
+		}
+		_ = f.Close()
+	}
+	return errors.Join(all...)
+}
+
 // bind opens the sockets of all forwards, or none; at is the one that failed.
 func bind(ctx context.Context, all []forward) (h held, at int, err error) {
 	for i, w := range all {
@@ -106,14 +126,14 @@ func bind(ctx context.Context, all []forward) (h held, at int, err error) {
 func bindOne(ctx context.Context, w forward) (*os.File, error) {
 	var lc net.ListenConfig
 	if w.Proto == "udp" {
-		c, err := lc.ListenPacket(ctx, "udp4", w.Listen.String())
+		c, err := lc.ListenPacket(ctx, w.network(), w.Listen.String())
 		if err != nil {
 			return nil, err
 		}
 		defer c.Close()
 		return c.(*net.UDPConn).File()
 	}
-	l, err := lc.Listen(ctx, "tcp4", w.Listen.String())
+	l, err := lc.Listen(ctx, w.network(), w.Listen.String())
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +143,10 @@ func bindOne(ctx context.Context, w forward) (*os.File, error) {
 
 // portProblem says who is in the way.
 func portProblem(w forward, err error) error {
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return errs.Hint(errs.New(errs.Invalid, "cannot forward %s (%s) to the cluster: this machine does not have the address %s", w.Listen, w.Proto, w.Listen.Addr()),
+			"see: ip address; 0.0.0.0 is all of them")
+	}
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("forwarding %s (%s) to the cluster: %w", w.Listen, w.Proto, err)
 	}
@@ -156,7 +180,7 @@ func inherit(first int, all []forward) (map[portKey]any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("taking over port %s (%s): %w", w.Listen, w.Proto, err)
 		}
-		out[portKey{w.Proto, w.Listen}] = s
+		out[w.key()] = s
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,11 @@ var (
 	_ cluster.Executor = (*Provider)(nil)
 	_ cluster.Files    = (*Provider)(nil)
 	_ cluster.Links    = (*Provider)(nil)
+
+	_ cluster.Preflight    = (*Provider)(nil)
+	_ cluster.Killer       = (*Provider)(nil)
+	_ cluster.ImageStore   = (*Provider)(nil)
+	_ cluster.LogCollector = (*Provider)(nil)
 )
 
 // New touches nothing yet.
@@ -84,14 +90,29 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		return spec, err
 	}
 	l := p.layout(spec.Name)
-	for _, d := range []string{filepath.Dir(l.log(switchName)), l.runDir(), l.payload()} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return spec, fmt.Errorf("making the directories of cluster %s: %w", spec.Name, err)
-		}
-	}
 	old, err := readRecord(l)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return spec, errs.Hint(err, "run: k1s cluster delete %s", spec.Name)
+	}
+	if err == nil && spec.Creation != "" && spec.Creation != old.Creation {
+		return spec, errs.Hint(errs.New(errs.Exists, "there is a cluster %q already: it is being created by somebody else", spec.Name), "see: k1s cluster ls")
+	}
+	for _, d := range []string{filepath.Dir(l.log(switchName)), l.runDir(), l.payload(), l.files()} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return spec, diskFull(fmt.Errorf("making the directories of cluster %s: %w", spec.Name, err))
+		}
+	}
+	for name, content := range spec.Files {
+		file := filepath.Join(l.files(), name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return spec, err
+		}
+		if err := durable.WriteFile(file, content, 0o600); err != nil {
+			return spec, diskFull(err)
+		}
+	}
+	if spec.Creation == "" {
+		spec.Creation = old.Creation
 	}
 	spec.Nodes, spec.Cuts, spec.NextAgent = old.Nodes, old.Cuts, old.NextAgent
 	if !spec.Subnet.IsValid() {
@@ -145,7 +166,7 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 
 func sameSwitch(a, b cluster.Spec) bool {
 	return a.APIPort == b.APIPort && a.Subnet == b.Subnet && slices.Equal(a.Publish, b.Publish) &&
-		a.Egress == b.Egress && slices.Equal(a.Private, b.Private)
+		a.Egress == b.Egress && slices.Equal(a.Private, b.Private) && slices.Equal(a.Reach, b.Reach)
 }
 
 // program finds out what to run.
@@ -187,7 +208,7 @@ func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.N
 		return cluster.Node{}, err
 	}
 	if err := p.create(ctx, l, &spec, node); err != nil {
-		return p.node(l, spec, node), fmt.Errorf("creating node %s of cluster %s: %w", name, spec.Name, err)
+		return p.node(l, spec, node), diskFull(fmt.Errorf("creating node %s of cluster %s: %w", name, spec.Name, err))
 	}
 	if rec, err := readProc(l.proc(switchName)); err == nil {
 		if err := rec.signal(unix.SIGHUP); err != nil { // the ports lead to this node too now
@@ -211,6 +232,9 @@ func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, nod
 	if pinned && rec.alive() {
 		return errors.Join(p.plugIn(l, *spec, node), p.goOn(ctx, l, *spec, node, rec))
 	}
+	if err := startable(*spec, node); err != nil {
+		return err
+	}
 	if err := prepareRoot(l, name); err != nil {
 		return err
 	}
@@ -233,10 +257,11 @@ func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, nod
 		}
 		host := l.cluster + "-" + name
 		r := root{
-			layout: l, node: name, program: p.opts.Program, hostname: host,
-			hosts: fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s %s\n",
-				cluster.NodeAddr(spec.Subnet, node.Role, node.Index), name, host),
-			resolv: resolvConf(*spec),
+			layout: l, node: name, program: cmp.Or(spec.Program, p.opts.Program), hostname: host,
+			hosts: fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s %s\n%s %s\n",
+				cluster.NodeAddr(spec.Subnet, node.Role, node.Index), name, host,
+				cluster.BridgeAddr(spec.Subnet), strings.Join(spec.HostNames(), " ")),
+			resolv: resolvConf(*spec), volumes: spec.VolumesOf(node),
 		}
 		err := makeNamespaces(l, name, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWUTS, nsKinds, func() error {
 			if err := unix.Sethostname([]byte(host)); err != nil {
@@ -280,44 +305,22 @@ func provision(l layout, node cluster.NodeSpec) error {
 			return err
 		}
 	}
-	dir := filepath.Join(l.nodeVar(name), "lib/k1s/images")
+	if err := giveFiles(l, name); err != nil {
+		return err
+	}
 	for _, b := range node.Bundles {
-		if err := copyBundle(b, dir); err != nil {
+		as := filepath.Base(b)
+		if fileExists(filepath.Join(l.imagesOf(name), as)) { // the file it came from may be gone
+			continue
+		}
+		if err := keepImages(l, b, as); err != nil {
 			return errs.As(errs.Invalid, err)
 		}
-	}
-	return nil
-}
-
-// copyBundle copies an image archive unless it is there. The copy gets its name when it is complete, since
-// the node watches the directory.
-func copyBundle(from, dir string) (err error) {
-	to := filepath.Join(dir, filepath.Base(from))
-	if fileExists(to) {
-		return nil
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return fmt.Errorf("offering an image bundle: %w", err)
-	}
-	defer in.Close()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	out, err := os.CreateTemp(dir, ".bundle-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(out.Name())
+		if err := giveImages(l, name, as); err != nil {
+			return err
 		}
-	}()
-	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Chmod(0o644), out.Close()); err != nil {
-		return fmt.Errorf("copying image bundle %s: %w", from, err)
 	}
-	return os.Rename(out.Name(), to)
+	return giveLoaded(l, node)
 }
 
 // plugIn links the node to the bridge, unless it is.
@@ -423,7 +426,7 @@ func (p *Provider) writeInitSpec(l layout, spec cluster.Spec, node cluster.NodeS
 	b, err := json.Marshal(initSpec{
 		Generation: generation,
 		Cgroup:     filepath.Join(cg, "init"),
-		Argv:       slices.Concat([]string{programInNode}, program, node.Args),
+		Argv:       slices.Concat([]string{programInNode}, program, cluster.NodeArgs(spec, node)),
 		Stop:       slices.Concat([]string{programInNode}, p.opts.StopArgs),
 		Env:        append(cluster.NodeEnviron(spec, node), nodeEnv(cg)...),
 		// Less than the provider waits, so that what is left is known to be left.
@@ -880,7 +883,7 @@ func writeRecord(l layout, s cluster.Spec) error {
 		return err
 	}
 	if err := durable.WriteFile(l.record(), append(b, '\n'), 0o600); err != nil {
-		return fmt.Errorf("recording cluster %s: %w", l.cluster, err)
+		return diskFull(fmt.Errorf("recording cluster %s: %w", l.cluster, err))
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/cluster"
 )
 
 // root is what a node's root file system is made of.
@@ -21,6 +23,7 @@ type root struct {
 	hostname string
 	hosts    string // /etc/hosts
 	resolv   string // /etc/resolv.conf
+	volumes  []cluster.Volume
 }
 
 // programDirs hold the machine's programs, which nodes may run and not change. Where one of them is a symbolic
@@ -124,6 +127,9 @@ func (r root) enter() error {
 	b.file("etc/hosts", r.hosts)
 	b.file("etc/resolv.conf", r.resolv)
 	b.try("mounting mounts", func() error { return os.Symlink("/proc/self/mounts", filepath.Join(at, "etc/mtab")) })
+	for _, v := range r.volumes { // of the machine, whose root this thread still has
+		b.bind(v.Host, strings.TrimPrefix(v.Node, "/"), v.ReadOnly)
+	}
 	if b.err != nil {
 		return b.err
 	}
@@ -195,7 +201,9 @@ func (b *builder) bind(source, name string, readOnly bool) {
 		case st.IsDir():
 			err = os.MkdirAll(to, 0o755)
 		case !fileExists(to):
-			err = os.WriteFile(to, nil, 0o644)
+			if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
+				err = os.WriteFile(to, nil, 0o644)
+			}
 		}
 		if err != nil {
 			return err

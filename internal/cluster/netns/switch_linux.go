@@ -69,8 +69,9 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 			}
 		}
 		f := newForwarder(d.dial, log)
+		f.listenInside = d.listen
 		if a.Held {
-			if f.held, err = inherit(heldFD, forwards(spec)); err != nil {
+			if f.held, err = inherit(heldFD, here(forwards(spec))); err != nil {
 				return nil, err
 			}
 		}
@@ -156,6 +157,21 @@ func (d *dialer) dial(ctx context.Context, network string, to netip.AddrPort) (n
 		return err
 	})
 	return c, err
+}
+
+// listen opens a socket in the cluster.
+func (d *dialer) listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+	var l net.Listener
+	err := onThread(func() error {
+		if err := unix.Setns(int(d.target.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering the cluster's network: %w", err)
+		}
+		var lc net.ListenConfig
+		var err error
+		l, err = lc.Listen(ctx, "tcp4", at.String())
+		return err
+	})
+	return l, err
 }
 
 // startSwitch starts the switch, which takes over the ports of the record, and waits until it forwards them, or
