@@ -102,10 +102,10 @@ func run() error {
 		memory.Begin()
 		// Nobody tells a single applet when it is ready; starts have been over by then in all measurements.
 		late := time.AfterFunc(lateReady, func() {
-			if err := memory.Ready(ctx); err != nil {
+			go memory.Follow(ctx)
+			if err := memory.Release(ctx); err != nil {
 				slog.Warn("keeping memory of the start", "err", err)
 			}
-			memory.Follow(ctx)
 		})
 		defer late.Stop()
 	}

@@ -69,10 +69,10 @@ func tune() error {
 	memory.Begin()
 	time.AfterFunc(started, func() {
 		ctx := context.Background()
-		if err := memory.Ready(ctx); err != nil {
+		go memory.Follow(ctx)
+		if err := memory.Release(ctx); err != nil {
 			fmt.Fprintf(os.Stderr, "keeping memory of the start: %v\n", err)
 		}
-		memory.Follow(ctx)
 	})
 	return nil
 }

@@ -111,6 +111,8 @@ type Facts struct {
 	Systemd bool `json:"systemd"`
 	// SysResource tells that CAP_SYS_RESOURCE is there (OOM scores can be lowered).
 	SysResource bool `json:"sysResource"`
+	// OOMScore is the oom_score_adj that the daemon has, and everything it starts with it.
+	OOMScore int `json:"oomScore,omitempty"`
 	// InitialNetNS tells that we run in the machine's own network namespace; outside of it the conntrack
 	// limits are not ours to set.
 	InitialNetNS bool `json:"initialNetNS"`

@@ -111,6 +111,8 @@ func containerdConfig(in component.Input) string {
 	if !in.Facts.AppArmor {
 		w("  disable_apparmor = true")
 	}
+	w("  # As often as the kubelet asks. Every second, which is the default, each pod costs 0.4 %% of a core.")
+	w("  stats_collect_period = '10s'")
 	w("  enable_unprivileged_ports = true")
 	w("  enable_unprivileged_icmp = true")
 	w("  [plugins.'io.containerd.cri.v1.runtime'.cni]")

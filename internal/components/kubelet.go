@@ -75,6 +75,7 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 		"eventRecordQPS":        50,
 		"shutdownGracePeriod":   "0s",
 	}
+	keepOOMScore(cfg, in)
 	if len(c.Gates) > 0 {
 		gates := map[string]any{}
 		for k, v := range c.Gates {

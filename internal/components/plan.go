@@ -224,6 +224,14 @@ func sorted(comps map[string]component.Component) ([]component.Component, error)
 // It is what upstream gives its static control plane pods.
 const oomScore = -997
 
+// keepOOMScore lets a component of upstream's ask for the OOM score that it has already, where lowering it is not
+// allowed: it would try twice and wait a tenth of a second after each time, before it does anything else.
+func keepOOMScore(cfg map[string]any, in component.Input) {
+	if !in.Facts.SysResource {
+		cfg["oomScoreAdj"] = in.Facts.OOMScore
+	}
+}
+
 // Program is the payload's multi-call program that carries the applets.
 const Program = "k1s-kube"
 

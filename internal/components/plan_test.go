@@ -34,6 +34,7 @@ func input(cfg config.Config) component.Input {
 var variants = map[string]func(*component.Facts){
 	".v1": func(f *component.Facts) {
 		f.CgroupVersion, f.Systemd, f.SysResource, f.InitialNetNS, f.AppArmor, f.OverlayFS = 1, false, false, false, false, false
+		f.OOMScore = 500
 		f.Resolver = component.Resolver{Text: "nameserver 192.0.2.53\n", HasServers: true}
 	},
 }

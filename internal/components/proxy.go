@@ -40,6 +40,7 @@ func proxySpec(in component.Input) (component.Spec, error) {
 		// The conntrack limits belong to the machine; from a namespace they cannot be set and kube-proxy dies trying.
 		cfg["conntrack"] = map[string]any{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
 	}
+	keepOOMScore(cfg, in)
 	if len(c.Gates) > 0 {
 		cfg["featureGates"] = c.Gates
 	}

@@ -63,6 +63,9 @@ func DetectFacts(ctx context.Context, in FactsInput) (component.Facts, error) {
 	}
 	f.Systemd = bootedBySystemd()
 	f.SysResource = hasCapability(unix.CAP_SYS_RESOURCE)
+	if f.OOMScore, err = OOMScore(); err != nil {
+		return f, err
+	}
 	f.InitialNetNS = initialNetNS()
 	f.AppArmor = strings.TrimSpace(readString("/sys/module/apparmor/parameters/enabled")) == "Y"
 	f.OverlayFS = overlayWorks(in.DataDir) == nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	_ "unsafe" // go:linkname
 
@@ -12,6 +11,7 @@ import (
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 )
 
@@ -126,15 +126,15 @@ func (c *connections) close() error {
 // connection.
 //
 // Etcd's package makes no client with endpoints and a context but without a connection, so this one begins with
-// one of its own, which is closed before it is established.
+// one of its own, whose balancer connects to nothing, and which is closed at once.
 func client(shared *clientv3.Client) (*etcdkubernetes.Client, error) {
 	own, err := clientv3.New(clientv3.Config{
 		Endpoints: shared.Endpoints(),
 		Logger:    shared.GetLogger(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			<-ctx.Done()
-			return nil, context.Cause(ctx)
-		})},
+		DialOptions: []grpc.DialOption{
+			grpc.WithDisableServiceConfig(), // etcd's resolver names a balancer as well
+			grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"` + unconnected{}.Name() + `":{}}]}`),
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making a client on a shared connection: %w", err)
@@ -152,3 +152,19 @@ func client(shared *clientv3.Client) (*etcdkubernetes.Client, error) {
 	c.Kubernetes = c
 	return c, nil
 }
+
+// unconnected is a balancer that leaves a connection without a transport. Closing one that is being established
+// would be a warning in the log, 132 of them at every start.
+type unconnected struct{}
+
+func init() { balancer.Register(unconnected{}) } // a name is all that a connection can be given
+
+func (unconnected) Name() string { return "k1s_unconnected" }
+func (unconnected) Build(balancer.ClientConn, balancer.BuildOptions) balancer.Balancer {
+	return unconnected{}
+}
+func (unconnected) UpdateClientConnState(balancer.ClientConnState) error       { return nil }
+func (unconnected) ResolverError(error)                                        {}
+func (unconnected) UpdateSubConnState(balancer.SubConn, balancer.SubConnState) {}
+func (unconnected) Close()                                                     {}
+func (unconnected) ExitIdle()                                                  {}

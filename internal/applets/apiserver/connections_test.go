@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,14 @@ import (
 	"go/parser"
 	"go/token"
 	"go/types"
+	"io"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,11 +30,13 @@ import (
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/grpclog"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
+	kruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
@@ -229,7 +234,7 @@ func TestUpstreamsStorageUsesTheSharedConnectionUntilItIsUndone(t *testing.T) {
 		c := storagebackend.NewDefaultConfig("/registry", codec)
 		c.Transport = m.to
 		s, destroy, err := factory.Create(*c.ForResource(schema.GroupResource{Resource: resource}),
-			func() runtime.Object { return &corev1.ConfigMap{} }, func() runtime.Object { return &corev1.ConfigMapList{} }, "/"+resource)
+			func() kruntime.Object { return &corev1.ConfigMap{} }, func() kruntime.Object { return &corev1.ConfigMapList{} }, "/"+resource)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,6 +330,50 @@ func TestClientsShareAConnectionAndNothingElse(t *testing.T) {
 	}
 	if n := m.opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened, want 1", n)
+	}
+}
+
+// warnings keeps what gRPC warns of.
+type warnings struct {
+	grpclog.LoggerV2
+	mu   sync.Mutex
+	said []string // guarded by mu
+}
+
+func (w *warnings) Warningln(args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.said = append(w.said, fmt.Sprintln(args...))
+}
+
+// connecting tells whether any connection of gRPC's is being established.
+func connecting() bool {
+	stacks := make([]byte, 1<<20)
+	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("(*addrConn)."))
+}
+
+func TestAClientDoesNotTryToConnectByItself(t *testing.T) {
+	m := newMember(t)
+	m.get(t)
+	w := &warnings{LoggerV2: grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)}
+	grpclog.SetLoggerV2(w)
+	defer grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, os.Stderr, os.Stderr))
+	for range 5 {
+		c := m.get(t)
+		if _, err := c.KV.Get(t.Context(), "key"); err != nil {
+			t.Fatal(err)
+		}
+		if state := c.ActiveConnection().GetState(); state != connectivity.Shutdown {
+			t.Errorf("its own connection is %s", state)
+		}
+	}
+	for connecting() {
+		time.Sleep(time.Millisecond)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.said) > 0 {
+		t.Errorf("gRPC warned %d times: %s", len(w.said), w.said[0])
 	}
 }
 

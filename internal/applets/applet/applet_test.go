@@ -2,7 +2,10 @@ package applet
 
 import (
 	"reflect"
+	"runtime/debug"
+	"runtime/metrics"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
@@ -58,6 +61,31 @@ func TestEnvironmentOverridesOrSwitchesOffTheMemorySchedule(t *testing.T) {
 			t.Errorf("%q, %q: %+v, %v; want %+v", c.start, c.then, got, err, c.want)
 		}
 	}
+}
+
+// A server that has just become ready has its first objects and pods to deal with.
+func TestTheCollectorIsTightWhenTheProcessHasSettledNotWhenItIsReady(t *testing.T) {
+	percent := func() int {
+		sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(sample)
+		return int(sample[0].Value.Uint64())
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	synctest.Test(t, func(t *testing.T) {
+		m := Memory{Start: 123, Then: 45, Settle: time.Minute}
+		m.Begin()
+		go m.Follow(t.Context())
+		time.Sleep(m.Settle - 1)
+		synctest.Wait()
+		if got := percent(); got != m.Start {
+			t.Errorf("GOGC %d after it became ready, want %d", got, m.Start)
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if got := percent(); got != m.Then {
+			t.Errorf("GOGC %d when it has settled, want %d", got, m.Then)
+		}
+	})
 }
 
 func TestLoadIsNoticedAtOnceAndItsEndAfterAMinute(t *testing.T) {

@@ -24,15 +24,16 @@ const (
 // what is kept scattered over more memory than is ever needed again.
 // The zero value leaves the collector as it is.
 type Memory struct {
-	// Start is GOGC until the process is ready, in percent; 0 leaves it alone.
+	// Start is GOGC until the process has settled, in percent; 0 leaves it alone.
 	Start int
-	// Then is GOGC from ready on, in percent; 0 leaves it alone. With it the garbage of the start is
+	// Then is GOGC from settled on, in percent; 0 leaves it alone. With it the garbage of the start is
 	// handed back to the system, which the runtime would do only over many minutes.
 	Then int
 	// Busy is GOGC in place of Then while the process works hard, in percent; 0 stays with Then.
 	Busy int
-	// Settle is how long after ready memory that only the start needed is handed back, garbage and
-	// code: work goes on for a moment. After Settle times settledAgain it is done once more, for what starts
+	// Settle is how long after ready a process has settled: work goes on for a moment, and most of a start's is
+	// after ready where controllers have everything to do then. Memory that only the start needed is handed back,
+	// garbage and code. After Settle times settledAgain it is done once more, for what starts
 	// on a server that has just become ready. 0 keeps all of it.
 	Settle time.Duration
 }
@@ -78,7 +79,7 @@ func (m Memory) String() string {
 	if m == (Memory{}) {
 		return "as the runtime does"
 	}
-	return fmt.Sprintf("GOGC %d, %d once ready, %d under load", m.Start, m.Then, max(m.Then, m.Busy))
+	return fmt.Sprintf("GOGC %d, %d when settled, %d under load", m.Start, m.Then, max(m.Then, m.Busy))
 }
 
 // Begin puts the first part into force; call it as early as possible.
@@ -88,12 +89,9 @@ func (m Memory) Begin() {
 	}
 }
 
-// Ready puts the second part into force. It blocks until everything is settled, or until ctx ends. The error says
-// what could not be handed back; nothing is broken by it.
-func (m Memory) Ready(ctx context.Context) error {
-	if m.Then > 0 {
-		debug.SetGCPercent(m.Then)
-	}
+// Release is called when the process is ready, and hands back memory when it has settled. It blocks until that is done,
+// or until ctx ends. The error says what could not be handed back; nothing is broken by it.
+func (m Memory) Release(ctx context.Context) error {
 	if m.Settle <= 0 {
 		return nil
 	}
@@ -110,9 +108,14 @@ func (m Memory) Ready(ctx context.Context) error {
 	return problem
 }
 
-// Follow switches between Then and Busy as the load demands, until ctx ends.
+// Follow is called when the process is ready. It puts the second part into force when it has settled, and then switches
+// between Then and Busy as the load demands, until ctx ends.
 func (m Memory) Follow(ctx context.Context) {
-	if m.Then <= 0 || m.Busy <= m.Then {
+	if m.Then <= 0 || !sleep(ctx, m.Settle) {
+		return
+	}
+	debug.SetGCPercent(m.Then)
+	if m.Busy <= m.Then {
 		return
 	}
 	var l load

@@ -28,7 +28,7 @@ type Runner struct {
 	Table applet.Table
 	// Check asks a probe once; probe.Check outside of tests.
 	Check func(context.Context, probe.Probe) error
-	// Memory is put into force when Run begins and when all members are ready.
+	// Memory is put into force when Run begins and after all members have become ready.
 	Memory applet.Memory
 	// Timers is put into force when all members are ready.
 	Timers applet.Timers
@@ -92,10 +92,10 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 				r.Log.Info("timers stay as they are", "err", err)
 			}
 		})
-		if err := r.Memory.Ready(starting); err != nil {
+		owned.Go(func() { r.Memory.Follow(starting) })
+		if err := r.Memory.Release(starting); err != nil {
 			r.Log.Warn("keeping memory of the start", "err", err)
 		}
-		r.Memory.Follow(starting)
 	})
 
 	var cause error

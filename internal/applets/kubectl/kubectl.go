@@ -10,6 +10,8 @@ import (
 	"k8s.io/component-base/logs"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
+
+	_ "k1s.io/k1s/internal/applets/kubectl/translations" // keeps what is not kubectl from loading them
 )
 
 // Run takes kubectl's arguments and finds the cluster as kubectl does. It is a tool: like upstream's
