@@ -80,6 +80,7 @@ var layers = []struct {
 	{"internal/audit", 5},
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
+	{"internal/etcd", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},

@@ -23,8 +23,9 @@ type Manager struct {
 	// Ready asks a node once whether it is ready for work. The error says what is missing, in words that fit
 	// behind "waiting for": "the node to be Ready: container runtime is starting".
 	Ready func(ctx context.Context, n Node) error
-	// Token asks a server once for a token with which agents join its cluster. Only clusters with agents need it.
-	Token func(ctx context.Context, n Node) (string, error)
+	// Token asks a server once for a token with which nodes of a role join its cluster. Only clusters of several nodes
+	// need it.
+	Token func(ctx context.Context, n Node, role Role) (string, error)
 	// Forget takes a node that is gone out of the cluster, through a server; nil leaves it there.
 	Forget func(ctx context.Context, server Node, name string) error
 	// Kubeconfigs are the user's kubeconfig files as kubeconfig.Files lists them.
@@ -148,18 +149,18 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	if err != nil {
 		return Status{}, err
 	}
-	var token string
+	tokens := map[Role]string{}
 	for _, n := range o.Nodes {
 		n.Cluster = name
-		if n.Role == Agent && token == "" {
+		if n.Joins() && tokens[n.Role] == "" {
 			waiting = true // for a server that runs
-			if token, err = m.token(ctx, name, cmp.Or(o.Wait, tokenLimit)); err != nil {
+			if tokens[n.Role], err = m.token(ctx, name, n.Role, cmp.Or(o.Wait, tokenLimit)); err != nil {
 				return Status{}, err
 			}
 			waiting = false
 		}
-		if n.Role == Agent {
-			n.Token = token
+		if n.Joins() {
+			n.Token = tokens[n.Role]
 		}
 		p.Step("starting node " + n.Name())
 		if _, err := m.Provider.Create(ctx, n); err != nil {
@@ -170,10 +171,10 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	return m.settle(ctx, spec, o.Wait, o.NoKubeconfig)
 }
 
-// token gets what lets agents join, as soon as a server can give it.
-func (m Manager) token(ctx context.Context, name string, limit time.Duration) (string, error) {
+// token gets what lets nodes of a role join, as soon as a server can give it.
+func (m Manager) token(ctx context.Context, name string, role Role, limit time.Duration) (string, error) {
 	if m.Token == nil {
-		return "", errs.New(errs.Unsupported, "cluster %s cannot have agents: nobody can make a token", name)
+		return "", errs.New(errs.Unsupported, "cluster %s cannot have more nodes: nobody can make a token", name)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not there within %s", limit))
 	defer cancel()
@@ -184,7 +185,7 @@ func (m Manager) token(ctx context.Context, name string, limit time.Duration) (s
 	m.progress().Step("waiting for the API of cluster " + name)
 	var token string
 	err = wait.Until(ctx, askPause, "the API of cluster "+name, func(ctx context.Context) error {
-		token, err = m.Token(ctx, n)
+		token, err = m.Token(ctx, n, role)
 		if err == nil {
 			return nil
 		}
@@ -201,17 +202,22 @@ func (m Manager) token(ctx context.Context, name string, limit time.Duration) (s
 	return token, errs.WithLog(err, n.Log)
 }
 
-// server is the first server of a cluster.
+// server is a server of a cluster to ask, the first that runs.
 func (m Manager) server(ctx context.Context, name string) (Node, error) {
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
 		return Node{}, err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
-	if i < 0 {
+	first := -1
+	for i, n := range st.Nodes {
+		if n.Role == Server && (first < 0 || n.State == Running && st.Nodes[first].State != Running) {
+			first = i // one that runs, if there is one
+		}
+	}
+	if first < 0 {
 		return Node{}, errs.New(errs.NotFound, "cluster %q has no server", name)
 	}
-	return st.Nodes[i], nil
+	return st.Nodes[first], nil
 }
 
 // settle waits for nodes that were started and hands out the kubeconfig.
@@ -312,11 +318,10 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	if err != nil {
 		return kubeconfig.Config{}, err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
-	if i < 0 {
-		return kubeconfig.Config{}, errs.New(errs.NotFound, "cluster %q has no server", name)
+	n, err := m.server(ctx, name)
+	if err != nil {
+		return kubeconfig.Config{}, err
 	}
-	n := st.Nodes[i]
 	if n.State == Running {
 		m.progress().Step("waiting for the kubeconfig of cluster " + name)
 	}
@@ -339,8 +344,8 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	return c, nil
 }
 
-// AddAgents makes a running cluster have more agents, and waits until it is ready.
-func (m Manager) AddAgents(ctx context.Context, name string, count int, limit time.Duration) ([]Node, error) {
+// AddNodes makes a running cluster have more nodes of a role, and waits until they are ready.
+func (m Manager) AddNodes(ctx context.Context, name string, role Role, count int, limit time.Duration) ([]Node, error) {
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
@@ -350,19 +355,22 @@ func (m Manager) AddAgents(ctx context.Context, name string, count int, limit ti
 		return nil, errs.Hint(errs.New(errs.NotRunning, "no server of cluster %q runs: nothing can join it", name), "run: k1s cluster start %s", name)
 	}
 	like, free := NodeSpec{}, st.Spec.NextAgent
+	if role == Server {
+		free = max(st.Spec.NextServer, 1)
+	}
 	for _, n := range st.Spec.Nodes {
-		if n.Role == Agent || like.Role == "" {
-			like = n // as the agents that are there, or else as the server
+		if n.Role == role || like.Role == "" {
+			like = n // as those of the role that are there, or else as the first server
 		}
 	}
-	token, err := m.token(ctx, name, cmp.Or(limit, tokenLimit))
+	token, err := m.token(ctx, name, role, cmp.Or(limit, tokenLimit))
 	if err != nil {
 		return nil, err
 	}
 	var added []string
 	for i := range count {
 		n := like
-		n.Role, n.Index, n.Token = Agent, free+i, token
+		n.Role, n.Index, n.Token = role, free+i, token
 		if err := ValidateNode(n); err != nil {
 			return nil, err
 		}
@@ -422,21 +430,33 @@ func (m Manager) StartNode(ctx context.Context, cluster, name string, limit time
 	return m.await(ctx, cluster, limit, name)
 }
 
-// DeleteNode removes an agent with all its data, and takes it out of the cluster if that answers.
+// DeleteNode removes a node with all its data, and takes it out of the cluster. A server leaves first, through another one:
+// a member of the datastore that is gone counts against the majority of those that are left.
 func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
 	defer m.progress().Done()
 	st, n, err := m.node(ctx, cluster, name)
 	if err != nil {
 		return err
 	}
+	i := slices.IndexFunc(st.Nodes, func(o Node) bool { return o.Role == Server && o.State == Running && o.Name != name })
 	if n.Role == Server {
-		return errs.Hint(errs.New(errs.Unsupported, "%s is the server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+		if !slices.ContainsFunc(st.Spec.Nodes, func(o NodeSpec) bool { return o.Role == Server && o.Name() != name }) {
+			return errs.Hint(errs.New(errs.Unsupported, "%s is the only server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+		}
+		if i < 0 {
+			return errs.Hint(errs.New(errs.NotRunning, "no other server of cluster %q runs, and %s cannot leave without one", cluster, name), "run: k1s cluster start %s", cluster)
+		}
+		m.progress().Step("taking server " + name + " out of the cluster")
+		if m.Forget != nil {
+			if err := m.Forget(ctx, st.Nodes[i], name); err != nil && !errs.Is(err, errs.NotFound) {
+				return err
+			}
+		}
 	}
 	m.progress().Step("deleting node " + name)
 	if err := m.Provider.Delete(ctx, cluster, name); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running })
 	if m.Forget == nil || i < 0 {
 		return nil // its name stays taken; it is not given to another node
 	}

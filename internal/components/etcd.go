@@ -2,6 +2,9 @@ package components
 
 import (
 	"fmt"
+	"net"
+	"path"
+	"strconv"
 
 	"k1s.io/k1s/internal/component"
 )
@@ -17,9 +20,12 @@ var _ = register(component.Def{
 	Ready:   httpReady(etcdMetricsPort, "/readyz"),
 })
 
+// EtcdRemoved is a file that is there when the member found out that the others have removed it.
+func EtcdRemoved(in component.Input) string { return path.Join(in.Paths.Run, "etcd-removed") }
+
 func etcdSpec(in component.Input) (component.Spec, error) {
 	client := fmt.Sprintf("https://%s", local(etcdClientPort))
-	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	peer := EtcdPeerURL(in)
 	tls := func(what string) map[string]any {
 		return map[string]any{
 			"cert-file":        in.Paths.PKI("etcd", what+".crt"),
@@ -41,26 +47,40 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 	}
 	return component.Spec{
 		Applet: "etcd",
-		Args:   []string{"--config-file=" + file.Path},
+		Args:   []string{"--config-file=" + file.Path, "--removed-file=" + EtcdRemoved(in)},
 		Files:  []component.File{file},
 		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
 	}, nil
 }
 
-// etcdMember is what the only member of a cluster is, wherever it listens.
+// EtcdPeerURL is where the other members reach this one.
+func EtcdPeerURL(in component.Input) string {
+	return "https://" + net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(etcdPeerPort))
+}
+
+// etcdMember is what a member is, wherever it listens.
 func etcdMember(in component.Input) map[string]any {
-	name := in.Facts.NodeName
-	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	name, state := in.Facts.NodeName, "new"
+	peer := EtcdPeerURL(in)
+	all := name + "=" + peer
+	if in.Etcd.Name != "" {
+		name, all, state = in.Etcd.Name, in.Etcd.InitialCluster, "existing"
+	}
+	// A single member has nobody to wait for: with upstream's 100 and 1000 ms its election alone costs 0.7 s. Several
+	// have a network between them, and other work beside them.
+	heartbeat, election := 10, 100
+	if in.Several {
+		heartbeat, election = 100, 1000
+	}
 	return map[string]any{
 		"name":                        name,
 		"data-dir":                    in.Paths.Etcd(),
 		"advertise-client-urls":       fmt.Sprintf("https://%s", local(etcdClientPort)),
 		"initial-advertise-peer-urls": peer,
-		"initial-cluster":             name + "=" + peer,
-		"initial-cluster-state":       "new",
-		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
-		"heartbeat-interval": 10,
-		"election-timeout":   100,
+		"initial-cluster":             all,
+		"initial-cluster-state":       state,
+		"heartbeat-interval":          heartbeat,
+		"election-timeout":            election,
 		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
 		"warning-unary-request-duration": 300_000_000,
 		"log-level":                      "warn",

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -73,7 +74,7 @@ func (s clusterStore) Bindings(ctx context.Context) ([]join.Binding, error) {
 
 func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
 	b := join.Binding{
-		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
+		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Role: token.Role(cmp.Or(string(sec.Data["role"]), string(token.Agent))), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
 		Version: sec.Metadata.ResourceVersion,
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(b.Identity)
@@ -99,7 +100,7 @@ func (s clusterStore) Bind(ctx context.Context, b join.Binding) error {
 		Metadata: kubeapi.SecretMeta{Name: nodePrefix + b.Node, Labels: map[string]string{typeLabel: "node"}, ResourceVersion: b.Version},
 		Type:     nodeType,
 		Data: map[string][]byte{
-			"identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
+			"role": []byte(b.Role), "identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
 			"since": []byte(b.Since.UTC().Format(time.RFC3339)), "until": []byte(b.Until.UTC().Format(time.RFC3339)),
 		},
 	}
@@ -147,7 +148,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		private = append(private, p)
 	}
 	s := &join.Server{
-		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))},
+		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Bootstrap: d.bootstrap,
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
 		CA:        func() ([]byte, error) { return os.ReadFile(pki.CertFile(in.Paths, pki.CA)) },
@@ -205,6 +206,9 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
+	if err := d.bindSelf(ctx, in, clusterStore{api: api}); err != nil && ctx.Err() == nil {
+		d.log.Error("this server's own name is not kept in the cluster: another machine could take it", "err", err)
+	}
 	tick := time.NewTicker(expireEvery)
 	defer tick.Stop()
 	for {
@@ -217,6 +221,24 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// bindSelf keeps for the others whose name this server's is. One that joined has been bound; the first one does it by
+// itself, and again when it has another address. It has the keys of the cluster, so nobody could refuse.
+func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store clusterStore) error {
+	identity, err := pki.Identity(in.Paths)
+	if err != nil {
+		return err
+	}
+	all, err := store.Bindings(ctx)
+	if err != nil {
+		return err
+	}
+	b, err := join.OwnBinding(in.Facts.NodeName, in.Facts.NodeIP, identity, all, time.Now())
+	if err != nil || b == nil {
+		return err
+	}
+	return store.Bind(ctx, *b)
 }
 
 // expireEvery is how often tokens that nobody can use any more are looked for.
@@ -326,6 +348,14 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 	if name == in.Facts.NodeName {
 		return errs.Hint(errs.New(errs.Invalid, "%s is this server itself", name), "to give it up: k1s reset")
 	}
+	if b, err := d.binding(ctx, api, name); err != nil {
+		return err
+	} else if b != nil && b.Role == token.Server {
+		// First, and if it cannot be nothing else is: a member that is gone counts against the majority.
+		if err := d.removeMember(ctx, in, *b); err != nil {
+			return err
+		}
+	}
 	// The name first: a node whose name is free cannot renew its certificates.
 	binding, node := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name), api.DeleteNode(ctx, name)
 	if errs.Is(binding, errs.NotFound) && errs.Is(node, errs.NotFound) {
@@ -338,6 +368,22 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 	}
 	d.log.Info("node removed", "node", name)
 	return nil
+}
+
+// binding is whose name that of a node is; nil for nobody's.
+func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) (*join.Binding, error) {
+	sec, err := api.Secret(ctx, systemNamespace, nodePrefix+name)
+	if errs.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding out what %s is: %w", name, err)
+	}
+	b, err := bindingOf(sec)
+	if err != nil {
+		return nil, nil //nolint:nilerr // a damaged one says nothing, and removing the node is what mends it
+	}
+	return &b, nil
 }
 
 // expireTokens removes what can no longer be used.

@@ -69,6 +69,8 @@ const (
 	ServersAway        Code = "servers-away"
 	JoinClosed         Code = "join-closed"
 	SettingsChanged    Code = "settings-changed"
+	NoMember           Code = "no-member"
+	ServerRemoved      Code = "server-removed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
 	CheckFailed        Code = "check-failed"
@@ -154,6 +156,8 @@ func registry() []section {
 			{ServersAway, Error, "An agent cannot reach a server of its cluster. One that has joined before goes on with its pods; a new one waits.", "check that the servers run (k1s status) and that this machine reaches port 6443 of one of them"},
 			{JoinClosed, Error, "Machines that want to join this server are not answered. Nodes that have joined are not concerned, until they have to renew their certificates.", "look at k1s' own log, and restart k1s"},
 			{SettingsChanged, Warning, "The servers have settings now, such as the network backend, that this agent was not started with.", "restart k1s on this node: it takes the cluster's settings"},
+			{NoMember, Error, "A server that joins does not get its place in the cluster's datastore.", "read the text; restart k1s on this server: it asks again"},
+			{ServerRemoved, Error, "The other servers have removed this one. Its control plane is stopped, and its data is put aside beside the data directory's etcd.", "to join again, restart it with --server and a new token (k1s token create --role server); to give up what is on it: k1s reset"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},

@@ -24,6 +24,7 @@ import (
 
 type createOptions struct {
 	name         string
+	servers      int
 	agents       int
 	publish      []string
 	apiPort      uint16
@@ -51,6 +52,7 @@ func newCreateCmd(e env) *cobra.Command {
 			"What follows -- is given to every node as flags of `k1s server` and `k1s agent`.",
 		Example: "  k1s cluster create\n" +
 			"  k1s cluster create dev --agents 2\n" +
+			"  k1s cluster create ha --servers 3 --agents 2\n" +
 			"  k1s cluster create dev --publish 8080:30080 --image-bundle app.tar\n" +
 			"  k1s cluster create dev -- --network-pod-cidr 10.50.0.0/16",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +70,8 @@ func newCreateCmd(e env) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.agents, "agents", 0, "nodes that run pods beside the server")
+	f.IntVar(&o.servers, "servers", 1, "nodes with a control plane; three of them survive the loss of one")
+	f.IntVar(&o.agents, "agents", 0, "nodes that run pods beside the servers")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "make a node's port appear on 127.0.0.1: HOSTPORT:NODEPORT[/tcp|/udp]; repeatable")
 	f.Uint16Var(&o.apiPort, "api-port", 0, "port of the Kubernetes API on 127.0.0.1 (default: a free one)")
 	f.BoolVar(&o.egress, "egress", false, "let nodes and pods open connections to the outside")
@@ -156,7 +159,14 @@ func (o createOptions) resolve(in io.Reader) (cluster.CreateOptions, error) {
 	if o.agents < 0 || o.agents > cluster.MaxAgents {
 		return out, usage("--agents %d: a cluster has room for %d", o.agents, cluster.MaxAgents)
 	}
-	out.Nodes = []cluster.NodeSpec{node}
+	if o.servers < 1 || o.servers > cluster.MaxServers {
+		return out, usage("--servers %d: a cluster has at least one, and room for %d", o.servers, cluster.MaxServers)
+	}
+	for i := range o.servers {
+		server := node
+		server.Index = i
+		out.Nodes = append(out.Nodes, server)
+	}
 	for i := range o.agents {
 		agent := node
 		agent.Role, agent.Index = cluster.Agent, i

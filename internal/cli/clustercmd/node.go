@@ -39,16 +39,20 @@ func oneNode(_ *cobra.Command, args []string) error {
 }
 
 func newNodeAddCmd(e env) *cobra.Command {
-	count, limit := 1, defaultWait
+	count, limit, servers := 1, defaultWait, false
 	cmd := &cobra.Command{
-		Use: "add [CLUSTER]", Short: "Add agents to a running cluster, and wait until they are ready", Args: atMostName,
-		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3",
+		Use: "add [CLUSTER]", Short: "Add nodes to a running cluster, and wait until they are ready", Args: atMostName,
+		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3\n  k1s cluster node add dev --server",
 		ValidArgsFunction: completeName(e),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if count < 1 {
 				return usage("--count %d: nothing to add", count)
 			}
-			added, err := e.manager(false).AddAgents(cmd.Context(), nameOf(args), count, limit)
+			role := cluster.Agent
+			if servers {
+				role = cluster.Server
+			}
+			added, err := e.manager(false).AddNodes(cmd.Context(), nameOf(args), role, count, limit)
 			if err != nil {
 				return err
 			}
@@ -59,6 +63,7 @@ func newNodeAddCmd(e env) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&count, "count", count, "how many")
+	cmd.Flags().BoolVar(&servers, "server", false, "servers instead of agents")
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until they are ready")
 	return cmd
 }
@@ -117,7 +122,7 @@ type nodeDeleteOptions struct {
 func newNodeDeleteCmd(e env) *cobra.Command {
 	var o nodeDeleteOptions
 	cmd := &cobra.Command{
-		Use: "delete [CLUSTER] NODE", Aliases: []string{"rm"}, Short: "Delete an agent with all its data, and take it out of the cluster", Args: oneNode,
+		Use: "delete [CLUSTER] NODE", Aliases: []string{"rm"}, Short: "Take a node out of the cluster, and delete it with all its data", Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.cluster, o.node = clusterAndNode(args)
 			return runNodeDelete(cmd.Context(), e, o)
