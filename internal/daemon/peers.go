@@ -257,8 +257,8 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 	if err != nil {
 		return err
 	}
-	if old.Removed { // what it knew of its cluster has been put aside; its certificates may be for another address
-		if err := os.RemoveAll(p.Etcd()); err != nil {
+	if old.Removed { // it may have been cut off before it could do it
+		if err := archive(p.Etcd(), time.Now()); err != nil {
 			return err
 		}
 	}
@@ -450,7 +450,14 @@ func (d *Daemon) wasRemoved(ctx context.Context) error {
 	in := d.in
 	d.mu.Unlock()
 	d.log.Error("this server was removed from its cluster")
-	d.board.Report("membership", []health.Problem{health.New(health.ServerRemoved, "the other servers have removed this one from the cluster")})
+	s, err := readPeers(in.Paths)
+	if err != nil {
+		return err
+	}
+	s.Removed, s.Etcd = true, nil
+	if err := s.keep(in.Paths); err != nil { // first: the next start is not to begin with it again
+		return err
+	}
 	plan, err := components.Plan(in)
 	if err != nil {
 		return err
@@ -458,17 +465,10 @@ func (d *Daemon) wasRemoved(ctx context.Context) error {
 	if err := d.sup.Apply(ctx, components.WithoutControlPlane(plan)); err != nil {
 		return err
 	}
-	s, err := readPeers(in.Paths)
-	if err != nil {
-		return err
-	}
-	s.Removed, s.Etcd = true, nil
-	if err := s.keep(in.Paths); err != nil {
-		return err
-	}
 	if err := archive(in.Paths.Etcd(), time.Now()); err != nil {
 		return err
 	}
+	d.board.Report("membership", []health.Problem{health.New(health.ServerRemoved, "the other servers have removed this one from the cluster")})
 	return removeIfThere(components.EtcdRemoved(in))
 }
 

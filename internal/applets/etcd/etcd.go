@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -55,14 +57,66 @@ func Run(ctx context.Context, args []string) error {
 // saysRemoved is what a member logs that the others have removed (etcdserver.EtcdServer.run, v3.6).
 const saysRemoved = "data-dir used by this member must be removed"
 
+// lostAfter is how long a member that has copied the cluster's state for the first time may take to become ready.
+const lostAfter = 500 * time.Millisecond
+
+// errLost says that a member has to be started again.
+var errLost = errors.New("the member's first message was lost")
+
 func serve(ctx context.Context, cfg *embed.Config) error {
+	// A member that joins tells the others of itself and serves nobody before they have agreed. What it says while it learns
+	// who they are is lost with the connections it has until then, and etcd says it again after seven seconds only
+	// (etcdserver.EtcdServer.publishV3, rafthttp.Transport.AddRemote, v3.6). Started again it knows them from the beginning.
+	_, err := os.Stat(filepath.Join(cfg.Dir, "member", "wal"))
+	fresh := errors.Is(err, os.ErrNotExist) && cfg.ClusterState == embed.ClusterStateFlagExisting
+	err = serveOnce(ctx, cfg, fresh)
+	if errors.Is(err, errLost) {
+		err = serveOnce(ctx, cfg, false)
+	}
+	return err
+}
+
+// copied is closed when a member has the state of the others, and some time has gone by.
+func copied(ctx context.Context, e *embed.Etcd) <-chan struct{} {
+	c := make(chan struct{})
+	go func() {
+		defer close(c)
+		tick := time.NewTicker(lostAfter / 10)
+		defer tick.Stop()
+		for left := 10; left > 0 && ctx.Err() == nil; {
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+				if e.Server.AppliedIndex() > 0 {
+					left--
+				}
+			}
+		}
+	}()
+	return c
+}
+
+// serveOnce returns errLost for a fresh member that does not become ready though it has what it needs.
+func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return fmt.Errorf("starting etcd: %w", err)
 	}
 	defer e.Close()
+	var lost <-chan struct{}
+	if fresh {
+		starting, started := context.WithCancel(ctx)
+		lost = copied(starting, e)
+		defer func() { started(); <-lost }()
+	}
 	select {
 	case <-e.Server.ReadyNotify():
+	case <-lost:
+		if ctx.Err() != nil {
+			return nil
+		}
+		e.Server.HardStop() // Close alone waits until it is ready
+		return errLost
 	case <-e.Server.StopNotify(): // before it was ready, e.g. it has been removed from the cluster
 		return fmt.Errorf("etcd stopped while it was starting: see the lines above")
 	case err := <-e.Err():
