@@ -100,12 +100,23 @@ func alive(pid int) bool {
 // processes are all of the cluster's, pods included: those in its cgroups, in any hierarchy.
 func (c *Cluster) processes(t *testing.T) []int {
 	t.Helper()
+	return c.processesOf(t, "")
+}
+
+// processesOf are those of one of its nodes, or of all for "".
+func (c *Cluster) processesOf(t *testing.T, node string) []int {
+	t.Helper()
 	seen := map[int]bool{}
-	roots, err := filepath.Glob("/sys/fs/cgroup/*/k1s/" + c.name)
-	if err != nil {
-		t.Fatal(err)
+	var roots []string
+	// In every hierarchy, or the only one; below what is named after a directory of clusters that is not the usual one.
+	for _, pattern := range []string{"/sys/fs/cgroup/*/k1s/*/", "/sys/fs/cgroup/*/k1s/", "/sys/fs/cgroup/k1s/*/", "/sys/fs/cgroup/k1s/"} {
+		found, err := filepath.Glob(filepath.Join(pattern, c.name, node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, found...)
 	}
-	for _, root := range append(roots, "/sys/fs/cgroup/k1s/"+c.name) {
+	for _, root := range roots {
 		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 			if errors.Is(err, os.ErrNotExist) || err == nil && d.Name() != "cgroup.procs" {
 				return nil

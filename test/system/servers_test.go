@@ -29,7 +29,7 @@ func (c *Cluster) anyServer(t *testing.T) *api {
 	transport := a.http.Transport.(*http.Transport).Clone()
 	transport.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
 	t.Cleanup(transport.CloseIdleConnections)
-	return &api{&http.Client{Transport: transport, Timeout: 5 * time.Second}, fmt.Sprintf("https://127.0.0.1:%d", st.Spec.APIPort)}
+	return &api{&http.Client{Transport: transport, Timeout: 15 * time.Second}, fmt.Sprintf("https://127.0.0.1:%d", st.Spec.APIPort)}
 }
 
 func (c *Cluster) describe(t *testing.T) cluster.Status {
@@ -44,6 +44,24 @@ func (c *Cluster) describe(t *testing.T) cluster.Status {
 		t.Fatalf("there is no %s:\n%s", c.name, r.out)
 	}
 	return all[i]
+}
+
+// dies kills everything on the node at once, as a power cut does.
+func (m member) dies(t *testing.T) {
+	t.Helper()
+	nodes := m.describe(t).Nodes
+	i := slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == m.node })
+	if i < 0 || nodes[i].PID <= 1 {
+		t.Fatalf("%s does not run: %+v", m.node, nodes)
+	}
+	for range 10 { // what was being forked is killed next time
+		for _, pid := range m.processesOf(t, m.node) {
+			kill(t, pid)
+		}
+	}
+	if left := m.processesOf(t, m.node); alive(nodes[i].PID) || len(left) > 0 {
+		t.Fatalf("%s is not dead: %v", m.node, left)
+	}
 }
 
 // serverAddresses waits until the cluster knows of these servers and no others.
@@ -110,8 +128,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Run("one dies, whoever leads", func(t *testing.T) {
 		goesOn("before")
 		for _, s := range servers[:2] {
-			i := slices.IndexFunc(c.describe(t).Nodes, func(n cluster.Node) bool { return n.Name == s.node })
-			kill(t, c.describe(t).Nodes[i].PID) // the node's first process: nothing of it is left
+			s.dies(t)
 			goesOn("without " + s.node)
 			s.must(t, s.nodeCommand(t, "start"))
 			s.untilState(t, control.Running)
@@ -135,7 +152,9 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			t.Errorf("its data is not put aside: %v, %v", put, err)
 		}
 		s.must(t, s.nodeCommand(t, "stop"))
-		token := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server").out
+		created := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server")
+		s.must(t, created)
+		token := created.out
 		if err := os.WriteFile(s.disk("etc/token"), []byte(token), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -102,7 +102,12 @@ func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
 	if err != nil {
 		return fmt.Errorf("starting etcd: %w", err)
 	}
-	defer e.Close()
+	ended := false
+	defer func() {
+		if !ended { // a server that has stopped would only keep us waiting for its clients, which wait for it
+			e.Close()
+		}
+	}()
 	var lost <-chan struct{}
 	if fresh {
 		starting, started := context.WithCancel(ctx)
@@ -118,6 +123,7 @@ func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
 		e.Server.HardStop() // Close alone waits until it is ready
 		return errLost
 	case <-e.Server.StopNotify(): // before it was ready, e.g. it has been removed from the cluster
+		ended = true
 		return fmt.Errorf("etcd stopped while it was starting: see the lines above")
 	case err := <-e.Err():
 		return fmt.Errorf("serving: %w", err)
@@ -130,6 +136,7 @@ func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
 	case err := <-e.Err():
 		return fmt.Errorf("serving: %w", err)
 	case <-e.Server.StopNotify():
+		ended = true
 		return fmt.Errorf("etcd stopped by itself: it was removed from the cluster, or its disk failed; see the lines above")
 	}
 }
