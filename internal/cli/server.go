@@ -36,7 +36,7 @@ func newServerCmd(deps Deps, runF func(context.Context, serverOptions) error) *c
 		Short: "Run this machine as a Kubernetes server, in the foreground",
 		Long: "Runs the control plane and, unless --no-worker is given, a worker on this machine, until it is\n" +
 			"interrupted or `k1s stop` is called. Pods keep running when it stops; the next start finds them.",
-		Example: "  k1s server\n  k1s server --dry-run          # print every process, its arguments and files\n  k1s server --no-worker --datastore-endpoint etcd",
+		Example: "  k1s server\n  k1s server --server https://10.0.0.1:6443 --token-file /etc/k1s/token   # as another server of that cluster\n  k1s server --dry-run          # print every process, its arguments and files\n  k1s server --no-worker --datastore-endpoint etcd",
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
@@ -83,9 +83,7 @@ func runServer(ctx context.Context, o serverOptions) error {
 	switch {
 	case o.role == config.Server && spec.Role == config.Agent:
 		return errs.Hint(errs.New(errs.Invalid, "this machine is configured as an agent (spec.role)"), "run: k1s agent")
-	case o.role == config.Server && spec.Join.Server != "":
-		return errs.Hint(errs.New(errs.Unsupported, "a server cannot join other servers yet (spec.join.server)"), "run it as an agent: k1s agent --server %s", spec.Join.Server)
-	case o.role == config.Agent && slices.Contains(o.flags.Given(), "--token"):
+	case slices.Contains(o.flags.Given(), "--token"):
 		do.Warnings = append(do.Warnings, "--token can be read by everybody on this machine while k1s runs; use --token-file or K1S_TOKEN")
 	case o.role == config.Agent && spec.NoWorker:
 		do.Warnings = append(do.Warnings, "spec.noWorker is for servers, and has no effect on an agent")

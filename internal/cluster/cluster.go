@@ -44,6 +44,8 @@ type Spec struct {
 	Cuts []Cut `json:"cuts,omitempty"`
 	// NextAgent is above the index of every agent there has been: their names are not used again.
 	NextAgent int `json:"nextAgent,omitempty"`
+	// NextServer is the same for servers.
+	NextServer int `json:"nextServer,omitempty"`
 	// Nodes are those that were created, in order.
 	Nodes []NodeSpec `json:"nodes,omitempty"`
 	// Like are what nodes that are added later are like, one for each role that has any.
@@ -83,9 +85,11 @@ func (s Spec) Template(role Role) NodeSpec {
 // Keep puts a node into the record of its cluster.
 func (s *Spec) Keep(n NodeSpec) {
 	n.Token = ""
+	next := &s.NextServer
 	if n.Role == Agent {
-		s.NextAgent = max(s.NextAgent, n.Index+1)
+		next = &s.NextAgent
 	}
+	*next = max(*next, n.Index+1)
 	for i := range s.Nodes {
 		if s.Nodes[i].Name() == n.Name() {
 			s.Nodes[i] = n
@@ -107,7 +111,7 @@ type NodeSpec struct {
 	Args []string `json:"args,omitempty"`
 	// Bundles are image archives on this machine, offered to the node when it is created.
 	Bundles []string `json:"bundles,omitempty"`
-	// Token lets an agent join. It is given to the node and kept nowhere else; "" leaves the one that is there.
+	// Token lets an agent, or a server that is not the first one, join. It is given to the node and kept nowhere else; "" leaves the one that is there.
 	Token string `json:"-"`
 }
 
@@ -277,10 +281,27 @@ func NodeEnviron(spec Spec, node NodeSpec) []string {
 		"K1S_API_PORT="+strconv.Itoa(APIPortInNode),
 	)
 	if node.Role == Agent {
-		server := netip.AddrPortFrom(NodeAddr(spec.Subnet, Server, 0), APIPortInNode)
-		env = append(env, "K1S_ROLE=agent", "K1S_SERVER=https://"+server.String(), "K1S_TOKEN_FILE="+TokenFileInNode)
+		env = append(env, "K1S_ROLE=agent")
+	}
+	if node.Joins() {
+		server := netip.AddrPortFrom(NodeAddr(spec.Subnet, Server, other(spec, node)), APIPortInNode)
+		env = append(env, "K1S_SERVER=https://"+server.String(), "K1S_TOKEN_FILE="+TokenFileInNode)
 	}
 	return env
+}
+
+// Joins tells that the node becomes part of a cluster that is there, for which it needs a token.
+func (n NodeSpec) Joins() bool { return n.Role == Agent || n.Index > 0 }
+
+// other is the first server of a cluster beside a node.
+func other(spec Spec, node NodeSpec) int {
+	first := -1
+	for _, n := range spec.Nodes {
+		if n.Role == Server && n.Name() != node.Name() && (first < 0 || n.Index < first) {
+			first = n.Index
+		}
+	}
+	return max(first, 0)
 }
 
 // TokenFileInNode is where an agent finds NodeSpec.Token.

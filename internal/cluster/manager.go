@@ -26,8 +26,9 @@ type Manager struct {
 	// Ready asks a node once whether it is ready for work. The error says what is missing, in words that fit
 	// behind "waiting for": "the node to be Ready: container runtime is starting".
 	Ready func(ctx context.Context, n Node) error
-	// Token asks a server once for a token with which agents join its cluster. Only clusters with agents need it.
-	Token func(ctx context.Context, n Node) (string, error)
+	// Token asks a server once for a token with which nodes of a role join its cluster. Only clusters of several nodes
+	// need it.
+	Token func(ctx context.Context, n Node, role Role) (string, error)
 	// Forget takes a node that is gone out of the cluster, through a server; nil leaves it there.
 	Forget func(ctx context.Context, server Node, name string) error
 	// Images asks a node once which of its bundles are imported. Only LoadImages needs it.
@@ -178,18 +179,18 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 		others = errs.Is(err, errs.Exists)
 		return Status{}, err
 	}
-	var token string
+	tokens := map[Role]string{}
 	for _, n := range o.Nodes {
 		n.Cluster = name
-		if n.Role == Agent && token == "" {
+		if n.Joins() && tokens[n.Role] == "" {
 			waiting = true // for a server that runs
-			if token, err = m.token(ctx, name, cmp.Or(o.Wait, tokenLimit)); err != nil {
+			if tokens[n.Role], err = m.token(ctx, name, n.Role, cmp.Or(o.Wait, tokenLimit)); err != nil {
 				return Status{}, err
 			}
 			waiting = false
 		}
-		if n.Role == Agent {
-			n.Token = token
+		if n.Joins() {
+			n.Token = tokens[n.Role]
 		}
 		p.Step("starting node " + n.Name())
 		if _, err := m.Provider.Create(ctx, n); err != nil {
@@ -200,10 +201,10 @@ func (m Manager) Create(ctx context.Context, o CreateOptions) (st Status, err er
 	return m.settle(ctx, spec, o.Wait, o.NoKubeconfig)
 }
 
-// token gets what lets agents join, as soon as a server can give it.
-func (m Manager) token(ctx context.Context, name string, limit time.Duration) (string, error) {
+// token gets what lets nodes of a role join, as soon as a server can give it.
+func (m Manager) token(ctx context.Context, name string, role Role, limit time.Duration) (string, error) {
 	if m.Token == nil {
-		return "", errs.New(errs.Unsupported, "cluster %s cannot have agents: nobody can make a token", name)
+		return "", errs.New(errs.Unsupported, "cluster %s cannot have more nodes: nobody can make a token", name)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not there within %s", limit))
 	defer cancel()
@@ -214,7 +215,7 @@ func (m Manager) token(ctx context.Context, name string, limit time.Duration) (s
 	m.progress().Step("waiting for the API of cluster " + name)
 	var token string
 	err = wait.Until(ctx, askPause, "the API of cluster "+name, func(ctx context.Context) error {
-		token, err = m.Token(ctx, n)
+		token, err = m.Token(ctx, n, role)
 		if err == nil {
 			return nil
 		}
@@ -231,17 +232,22 @@ func (m Manager) token(ctx context.Context, name string, limit time.Duration) (s
 	return token, errs.WithLog(err, n.Log)
 }
 
-// server is the first server of a cluster.
+// server is a server of a cluster to ask, the first that runs.
 func (m Manager) server(ctx context.Context, name string) (Node, error) {
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
 		return Node{}, err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
-	if i < 0 {
+	first := -1
+	for i, n := range st.Nodes {
+		if n.Role == Server && (first < 0 || n.State == Running && st.Nodes[first].State != Running) {
+			first = i // one that runs, if there is one
+		}
+	}
+	if first < 0 {
 		return Node{}, errs.New(errs.NotFound, "cluster %q has no server", name)
 	}
-	return st.Nodes[i], nil
+	return st.Nodes[first], nil
 }
 
 // settle waits for nodes that were started and hands out the kubeconfig.
@@ -342,11 +348,10 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	if err != nil {
 		return kubeconfig.Config{}, err
 	}
-	i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server })
-	if i < 0 {
-		return kubeconfig.Config{}, errs.New(errs.NotFound, "cluster %q has no server", name)
+	n, err := m.server(ctx, name)
+	if err != nil {
+		return kubeconfig.Config{}, err
 	}
-	n := st.Nodes[i]
 	if n.State == Running {
 		m.progress().Step("waiting for the kubeconfig of cluster " + name)
 	}
@@ -369,9 +374,9 @@ func (m Manager) Kubeconfig(ctx context.Context, name string) (kubeconfig.Config
 	return c, nil
 }
 
-// AddAgents makes a running cluster have more agents, and waits until it is ready. args are added to those that agents
-// of this cluster have.
-func (m Manager) AddAgents(ctx context.Context, name string, count int, limit time.Duration, args ...string) ([]Node, error) {
+// AddNodes makes a running cluster have more nodes of a role, and waits until they are ready. args are added to those that
+// nodes of the role have in this cluster.
+func (m Manager) AddNodes(ctx context.Context, name string, role Role, count int, limit time.Duration, args ...string) ([]Node, error) {
 	defer m.progress().Done()
 	st, err := m.Provider.Describe(ctx, name)
 	if err != nil {
@@ -380,9 +385,12 @@ func (m Manager) AddAgents(ctx context.Context, name string, count int, limit ti
 	if !slices.ContainsFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }) {
 		return nil, errs.Hint(errs.New(errs.NotRunning, "no server of cluster %q runs: nothing can join it", name), "run: k1s cluster start %s", name)
 	}
-	like, free := st.Spec.Template(Agent), st.Spec.NextAgent
+	like, free := st.Spec.Template(role), st.Spec.NextAgent
+	if role == Server {
+		free = max(st.Spec.NextServer, 1)
+	}
 	like.Args = slices.Concat(like.Args, args)
-	token, err := m.token(ctx, name, cmp.Or(limit, tokenLimit))
+	token, err := m.token(ctx, name, role, cmp.Or(limit, tokenLimit))
 	if err != nil {
 		return nil, err
 	}
@@ -449,21 +457,30 @@ func (m Manager) StartNode(ctx context.Context, cluster, name string, limit time
 	return m.await(ctx, cluster, limit, name)
 }
 
-// DeleteNode removes an agent with all its data, and takes it out of the cluster if that answers.
+// DeleteNode removes a node with all its data, and takes it out of the cluster. A server leaves first, through another one:
+// a member of the datastore that is gone counts against the majority of those that are left.
 func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
 	defer m.progress().Done()
-	server, err := m.deletable(ctx, cluster, name)
+	d, err := m.deletable(ctx, cluster, name)
 	if err != nil {
 		return err
+	}
+	if d.leaves {
+		m.progress().Step("taking server " + name + " out of the cluster")
+		if m.Forget != nil {
+			if err := m.Forget(ctx, *d.other, name); err != nil && !errs.Is(err, errs.NotFound) {
+				return err
+			}
+		}
 	}
 	m.progress().Step("deleting node " + name)
 	if err := m.Provider.Delete(ctx, cluster, name); err != nil {
 		return err
 	}
-	if m.Forget == nil || server == nil {
+	if m.Forget == nil || d.other == nil || d.leaves {
 		return nil // its name stays taken; it is not given to another node
 	}
-	if err := m.Forget(ctx, *server, name); err != nil && !errs.Is(err, errs.NotFound) {
+	if err := m.Forget(ctx, *d.other, name); err != nil && !errs.Is(err, errs.NotFound) {
 		return errs.Hint(fmt.Errorf("the node is gone, but not out of the cluster: %w", err), "run: k1s cluster exec %s -- k1s node remove %s --yes", cluster, name)
 	}
 	return nil
@@ -471,30 +488,42 @@ func (m Manager) DeleteNode(ctx context.Context, cluster, name string) error {
 
 // DeleteNodePlan is what DeleteNode would do, a line each.
 func (m Manager) DeleteNodePlan(ctx context.Context, cluster, name string) ([]string, error) {
-	server, err := m.deletable(ctx, cluster, name)
+	d, err := m.deletable(ctx, cluster, name)
 	if err != nil {
 		return nil, err
 	}
-	plan := []string{endNode(name)}
-	if server == nil {
-		return append(plan, "leave its name in the cluster, because no server runs that could forget it"), nil
+	switch {
+	case d.leaves:
+		return []string{fmt.Sprintf("take server %s out of the cluster, through %s", name, d.other.Name), endNode(name)}, nil
+	case d.other == nil:
+		return []string{endNode(name), "leave its name in the cluster, because no server runs that could forget it"}, nil
 	}
-	return append(plan, fmt.Sprintf("take it out of the cluster, through %s", server.Name)), nil
+	return []string{endNode(name), fmt.Sprintf("take it out of the cluster, through %s", d.other.Name)}, nil
 }
 
-// deletable refuses what DeleteNode cannot delete, and finds a running server that can forget the node; nil without one.
-func (m Manager) deletable(ctx context.Context, cluster, name string) (server *Node, err error) {
+// departure is how a node goes.
+type departure struct {
+	other  *Node // a running server that can forget it; nil without one
+	leaves bool  // it has to leave before it is deleted, as servers do
+}
+
+// deletable refuses what DeleteNode cannot delete.
+func (m Manager) deletable(ctx context.Context, cluster, name string) (departure, error) {
 	st, n, err := m.node(ctx, cluster, name)
 	if err != nil {
-		return nil, err
+		return departure{}, err
 	}
-	if n.Role == Server {
-		return nil, errs.Hint(errs.New(errs.Unsupported, "%s is the server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+	d := departure{leaves: n.Role == Server}
+	if i := slices.IndexFunc(st.Nodes, func(o Node) bool { return o.Role == Server && o.State == Running && o.Name != name }); i >= 0 {
+		d.other = &st.Nodes[i]
 	}
-	if i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Role == Server && n.State == Running }); i >= 0 {
-		server = &st.Nodes[i]
+	switch {
+	case d.leaves && !slices.ContainsFunc(st.Spec.Nodes, func(o NodeSpec) bool { return o.Role == Server && o.Name() != name }):
+		return d, errs.Hint(errs.New(errs.Unsupported, "%s is the only server of cluster %q", name, cluster), "to delete the cluster: k1s cluster delete %s", cluster)
+	case d.leaves && d.other == nil:
+		return d, errs.Hint(errs.New(errs.NotRunning, "no other server of cluster %q runs, and %s cannot leave without one", cluster, name), "run: k1s cluster start %s", cluster)
 	}
-	return server, nil
+	return d, nil
 }
 
 // Start starts a stopped cluster and mends a broken one.
@@ -541,6 +570,15 @@ func movable(st Status, subnet netip.Prefix) error {
 		if p.Overlaps(subnet) {
 			return errs.New(errs.Invalid, "network %s of cluster %s overlaps with %s, which is to join its nodes", p, st.Spec.Name, subnet)
 		}
+	}
+	servers := 0
+	for _, n := range st.Spec.Nodes {
+		if n.Role == Server {
+			servers++
+		}
+	}
+	if servers > 1 {
+		return errs.New(errs.Unsupported, "cluster %q has %d servers, which know each other by their addresses: they keep them", st.Spec.Name, servers)
 	}
 	if st.State != Stopped || st.Note != "" {
 		return errs.Hint(errs.New(errs.Exists, "cluster %q is %s: its nodes keep their addresses %s", st.Spec.Name, st.State, st.Spec.Subnet), "run: k1s cluster stop %s", st.Spec.Name)

@@ -309,7 +309,9 @@ func withAgents(t *testing.T) (*world, *given, cluster.CreateOptions) {
 	w := newWorld(t)
 	g := &given{w.fake, map[string]string{}}
 	w.Provider = g
-	w.Token = func(_ context.Context, n cluster.Node) (string, error) { return "token of " + n.Name, nil }
+	w.Token = func(_ context.Context, n cluster.Node, role cluster.Role) (string, error) {
+		return string(role) + " token of " + n.Name, nil
+	}
 	o := w.options()
 	o.Nodes = append(o.Nodes, cluster.NodeSpec{Role: cluster.Agent}, cluster.NodeSpec{Role: cluster.Agent, Index: 1, Args: []string{"--log-level=debug"}})
 	return w, g, o
@@ -318,17 +320,17 @@ func withAgents(t *testing.T) (*world, *given, cluster.CreateOptions) {
 func TestAgentsAreStartedWithATokenOnceAServerGivesOne(t *testing.T) {
 	w, g, o := withAgents(t)
 	tries := 0
-	w.Token = func(_ context.Context, n cluster.Node) (string, error) {
+	w.Token = func(_ context.Context, n cluster.Node, role cluster.Role) (string, error) {
 		if tries++; tries < 3 {
 			return "", errors.New("its daemon is starting")
 		}
-		return "token of " + n.Name, nil
+		return string(role) + " token of " + n.Name, nil
 	}
 	st, err := w.Create(t.Context(), o)
 	if err != nil || len(st.Nodes) != 3 {
 		t.Fatalf("%+v, %v", st, err)
 	}
-	if g.tokens["server-0"] != "" || g.tokens["agent-0"] != "token of server-0" || g.tokens["agent-1"] != "token of server-0" {
+	if g.tokens["server-0"] != "" || g.tokens["agent-0"] != "agent token of server-0" || g.tokens["agent-1"] != "agent token of server-0" {
 		t.Errorf("tokens %v", g.tokens)
 	}
 	if !slices.Contains(w.told, "… its daemon is starting") || !slices.Contains(w.told, "waiting for node agent-1") {
@@ -351,7 +353,9 @@ func TestAgentsAreStartedWithATokenOnceAServerGivesOne(t *testing.T) {
 func TestAServerThatGivesNoTokenIsKeptForALook(t *testing.T) {
 	w, g, o := withAgents(t)
 	synctest.Test(t, func(t *testing.T) {
-		w.Token = func(context.Context, cluster.Node) (string, error) { return "", errors.New("its daemon is starting") }
+		w.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) {
+			return "", errors.New("its daemon is starting")
+		}
 		_, err := w.Create(t.Context(), o)
 		if _, log := errs.HintOf(err); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "its daemon is starting") || log == "" {
 			t.Errorf("got %v (log %q)", err, log)
@@ -367,7 +371,7 @@ func TestAgentsAreAddedAndDeleted(t *testing.T) {
 	if _, err := w.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	added, err := w.AddAgents(t.Context(), "dev", 2, time.Minute)
+	added, err := w.AddNodes(t.Context(), "dev", cluster.Agent, 2, time.Minute)
 	if err != nil || len(added) != 2 || added[0].Name != "agent-2" || added[1].Name != "agent-3" || g.tokens["agent-3"] == "" {
 		t.Fatalf("%+v, %v, %v", added, err, g.tokens)
 	}
@@ -393,7 +397,7 @@ func TestAgentsAreAddedAndDeleted(t *testing.T) {
 		t.Errorf("%v, %v", forgotten, err)
 	}
 	// Its name and its address are not given to another machine.
-	if added, err = w.AddAgents(t.Context(), "dev", 1, time.Minute); err != nil || added[0].Name != "agent-4" {
+	if added, err = w.AddNodes(t.Context(), "dev", cluster.Agent, 1, time.Minute); err != nil || added[0].Name != "agent-4" {
 		t.Errorf("%+v, %v", added, err)
 	}
 	if err := w.DeleteNode(t.Context(), "dev", "server-0"); !errs.Is(err, errs.Unsupported) {
@@ -411,7 +415,7 @@ func TestAgentsAreAddedAndDeleted(t *testing.T) {
 	if err := w.StopNode(t.Context(), "dev", "server-0"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.AddAgents(t.Context(), "dev", 1, time.Minute); !errs.Is(err, errs.NotRunning) {
+	if _, err := w.AddNodes(t.Context(), "dev", cluster.Agent, 1, time.Minute); !errs.Is(err, errs.NotRunning) {
 		t.Errorf("adding to a cluster without a server: %v", err)
 	}
 }

@@ -147,10 +147,21 @@ type Input struct {
 	Datastore string
 	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
 	AuditPolicy string
+	// Etcd is this server as a member of an embedded etcd of several; zero for the only one.
+	Etcd EtcdMember
+	// Several tells that the cluster has, or had, more than one server, so that some things are done by one of them.
+	Several bool
 	// Server is where this agent was told to find its cluster, as host:port; "" on servers.
 	Server string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.
 	PayloadID string
+}
+
+// EtcdMember is a server that joined the etcd of others.
+type EtcdMember struct {
+	Name string
+	// InitialCluster are the members there were when it joined, with itself: NAME=URL,…
+	InitialCluster string
 }
 
 // Component is a Def rendered for one node.

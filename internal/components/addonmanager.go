@@ -27,6 +27,9 @@ func addonManagerSpec(in component.Input) (component.Spec, error) {
 	f.add("packaged", p.Packaged())
 	f.add("manifests", p.Manifests())
 	f.add("status-file", AddonStatus(in))
+	if in.Several {
+		f.add("leader-elect", "true")
+	}
 	return component.Spec{
 		Applet: "addon-manager",
 		Args:   f,

@@ -65,9 +65,17 @@ func (f *flags) add(name, value string) {
 }
 
 func (f *flags) gates(in component.Input) {
+	f.gatesWith(in, nil)
+}
+
+// gatesWith adds ours, which the user's override.
+func (f *flags) gatesWith(in component.Input, ours map[string]bool) {
+	all := map[string]bool{}
+	maps.Copy(all, ours)
+	maps.Copy(all, in.Config.Spec.Gates)
 	var kv []string
-	for _, k := range slices.Sorted(maps.Keys(in.Config.Spec.Gates)) {
-		kv = append(kv, k+"="+strconv.FormatBool(in.Config.Spec.Gates[k]))
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		kv = append(kv, k+"="+strconv.FormatBool(all[k]))
 	}
 	f.add("feature-gates", strings.Join(kv, ","))
 }
@@ -87,13 +95,12 @@ func (f *flags) controller(in component.Input, name, serving string, port int) {
 	f.add("tls-cert-file", p.PKI(serving+".crt"))
 	f.add("tls-private-key-file", p.PKI(serving+".key"))
 	f.add("tls-min-version", tlsMinVersion)
-	// One server: nobody to elect against, and a slow disk must not end the controllers.
-	f.add("leader-elect", "false")
+	// One server has nobody to elect against, and a slow disk must not end its controllers.
+	f.add("leader-elect", strconv.FormatBool(in.Several))
 	// Upstream's 20 requests a second cost 4.5 s until the first pod.
 	f.add("kube-api-qps", clientQPS)
 	f.add("kube-api-burst", clientQPS)
 	f.add("profiling", "false")
-	f.gates(in)
 }
 
 func local(port int) string { return loopback + ":" + strconv.Itoa(port) }

@@ -33,5 +33,12 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 	f.add("root-ca-file", p.PKI("ca.crt"))
 	f.add("service-account-private-key-file", p.PKI("sa.key"))
 	f.add("use-service-account-credentials", "true")
+	var ours map[string]bool
+	if in.Several {
+		// Without it upstream ends the whole process when the lease is lost, and when it is asked to stop, others wait
+		// for the lease's end.
+		ours = map[string]bool{"ControllerManagerReleaseLeaderElectionLockOnExit": true}
+	}
+	f.gatesWith(in, ours)
 	return component.Spec{Applet: "kube-controller-manager", Args: f}, nil
 }

@@ -1,7 +1,11 @@
 package components
 
 import (
+	"cmp"
 	"fmt"
+	"net"
+	"path"
+	"strconv"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/etcdcare"
@@ -18,9 +22,12 @@ var _ = register(component.Def{
 	Ready:   httpReady(etcdMetricsPort, "/readyz"),
 })
 
+// EtcdRemoved is a file that is there when the member found out that the others have removed it.
+func EtcdRemoved(in component.Input) string { return path.Join(in.Paths.Run, "etcd-removed") }
+
 func etcdSpec(in component.Input) (component.Spec, error) {
 	client := fmt.Sprintf("https://%s", local(etcdClientPort))
-	peer := fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	peer := EtcdPeerURL(in)
 	tls := func(what string) map[string]any {
 		return map[string]any{
 			"cert-file":        in.Paths.PKI("etcd", what+".crt"),
@@ -42,25 +49,39 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 	}
 	return component.Spec{
 		Applet: "etcd",
-		Args:   []string{"--config-file=" + file.Path},
+		Args:   []string{"--config-file=" + file.Path, "--removed-file=" + EtcdRemoved(in)},
 		Files:  []component.File{file},
 		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
 	}, nil
 }
 
-// etcdMember is what the only member of a cluster is, wherever it listens.
+// EtcdPeerURL is where the other members reach this one.
+func EtcdPeerURL(in component.Input) string {
+	return "https://" + net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(etcdPeerPort))
+}
+
+// etcdMember is what a member is, wherever it listens.
 func etcdMember(in component.Input) map[string]any {
 	name, peer := EtcdMember(in)
+	all, state := name+"="+peer, "new"
+	if in.Etcd.Name != "" {
+		all, state = in.Etcd.InitialCluster, "existing"
+	}
+	// A single member has nobody to wait for: with upstream's 100 and 1000 ms its election alone costs 0.7 s. Several
+	// have a network between them, and other work beside them.
+	heartbeat, election := 10, 100
+	if in.Several {
+		heartbeat, election = 100, 1000
+	}
 	return map[string]any{
 		"name":                        name,
 		"data-dir":                    in.Paths.Etcd(),
 		"advertise-client-urls":       fmt.Sprintf("https://%s", local(etcdClientPort)),
 		"initial-advertise-peer-urls": peer,
-		"initial-cluster":             name + "=" + peer,
-		"initial-cluster-state":       "new",
-		// A single member has nobody to wait for: with upstream's 100/1000 ms its election alone costs 0.7 s.
-		"heartbeat-interval": 10,
-		"election-timeout":   100,
+		"initial-cluster":             all,
+		"initial-cluster-state":       state,
+		"heartbeat-interval":          heartbeat,
+		"election-timeout":            election,
 		// In nanoseconds. Only etcd's own program has a default, without one every request is warned of.
 		"warning-unary-request-duration": 300_000_000,
 		"quota-backend-bytes":            int64(in.Config.Spec.Etcd.Quota) << 20,
@@ -71,7 +92,7 @@ func etcdMember(in component.Input) map[string]any {
 
 // EtcdMember are the name and the peers' address of this server's member.
 func EtcdMember(in component.Input) (name, peerURL string) {
-	return in.Facts.NodeName, fmt.Sprintf("https://%s:%d", in.Facts.NodeIP, etcdPeerPort)
+	return cmp.Or(in.Etcd.Name, in.Facts.NodeName), EtcdPeerURL(in)
 }
 
 // EtcdClient is where this server's member answers, and the files that takes.

@@ -30,12 +30,17 @@ func input(cfg config.Config) component.Input {
 	}
 }
 
-// facts variants, chosen by the name of a case after the last dot: default.v1.
-var variants = map[string]func(*component.Facts){
-	".v1": func(f *component.Facts) {
+// variants of what is known about the machine, chosen by the name of a case after the last dot: default.v1.
+var variants = map[string]func(*component.Input){
+	".v1": func(in *component.Input) {
+		f := &in.Facts
 		f.CgroupVersion, f.Systemd, f.SysResource, f.InitialNetNS, f.AppArmor, f.OverlayFS = 1, false, false, false, false, false
 		f.OOMScore = 500
 		f.Resolver = component.Resolver{Text: "nameserver 192.0.2.53\n", HasServers: true}
+	},
+	".several": func(in *component.Input) {
+		in.Several = true
+		in.Etcd = component.EtcdMember{Name: "node-1-0a1b2c3d", InitialCluster: "node-0=https://198.51.100.6:2380,node-1-0a1b2c3d=https://198.51.100.7:2380"}
 	},
 }
 
@@ -54,7 +59,7 @@ func TestPlanIsAsGolden(t *testing.T) {
 			}
 			in := input(loaded.Config)
 			if v := variants[filepath.Ext(dir)]; v != nil {
-				v(&in.Facts)
+				v(&in)
 			}
 			units, err := Plan(in)
 			if err != nil {

@@ -16,5 +16,6 @@ var _ = register(component.Def{
 func schedulerSpec(in component.Input) (component.Spec, error) {
 	var f flags
 	f.controller(in, "kube-scheduler", "scheduler-serving", schedulerPort)
+	f.gates(in)
 	return component.Spec{Applet: "kube-scheduler", Args: f}, nil
 }

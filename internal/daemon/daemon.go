@@ -77,6 +77,10 @@ type Daemon struct {
 	moving  moveState
 	care    careState
 	upkeep  upkeepState
+	// learners is when a vote was last asked for a member of etcd that has none.
+	learners map[uint64]time.Time
+
+	several chan struct{} // holds one: another server joins
 }
 
 // errStop ends Run in good order.
@@ -104,8 +108,8 @@ func Run(ctx context.Context, o Options) error {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
-		snapshots: make(chan struct{}, 1),
-		in:        component.Input{Config: o.Config, Paths: o.Paths}}
+		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1),
+		in: component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
@@ -189,14 +193,18 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	var member *membership
-	if !spec.ControlPlane() {
-		if member, err = d.join(ctx, &in); err != nil {
-			return nil, err
-		}
-		d.mu.Lock()
-		d.in = in
-		d.mu.Unlock()
+	var arriving *arrival
+	if spec.ControlPlane() {
+		arriving, err = d.joinServers(ctx, &in)
+	} else {
+		member, err = d.join(ctx, &in)
 	}
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	d.in = in
+	d.mu.Unlock()
 	d.log.Info("starting", "version", o.Config.APIVersion, "node", f.NodeName, "ip", f.NodeIP, cluster(in.Config, o.Paths))
 
 	d.step("checking this machine")
@@ -215,6 +223,11 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, errs.Hint(err, "%s", hint)
 	}
 	d.step("issuing certificates")
+	if arriving != nil {
+		if err := arriving.settle(ctx, &in); err != nil {
+			return nil, err
+		}
+	}
 	var report pki.Report
 	if member != nil {
 		report, err = member.settle(ctx, d.log, in)
@@ -225,6 +238,12 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	d.reportCertificates(report)
+	if spec.ControlPlane() {
+		if err := d.becomeMember(ctx, &in); err != nil {
+			return nil, err
+		}
+	}
+	spec = in.Config.Spec // the cluster's settings are in it
 
 	d.step("rendering components")
 	reg, err := readRegistries(o.Paths.RegistriesFile())
@@ -366,6 +385,8 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchMember(ctx) })
 		wg.Go(func() { d.watchSchedule(ctx) })
 		wg.Go(func() { d.serveJoiners(ctx) })
+		wg.Go(func() { d.watchSeveral(ctx) })
+		wg.Go(func() { d.watchMembership(ctx) })
 	}
 
 	stopPods := func() error { return nil }

@@ -91,7 +91,7 @@ func (d *Daemon) prepareEncryption(in component.Input) error {
 	if err != nil {
 		return err
 	}
-	if want := in.Config.Spec.Secrets.Encryption; want != "" && !kept && !ownProviders(in) && !hasDatabase(in) {
+	if want := in.Config.Spec.Secrets.Encryption; want != "" && !kept && !ownProviders(in) && !hasDatabase(in) && !in.Several {
 		if s.Key, err = encryption.NewKey(encryption.Provider(want), time.Now(), rand.Reader); err != nil {
 			return err
 		}
@@ -370,6 +370,9 @@ func (d *Daemon) ChangeEncryption(ctx context.Context, r control.EncryptionReque
 	if next, err := before.Begin(action, time.Now().UTC(), newKey); err != nil {
 		return control.Encryption{}, err
 	} else if next.Change != before.Change {
+		if err := d.alone(ctx, in, "changing the encryption of Secrets"); err != nil {
+			return control.Encryption{}, err
+		}
 		// A change that begins with Secrets nobody can read would not end.
 		if _, _, err := readKeys(in.Paths); err != nil {
 			return control.Encryption{}, err

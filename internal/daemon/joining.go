@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -74,7 +75,7 @@ func (s clusterStore) Bindings(ctx context.Context) ([]join.Binding, error) {
 
 func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
 	b := join.Binding{
-		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
+		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Role: token.Role(cmp.Or(string(sec.Data["role"]), string(token.Agent))), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
 		Version: sec.Metadata.ResourceVersion,
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(b.Identity)
@@ -100,7 +101,7 @@ func (s clusterStore) Bind(ctx context.Context, b join.Binding) error {
 		Metadata: kubeapi.SecretMeta{Name: nodePrefix + b.Node, Labels: map[string]string{typeLabel: "node"}, ResourceVersion: b.Version},
 		Type:     nodeType,
 		Data: map[string][]byte{
-			"identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
+			"role": []byte(b.Role), "identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
 			"since": []byte(b.Since.UTC().Format(time.RFC3339)), "until": []byte(b.Until.UTC().Format(time.RFC3339)),
 		},
 	}
@@ -148,7 +149,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		private = append(private, p)
 	}
 	s := &join.Server{
-		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))},
+		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Bootstrap: d.bootstrap,
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
 		CA:        func() ([]byte, error) { return os.ReadFile(pki.CertFile(in.Paths, pki.CA)) },
@@ -206,6 +207,9 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
+	if err := d.bindSelf(ctx, in, clusterStore{api: api}); err != nil && ctx.Err() == nil {
+		d.log.Error("this server's own name is not kept in the cluster: another machine could take it", "err", err)
+	}
 	tick := time.NewTicker(expireEvery)
 	defer tick.Stop()
 	for {
@@ -218,6 +222,24 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// bindSelf keeps for the others whose name this server's is. One that joined has been bound; the first one does it by
+// itself, and again when it has another address. It has the keys of the cluster, so nobody could refuse.
+func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store clusterStore) error {
+	identity, err := pki.Identity(in.Paths)
+	if err != nil {
+		return err
+	}
+	all, err := store.Bindings(ctx)
+	if err != nil {
+		return err
+	}
+	b, err := join.OwnBinding(in.Facts.NodeName, in.Facts.NodeIP, identity, all, time.Now())
+	if err != nil || b == nil {
+		return err
+	}
+	return store.Bind(ctx, *b)
 }
 
 // expireEvery is how often tokens that nobody can use any more are looked for.
@@ -364,6 +386,14 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 			return nil
 		}})
 	}
+	b, err := d.binding(ctx, api, name)
+	if err != nil {
+		return nil, err
+	}
+	if b != nil && b.Role == token.Server && components.UsesEtcd(in) {
+		// First, and if it cannot be nothing else is: a member that is gone counts against the majority.
+		add("take server "+name+" out of etcd, if the members that stay are a majority without it", func(ctx context.Context) error { return d.removeMember(ctx, in, *b) })
+	}
 	switch _, err := api.Secret(ctx, systemNamespace, nodePrefix+name); {
 	case err == nil:
 		add("forget the machine behind "+name+": it cannot renew its certificates, and its name is free", func(ctx context.Context) error {
@@ -379,6 +409,22 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 		return nil, errs.Hint(errs.New(errs.NotFound, "there is no node %q", name), "see: k1s kubectl get nodes")
 	}
 	return steps, nil
+}
+
+// binding is whose name that of a node is; nil for nobody's.
+func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) (*join.Binding, error) {
+	sec, err := api.Secret(ctx, systemNamespace, nodePrefix+name)
+	if errs.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding out what %s is: %w", name, err)
+	}
+	b, err := bindingOf(sec)
+	if err != nil {
+		return nil, nil //nolint:nilerr // a damaged one says nothing, and removing the node is what mends it
+	}
+	return &b, nil
 }
 
 // expireTokens removes what can no longer be used.

@@ -61,7 +61,7 @@ func sameRole(in component.Input) error {
 	agent := !in.Config.Spec.ControlPlane()
 	_, noKey := os.Stat(pki.KeyFile(in.Paths, pki.CA))
 	_, noServer := os.Stat(pki.CertFile(in.Paths, pki.APIServer))
-	_, noMember := os.Stat(pki.KeyFile(in.Paths, pki.NodeIdentity))
+	_, noMember := os.Stat(in.Paths.Agent())
 	switch {
 	case agent && (noKey == nil || noServer == nil):
 		return errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster (%s); it cannot be an agent", in.Paths.Data), "run: k1s server; to give up what is on it: k1s reset")

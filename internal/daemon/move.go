@@ -173,6 +173,11 @@ type before struct {
 
 // MoveDatastore implements control.Backend.
 func (d *Daemon) MoveDatastore(ctx context.Context, r control.DatastoreRequest) (control.Datastore, error) {
+	return d.moveDatastore(ctx, r, false)
+}
+
+// moveDatastore begins a move; several says that it is done so that another server can join.
+func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, several bool) (control.Datastore, error) {
 	if _, _, err := d.server(); errs.Is(err, errs.Unsupported) {
 		return control.Datastore{}, err
 	}
@@ -188,9 +193,18 @@ func (d *Daemon) MoveDatastore(ctx context.Context, r control.DatastoreRequest) 
 	if restoring {
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "a snapshot of etcd is being restored"), "wait for its end: k1s etcd status")
 	}
+	if err := d.alone(ctx, in, "moving the datastore"); err != nil {
+		return control.Datastore{}, err
+	}
 	m, err := d.newMove(in, known.state, r)
 	if err != nil {
 		return control.Datastore{}, err
+	}
+	if several {
+		m.to.Several = true
+		if err := keepSeveral(in); err != nil {
+			return control.Datastore{}, err
+		}
 	}
 	random := make([]byte, moveIDBytes)
 	if _, err := rand.Read(random); err != nil {
@@ -242,7 +256,7 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 		case r.Endpoint == "":
 			to.Endpoint = "sqlite"
 		}
-		m.dropIn = dropIn(*to)
+		m.dropIn = dropIn(*to, "k1s datastore migrate")
 	case migration.Rollback:
 		if last.Previous == nil {
 			break // Begin says so
@@ -317,10 +331,10 @@ func (d *Daemon) configured() (config.Config, config.Origins, error) {
 	return c, origins, err
 }
 
-// dropIn is the file that names a datastore. null takes back what other files say.
-func dropIn(d config.Datastore) []byte {
+// dropIn is the file that names a datastore, and who wrote it. null takes back what other files say.
+func dropIn(d config.Datastore, by string) []byte {
 	var b bytes.Buffer
-	b.WriteString("# Written by k1s datastore migrate: the cluster's state is there since then. To change it, move the state again.\n" +
+	b.WriteString("# Written by " + by + ": the cluster's state is there since then. To change it, move the state again.\n" +
 		"apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore:\n")
 	endpoint := d.Endpoint.Reveal()
 	if d.EndpointFile != "" {
@@ -660,7 +674,7 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	}
 	d.mu.Lock()
 	current := d.in
-	current.Config.Spec.Datastore, current.Datastore = in.Config.Spec.Datastore, in.Datastore
+	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
 	d.in = current
 	d.mu.Unlock()
 	if err := writeDatastore(in); err != nil {

@@ -73,6 +73,9 @@ func Plan(ctx context.Context, o Options) ([]component.Unit, error) {
 		if in.AuditPolicy, err = readAuditPolicy(o.Config.Spec.Audit); err != nil {
 			return nil, err
 		}
+		if err := asServer(&in); err != nil {
+			return nil, err
+		}
 	} else if err := asMember(&in); err != nil {
 		return nil, err
 	}

@@ -77,6 +77,8 @@ const (
 	NodeUnreachable    Code = "node-unreachable"
 	TunnelDown         Code = "tunnel-down"
 	SettingsChanged    Code = "settings-changed"
+	NoMember           Code = "no-member"
+	ServerRemoved      Code = "server-removed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
 	CheckFailed        Code = "check-failed"
@@ -170,6 +172,8 @@ func registry() []section {
 			{NodeUnreachable, Warning, "A node is Ready, and this server reaches it neither through a tunnel, which the node opens, nor directly. Its pods run; logs, exec, port-forward, and webhooks and aggregated APIs on it do not work through this server.", "let the node reach port 6443 of this server, and look there: k1s status, k1s logs balancer"},
 			{TunnelDown, Warning, "A server of the cluster answers this agent, and the agent cannot keep the connection to it through which the server reaches its kubelet and pods.", "see: k1s logs balancer; what is between them has to let connections live that are upgraded (HTTP/1.1 Upgrade) and quiet for 10 seconds"},
 			{SettingsChanged, Warning, "The servers have settings now, such as the network backend, that this agent was not started with.", "restart k1s on this node: it takes the cluster's settings"},
+			{NoMember, Error, "A server that joins does not get its place in the cluster's datastore.", "read the text; restart k1s on this server: it asks again"},
+			{ServerRemoved, Error, "The other servers have removed this one. Its control plane is stopped, and its data is put aside beside the data directory's etcd.", "to join again, restart it with --server and a new token (k1s token create --role server); to give up what is on it: k1s reset"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},

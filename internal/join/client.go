@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -45,43 +47,78 @@ func (e *Unreachable) Unwrap() error { return e.Err }
 // it may go better later; all others are final.
 func (c Client) Ask(ctx context.Context, identity crypto.Signer, r Request, t *token.Token) (Welcome, error) {
 	var w Welcome
-	ca := c.CA
-	if ca == nil {
-		if t == nil {
-			return w, errs.Hint(errs.New(errs.Invalid, "cannot join: there is neither a token nor the CA of the cluster"), "give a token: --token-file FILE")
-		}
-		var err error
-		if ca, err = c.pinned(ctx, t.Pin); err != nil {
-			return w, err
-		}
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca)
 	var err error
 	if r.Identity, err = x509.MarshalPKIXPublicKey(identity.Public()); err != nil {
 		return w, fmt.Errorf("joining: %w", err)
 	}
-	body, err := json.Marshal(r)
+	err = c.post(ctx, pathNode, identity, r, t, &w)
+	return w, err
+}
+
+// AskKeys is Ask for a machine that is to be a server: with the answer come the cluster's keys.
+func (c Client) AskKeys(ctx context.Context, identity crypto.Signer, r Request, t token.Token) (Welcome, Bootstrap, error) {
+	own, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
-		return w, fmt.Errorf("joining: %w", err)
+		return Welcome{}, Bootstrap{}, fmt.Errorf("joining: %w", err)
+	}
+	r.Seal = own.PublicKey().Bytes()
+	w, err := c.Ask(ctx, identity, r, &t)
+	if err != nil {
+		return w, Bootstrap{}, err
+	}
+	if w.Envelope == nil {
+		return w, Bootstrap{}, &Unreachable{c.Server, errors.New("there are no keys in its answer")}
+	}
+	b, err := w.Envelope.open(t, r.Node, own)
+	return w, b, err
+}
+
+// Member asks for a server's part in the datastore. Errors are as those of Ask.
+func (c Client) Member(ctx context.Context, identity crypto.Signer, r MemberRequest) (Membership, error) {
+	var m Membership
+	var err error
+	if r.Identity, err = x509.MarshalPKIXPublicKey(identity.Public()); err != nil {
+		return m, fmt.Errorf("becoming a member: %w", err)
+	}
+	err = c.post(ctx, pathMember, identity, r, nil, &m)
+	return m, err
+}
+
+// post sends what is to be signed and reads the answer.
+func (c Client) post(ctx context.Context, path string, identity crypto.Signer, what any, t *token.Token, into any) error {
+	ca := c.CA
+	if ca == nil {
+		if t == nil {
+			return errs.Hint(errs.New(errs.Invalid, "cannot join: there is neither a token nor the CA of the cluster"), "give a token: --token-file FILE")
+		}
+		var err error
+		if ca, err = c.pinned(ctx, t.Pin); err != nil {
+			return err
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	body, err := json.Marshal(what)
+	if err != nil {
+		return fmt.Errorf("joining: %w", err)
 	}
 	header := http.Header{"Content-Type": {"application/json"}}
-	sig, err := sign(identity, body)
+	sig, err := sign(identity, path, body)
 	if err != nil {
-		return w, err
+		return err
 	}
 	header.Set(signatureHeader, sig)
 	if t != nil {
 		header.Set("Authorization", "Bearer "+t.Text())
 	}
-	answer, err := c.do(ctx, &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodPost, pathNode, header, body)
+	answer, err := c.do(ctx, &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodPost, path, header, body)
 	if err != nil {
-		return w, err
+		return err
 	}
-	if err := json.Unmarshal(answer, &w); err != nil {
-		return w, &Unreachable{c.Server, fmt.Errorf("its answer cannot be read: %w", err)}
+	if err := json.Unmarshal(answer, into); err != nil {
+		return &Unreachable{c.Server, fmt.Errorf("its answer cannot be read: %w", err)}
 	}
-	return w, nil
+	return nil
 }
 
 // pinned gets the CA whose key the token names. The connection is not trusted, and nothing is told on it.

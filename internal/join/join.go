@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/token"
 )
@@ -31,7 +32,9 @@ const Prefix = "/k1s/v1/"
 // The paths below it.
 const (
 	pathCA   = Prefix + "ca"   // GET: the cluster's CA, PEM, for anybody: it is public, and the token tells which is right
-	pathNode = Prefix + "node" // POST: Request in, Welcome out; certificates for a node
+	pathNode = Prefix + "node" // POST: Request in, Welcome out; certificates for a node, or the cluster's keys for a server
+	// POST: MemberRequest in, Membership out; a server's part in the cluster's datastore
+	pathMember = Prefix + "member"
 )
 
 // ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,
@@ -45,7 +48,8 @@ const signatureHeader = "K1s-Signature"
 const maxBody = 256 << 10
 
 // Request asks for certificates for a node. The first one of a node carries a token; later ones are known by the
-// identity key alone, whatever has become of the token and of the certificates.
+// identity key alone, whatever has become of the token and of the certificates. A server asks for the cluster's keys
+// instead, and issues its certificates with them; that always takes a token.
 type Request struct {
 	Role token.Role `json:"role"`
 	Node string     `json:"node"`
@@ -54,6 +58,8 @@ type Request struct {
 	Identity []byte `json:"identity"`
 	// CSRs by name of the certificate, see pki.JoinedLeaves; DER, PKCS #10.
 	CSRs map[string][]byte `json:"csrs"`
+	// Seal is the X25519 key, made for this request, that the cluster's keys are to be sealed for; servers only.
+	Seal []byte `json:"seal,omitempty"`
 	// K1s and Kubernetes are the versions of the node's programs.
 	K1s        string `json:"k1s"`
 	Kubernetes string `json:"kubernetes"`
@@ -68,6 +74,32 @@ type Welcome struct {
 	Settings map[string]json.RawMessage `json:"settings"`
 	// Servers are the cluster's API servers, as host:port.
 	Servers []string `json:"servers"`
+	// Envelope has the cluster's keys in it, for a server that asked for them.
+	Envelope *Envelope `json:"envelope,omitempty"`
+}
+
+// MemberRequest is how a server that has the cluster's keys becomes part of its datastore. It is signed with the
+// identity key, and has the same answer when it is sent again.
+type MemberRequest struct {
+	Node     string `json:"node"`
+	Identity []byte `json:"identity"`
+	Member   Member `json:"member"`
+	// Promote asks for a vote, for a member that has caught up.
+	Promote bool `json:"promote,omitempty"`
+}
+
+// Member is a server as a member of the embedded etcd.
+type Member struct {
+	Name    string `json:"name"`
+	PeerURL string `json:"peerURL"`
+}
+
+// Membership is how to start as a member.
+type Membership struct {
+	// Engine is what the datastore is by now.
+	Engine config.Engine `json:"engine"`
+	// InitialCluster are all members with this one, as etcd wants them: NAME=URL,…
+	InitialCluster string `json:"initialCluster,omitempty"`
 }
 
 // Address reads where a server is: a URL, or a host with or without a port. The answer is host:port.
@@ -109,8 +141,8 @@ func Address(server string) (string, error) {
 }
 
 // sign is the value of signatureHeader.
-func sign(identity crypto.Signer, body []byte) (string, error) {
-	sum := digest(body)
+func sign(identity crypto.Signer, path string, body []byte) (string, error) {
+	sum := digest(path, body)
 	sig, err := identity.Sign(rand.Reader, sum[:], crypto.SHA256)
 	if err != nil {
 		return "", fmt.Errorf("signing the request to join: %w", err)
@@ -119,7 +151,7 @@ func sign(identity crypto.Signer, body []byte) (string, error) {
 }
 
 // signedBy checks it against the public key of the request itself.
-func signedBy(identity, body []byte, header string) error {
+func signedBy(identity []byte, path string, body []byte, header string) error {
 	bad := func(why string) error {
 		return errs.New(errs.Invalid, "the request is not signed by the node's identity key: %s", why)
 	}
@@ -135,20 +167,21 @@ func signedBy(identity, body []byte, header string) error {
 	if err != nil || len(sig) == 0 {
 		return bad("there is no signature")
 	}
-	if sum := digest(body); !ecdsa.VerifyASN1(key, sum[:], sig) {
+	if sum := digest(path, body); !ecdsa.VerifyASN1(key, sum[:], sig) {
 		return bad("the signature is wrong")
 	}
 	return nil
 }
 
-// digest is of this use only, so that a signature given for something else is none here.
-func digest(body []byte) [sha256.Size]byte {
-	return sha256.Sum256(append([]byte("k1s node request v1\x00"), body...))
+// digest is of this use and this path only, so that a signature given for something else is none here.
+func digest(path string, body []byte) [sha256.Size]byte {
+	return sha256.Sum256(append([]byte("k1s request v1\x00"+path+"\x00"), body...))
 }
 
 // Binding is what the cluster keeps of a node that joined: whose name it is.
 type Binding struct {
 	Node string
+	Role token.Role
 	// Identity is the SHA-256 of the node's public identity key, base64url.
 	Identity string
 	IP       netip.Addr
@@ -159,6 +192,22 @@ type Binding struct {
 	Token string
 	// Version is the store's, of what was read.
 	Version string
+}
+
+// OwnBinding is what a server that was the first of its cluster keeps of itself, nil where that is kept already.
+func OwnBinding(node string, ip netip.Addr, identity crypto.Signer, all []Binding, now time.Time) (*Binding, error) {
+	pub, err := x509.MarshalPKIXPublicKey(identity.Public())
+	if err != nil {
+		return nil, fmt.Errorf("keeping whose name %s is: %w", node, err)
+	}
+	b := Binding{Node: node, Role: token.Server, Identity: fingerprint(pub), IP: ip.Unmap().WithZone(""), Since: now.UTC().Truncate(time.Second), Until: endless}
+	if old := (claims{bindings: all}).binding(node); old != nil {
+		if old.Identity == b.Identity && old.IP == b.IP && old.Role == b.Role {
+			return nil, nil
+		}
+		b.Version, b.Token = old.Version, old.Token
+	}
+	return &b, nil
 }
 
 func fingerprint(identity []byte) string {
@@ -203,9 +252,12 @@ func (c claims) node(name string) *Node {
 // name decides whether the machine with an identity may be the node; known tells that it has been let in before and
 // needs no token. A name goes to another machine only when nobody can speak as the node any more: it was removed (k1s
 // node remove), or its last certificate has ended and there is no such node. Errors are of kind errs.Denied.
-func (c claims) name(node, identity string, now time.Time) (known bool, err error) {
+func (c claims) name(node, identity string, role token.Role, now time.Time) (known bool, err error) {
 	b := c.binding(node)
 	switch {
+	case b != nil && b.Identity == identity && b.Role != role:
+		return false, errs.Hint(errs.New(errs.Denied, "this machine is a node of the cluster already, as %s", b.Role),
+			"to change what it is: run k1s reset on it and k1s node remove %s on a server, then join again", node)
 	case b != nil && b.Identity == identity:
 		return true, nil
 	case b == nil && c.node(node) == nil:
@@ -230,7 +282,9 @@ func (c claims) address(node string, ip netip.Addr, now time.Time) error {
 		}
 	}
 	for _, b := range c.bindings {
-		if b.Node != node && b.IP == ip && c.node(b.Node) == nil && now.Sub(b.Since) < settleIn {
+		// Servers are reached at their addresses by everybody, also by those who think that one is away for a moment.
+		settling := c.node(b.Node) == nil && now.Sub(b.Since) < settleIn
+		if b.Node != node && b.IP == ip && (settling || b.Role == token.Server) {
 			return taken(b.Node)
 		}
 	}
@@ -297,6 +351,18 @@ func Skew(kubelet, server string) error {
 		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is newer than the servers' %s", shorten(kubelet), server), "upgrade the servers first, or use the k1s they have")
 	case s-k > 3:
 		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s, which is too old for the servers' %s", shorten(kubelet), server), "use the k1s the servers have")
+	}
+	return nil
+}
+
+// sameMinor tells whether servers may run beside each other: a new one has the version the others have. Upgrades go from
+// one to the next while all of them are members.
+func sameMinor(joining, server string) error {
+	j, jerr := minor(joining)
+	s, serr := minor(server)
+	if jerr != nil || serr != nil || j != s {
+		return errs.Hint(errs.New(errs.Denied, "this machine has Kubernetes %s and the cluster's servers %s; a server joins with the same minor version", shorten(joining), server),
+			"use the k1s the servers have, and upgrade afterwards")
 	}
 	return nil
 }

@@ -287,7 +287,7 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 		"a newer Kubernetes":                   {good, func(r *Request) { r.Kubernetes = "v1.37.0" }, errs.Denied, "newer than the servers"},
 		"a much older Kubernetes":              {good, func(r *Request) { r.Kubernetes = "v1.32.9" }, errs.Denied, "too old"},
 		"a certificate of another":             {good, func(r *Request) { r.CSRs = map[string][]byte{pki.AdminClient: r.CSRs[pki.KubeletClient]} }, errs.Invalid, "no certificate"},
-		"a role that is none":                  {good, func(r *Request) { r.Role = "admin" }, errs.Unsupported, "not possible"},
+		"a role that is none":                  {good, func(r *Request) { r.Role = "admin" }, errs.Invalid, "is no role"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, "agent-9")
@@ -441,11 +441,11 @@ func TestARequestThatItsIdentityHasNotSignedIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, err := sign(thief.identity, body)
+	theirs, err := sign(thief.identity, pathNode, body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := sign(m.identity, body)
+	ours, err := sign(m.identity, pathNode, body)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -38,9 +39,21 @@ type Authority interface {
 	Sign(l pki.Leaf, csr []byte, now time.Time) ([]byte, error)
 }
 
+// Members are the servers as members of the cluster's datastore. Errors of kind errs.NotRunning say that something has to
+// happen first that has been begun, and that asking again helps.
+type Members interface {
+	// Join makes a server a member, first one without a vote, and tells how it starts.
+	Join(ctx context.Context, m Member) (Membership, error)
+	// Promote gives it a vote.
+	Promote(ctx context.Context, m Member) error
+}
+
 // Server is a server's end of joining.
 type Server struct {
-	Store Store
+	Store   Store
+	Members Members
+	// Bootstrap are the keys that go to servers.
+	Bootstrap func(context.Context) (Bootstrap, error)
 	// Authority signs, with the CA's key; CA is its certificate, which anybody may see.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
@@ -88,6 +101,25 @@ func (s *Server) Handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(welcome)
 	})
+	mux.HandleFunc("POST "+pathMember, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			s.refuse(w, errs.New(errs.Invalid, "reading the request to be a member: %w", err))
+			return
+		}
+		m, err := s.member(r.Context(), body, r.Header.Get(signatureHeader))
+		if err != nil {
+			level := slog.LevelWarn
+			if errs.Is(err, errs.NotRunning) {
+				level = slog.LevelDebug // it asks again, several times a second
+			}
+			s.Log.Log(r.Context(), level, "a server is not a member", "from", r.Header.Get("X-Forwarded-For"), "err", err)
+			s.refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(m)
+	})
 	return mux
 }
 
@@ -112,11 +144,16 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if err := json.Unmarshal(body, &r); err != nil {
 		return Welcome{}, errs.New(errs.Invalid, "the request to join cannot be read: %w", err)
 	}
-	if err := signedBy(r.Identity, body, signature); err != nil {
+	if err := signedBy(r.Identity, pathNode, body, signature); err != nil {
 		return Welcome{}, err
 	}
-	if r.Role != token.Agent {
-		return Welcome{}, errs.New(errs.Unsupported, "joining as %q is not possible yet: agents only", shorten(string(r.Role)))
+	switch {
+	case r.Role != token.Agent && r.Role != token.Server:
+		return Welcome{}, errs.New(errs.Invalid, "%q is no role of a node", shorten(string(r.Role)))
+	case r.Role == token.Agent && r.Seal != nil:
+		return Welcome{}, errs.New(errs.Invalid, "only a server asks for the cluster's keys")
+	case r.Role == token.Server && len(r.CSRs) > 0:
+		return Welcome{}, errs.New(errs.Invalid, "a server issues its certificates itself")
 	}
 	reserved, err := s.Reserved()
 	if err != nil {
@@ -125,7 +162,11 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if err := r.check(reserved, s.Private, s.Domain); err != nil {
 		return Welcome{}, err
 	}
-	if err := Skew(r.Kubernetes, s.Kubernetes); err != nil {
+	skew := Skew
+	if r.Role == token.Server {
+		skew = sameMinor
+	}
+	if err := skew(r.Kubernetes, s.Kubernetes); err != nil {
 		return Welcome{}, err
 	}
 	leaves := map[string]pki.Leaf{}
@@ -144,9 +185,21 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	w := Welcome{CA: a.PEM(), Certificates: map[string][]byte{}, Settings: s.Settings}
 	s.admitting.Lock()
 	defer s.admitting.Unlock()
-	bind, err := s.admit(ctx, r, authorization)
+	bind, shown, err := s.admit(ctx, r, authorization)
 	if err != nil {
 		return Welcome{}, err
+	}
+	if r.Seal != nil {
+		b, err := s.Bootstrap(ctx)
+		if err != nil {
+			return Welcome{}, err
+		}
+		e, err := seal(b, shown, r.Node, r.Seal)
+		if err != nil {
+			return Welcome{}, err
+		}
+		w.Envelope = &e
+		bind.Until = endless // it has the keys with which certificates are issued
 	}
 	for name, csr := range r.CSRs {
 		if w.Certificates[name], err = a.Sign(leaves[name], csr, s.Now()); err != nil {
@@ -157,7 +210,7 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if w.Servers, err = s.Store.Servers(ctx); err != nil {
 		return Welcome{}, fmt.Errorf("finding the cluster's servers: %w", err)
 	}
-	if len(r.CSRs) == 0 && bind.Version != "" {
+	if len(r.CSRs) == 0 && r.Seal == nil && bind.Version != "" {
 		return w, nil // it only asks what has changed
 	}
 	// Kept before anything is handed out.
@@ -169,19 +222,54 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 		return Welcome{}, fmt.Errorf("keeping whose name %s is: %w", r.Node, err)
 	}
 	what := "certificates issued to a node"
-	if bind.Version == "" {
+	switch {
+	case r.Seal != nil:
+		what = "the cluster's keys given to a server"
+	case bind.Version == "":
 		what = "a node joined"
 	}
-	s.Log.Info(what, "node", r.Node, "ip", r.IP, "k1s", shorten(r.K1s), "token", bind.Token, "identity", bind.Identity, "certificates", slices.Sorted(maps.Keys(r.CSRs)), "until", bind.Until)
+	s.Log.Info(what, "node", r.Node, "role", r.Role, "ip", r.IP, "k1s", shorten(r.K1s), "token", bind.Token, "identity", bind.Identity, "certificates", slices.Sorted(maps.Keys(r.CSRs)), "until", bind.Until)
 	return w, nil
 }
 
+// endless is the end of what a server can do in the name of nodes: it does not come by itself.
+var endless = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+// member makes a server that joined part of the datastore.
+func (s *Server) member(ctx context.Context, body []byte, signature string) (Membership, error) {
+	var r MemberRequest
+	if err := json.Unmarshal(body, &r); err != nil {
+		return Membership{}, errs.New(errs.Invalid, "the request to be a member cannot be read: %w", err)
+	}
+	if err := signedBy(r.Identity, pathMember, body, signature); err != nil {
+		return Membership{}, err
+	}
+	all, err := s.Store.Bindings(ctx)
+	if err != nil {
+		return Membership{}, fmt.Errorf("finding out who asks: %w", err)
+	}
+	b := claims{bindings: all}.binding(r.Node)
+	if b == nil || b.Identity != fingerprint(r.Identity) || b.Role != token.Server {
+		return Membership{}, errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(r.Node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")
+	}
+	// It is a member under its own name and at its own address, whatever it says.
+	u, err := url.Parse(r.Member.PeerURL)
+	if err != nil || u.Scheme != "https" || u.Hostname() != b.IP.String() || u.Path != "" || u.Port() == "" || !strings.HasPrefix(r.Member.Name, r.Node+"-") || len(r.Member.Name) > len(r.Node)+17 {
+		return Membership{}, errs.New(errs.Invalid, "%s at %s cannot be the member of server %s, which is at %s", shorten(r.Member.Name), shorten(r.Member.PeerURL), r.Node, b.IP)
+	}
+	if r.Promote {
+		return Membership{}, s.Members.Promote(ctx, r.Member)
+	}
+	return s.Members.Join(ctx, r.Member)
+}
+
 // admit finds out whether the machine is the node already, or has a token with which it may become it. The answer is the
-// binding to keep.
-func (s *Server) admit(ctx context.Context, r Request, authorization string) (Binding, error) {
+// binding to keep, and the token, if it took one.
+func (s *Server) admit(ctx context.Context, r Request, authorization string) (Binding, token.Token, error) {
 	now, id := s.Now(), fingerprint(r.Identity)
-	unknown := func(err error) (Binding, error) {
-		return Binding{}, fmt.Errorf("finding out whose name %s is: %w", r.Node, err)
+	fail := func(err error) (Binding, token.Token, error) { return Binding{}, token.Token{}, err }
+	unknown := func(err error) (Binding, token.Token, error) {
+		return fail(fmt.Errorf("finding out whose name %s is: %w", r.Node, err))
 	}
 	var (
 		c   claims
@@ -193,45 +281,48 @@ func (s *Server) admit(ctx context.Context, r Request, authorization string) (Bi
 	if c.nodes, err = s.Store.Nodes(ctx); err != nil {
 		return unknown(err)
 	}
-	bind := Binding{Node: r.Node, Identity: id, Since: now.UTC().Truncate(time.Second)}
-	known, nameErr := c.name(r.Node, id, now)
+	bind := Binding{Node: r.Node, Role: r.Role, Identity: id, Since: now.UTC().Truncate(time.Second)}
+	var shown token.Token
+	known, nameErr := c.name(r.Node, id, r.Role, now)
 	if known {
 		bind = *c.binding(r.Node)
-	} else {
-		// Only who has a token is told anything about names.
-		if bind.Token, err = s.allowed(ctx, r.Role, authorization, now); err != nil {
-			return Binding{}, err
+	}
+	if !known || r.Seal != nil {
+		// Only who has a token is told anything about names, and who wants the cluster's keys shows one each time.
+		if shown, err = s.allowed(ctx, r.Role, authorization, now); err != nil {
+			return fail(err)
 		}
-		if nameErr != nil {
-			return Binding{}, nameErr
-		}
-		if old := c.binding(r.Node); old != nil {
-			bind.Version = old.Version
-		}
+		bind.Token = shown.ID
+	}
+	if nameErr != nil {
+		return fail(nameErr)
+	}
+	if old := c.binding(r.Node); old != nil {
+		bind.Version = old.Version
 	}
 	if err := c.address(r.Node, r.IP, now); err != nil {
-		return Binding{}, err
+		return fail(err)
 	}
 	bind.IP = r.IP
-	return bind, nil
+	return bind, shown, nil
 }
 
-// allowed tells with which token, by its ID, a machine may join.
-func (s *Server) allowed(ctx context.Context, role token.Role, authorization string, now time.Time) (string, error) {
+// allowed reads the token with which a machine may join.
+func (s *Server) allowed(ctx context.Context, role token.Role, authorization string, now time.Time) (token.Token, error) {
 	text, ok := strings.CutPrefix(authorization, "Bearer ")
 	if !ok {
-		return "", errs.Hint(errs.New(errs.Denied, "this machine is not a node of the cluster and has no token"), "get one on a server with: k1s token create")
+		return token.Token{}, errs.Hint(errs.New(errs.Denied, "this machine is not a node of the cluster and has no token"), "get one on a server with: k1s token create")
 	}
 	t, err := token.Parse(text)
 	if err != nil {
-		return "", errs.As(errs.Denied, err)
+		return token.Token{}, errs.As(errs.Denied, err)
 	}
 	rec, err := s.Store.Token(ctx, t.ID)
 	if errs.Is(err, errs.NotFound) {
-		return "", errs.Hint(errs.New(errs.Denied, "the token %s is not known: it was revoked, or has expired", t.ID), "get one on a server with: k1s token create")
+		return token.Token{}, errs.Hint(errs.New(errs.Denied, "the token %s is not known: it was revoked, or has expired", t.ID), "get one on a server with: k1s token create")
 	}
 	if err != nil {
-		return "", fmt.Errorf("looking for token %s: %w", t.ID, err)
+		return token.Token{}, fmt.Errorf("looking for token %s: %w", t.ID, err)
 	}
-	return t.ID, rec.Allows(t, role, now)
+	return t, rec.Allows(t, role, now)
 }

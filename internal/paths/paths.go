@@ -83,6 +83,12 @@ func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption"
 func (p Paths) Agent() string   { return path.Join(p.Data, "agent.json") }
 func (p Paths) Servers() string { return path.Join(p.Data, "servers.json") }
 
+// Server is what a server keeps of the other servers.
+func (p Paths) Server() string { return path.Join(p.Data, "server.json") }
+
+// DatastorePKI holds what a server that joined reaches a database of others with.
+func (p Paths) DatastorePKI(name string) string { return path.Join(p.Data, "pki", "datastore", name) }
+
 // Run-time state.
 func (p Paths) Lock() string             { return path.Join(p.Data, "daemon.lock") }
 func (p Paths) ControlSocket() string    { return path.Join(p.Run, "k1s.sock") }

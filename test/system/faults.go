@@ -100,11 +100,17 @@ func alive(pid int) bool {
 // processes are all of the cluster's, pods included: those in its cgroups, in any hierarchy.
 func (c *Cluster) processes(t *testing.T) []int {
 	t.Helper()
+	return c.processesOf(t, "")
+}
+
+// processesOf are those of one of its nodes, or of all for "".
+func (c *Cluster) processesOf(t *testing.T, node string) []int {
+	t.Helper()
 	seen := map[int]bool{}
-	// Clusters of a directory that is not the usual one have theirs below a cgroup of that directory.
 	var roots []string
-	for _, pattern := range []string{"/sys/fs/cgroup/*/k1s/*/", "/sys/fs/cgroup/k1s/*/"} {
-		found, err := filepath.Glob(pattern + c.name)
+	// In every hierarchy, or the only one; below what is named after a directory of clusters that is not the usual one.
+	for _, pattern := range []string{"/sys/fs/cgroup/*/k1s/*/", "/sys/fs/cgroup/*/k1s/", "/sys/fs/cgroup/k1s/*/", "/sys/fs/cgroup/k1s/"} {
+		found, err := filepath.Glob(filepath.Join(pattern, c.name, node))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -133,20 +133,30 @@ const writers = 4
 
 func (c *Cluster) counts(t *testing.T) (_ *counters, stop func()) {
 	t.Helper()
-	n := &counters{t: t, api: c.api(t), acked: make([]int, writers), revision: make([]int, writers)}
+	n := newCounters(t, c.api(t))
+	return n, n.start()
+}
+
+func newCounters(t *testing.T, a *api) *counters {
+	t.Helper()
+	n := &counters{t: t, api: a, acked: make([]int, writers), revision: make([]int, writers)}
 	for i := range writers {
 		if _, _, err := n.api.do(t.Context(), http.MethodPost, counterPath, configMap(fmt.Sprintf("counter-%d", i), "0")); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return n
+}
+
+func (n *counters) start() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	for i := range writers {
 		all.Go(func() { n.write(ctx, i) })
 	}
 	stopped := sync.OnceFunc(func() { cancel(); all.Wait() })
-	t.Cleanup(stopped)
-	return n, stopped
+	n.t.Cleanup(stopped)
+	return stopped
 }
 
 // write changes what it has seen, so that a request of which nothing is known cannot overtake a later one.

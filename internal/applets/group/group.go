@@ -55,7 +55,8 @@ func (r Runner) Main(ctx context.Context, args []string) error {
 
 // Run runs the members until ctx ends or one of them does, then stops the rest and returns when all have
 // ended or used up their StopTimeout. It returns nil only if ctx ended and every member stopped in time;
-// goroutines of a member that did not are left behind, so the process must end then.
+// goroutines of a member that did not are left behind, so the process must end then. After an error of kind errs.Denied
+// it does not wait for any.
 func (r Runner) Run(ctx context.Context, g component.Group) error {
 	if err := validate(g, r.Table); err != nil {
 		return err
@@ -108,6 +109,11 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 			cause = fmt.Errorf("%s failed: %w", m.Name, m.err)
 		}
 		r.Log.Error("group is stopping because a member ended", "group", g.Name, "err", cause)
+		if errs.Is(m.err, errs.Denied) {
+			// It has lost its place for good, as an etcd that others have removed. What needs it would wait for it in
+			// vain, and keep its clients waiting: the end of the process tells them to go elsewhere.
+			return cause
+		}
 	}
 	stopStarting()
 	return errors.Join(cause, r.stop(members))

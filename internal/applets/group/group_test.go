@@ -127,6 +127,32 @@ func TestAMemberThatEndsTakesTheRestWithItAndIsNamed(t *testing.T) {
 	}
 }
 
+func TestTheProcessEndsAtOnceWithAMemberThatHasLostItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		stop, cancel := context.WithCancel(t.Context())
+		defer cancel()                                                                                           // of what a process would take with it
+		w.table["api"] = applet.Applet{Run: func(context.Context, []string) error { <-stop.Done(); return nil }} // hangs on its store
+		w.table["store"] = applet.Applet{Run: func(context.Context, []string) error {
+			time.Sleep(time.Second)
+			return errs.New(errs.Denied, "removed by the others")
+		}}
+		begin := time.Now()
+		err := w.runner().Run(t.Context(), component.Group{Name: "g", Members: []component.Member{
+			{Name: "api", Applet: "api", Ready: answers("api")},
+			{Name: "store", Applet: "store", Ready: answers("store"), StopAfter: []string{"api"}},
+		}})
+		if err == nil || !strings.Contains(err.Error(), "store failed: removed by the others") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 func TestMembersStillWaitingAreNotStartedWhenTheGroupStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

@@ -14,8 +14,8 @@ import (
 
 // Run takes upstream's flags.
 //
-// With leader election upstream ends the whole process when it stops leading, also after a request to
-// stop; run it with --leader-elect=false where it shares a process.
+// With leader election upstream ends the whole process when it stops leading, also after a request to stop. Here it
+// only pauses: a scheduler that does not lead keeps its caches warm and takes no pod from its queue.
 func Run(ctx context.Context, args []string) error {
 	opts := options.NewOptions()
 	err := kubeglobals.Setup(func() error {
@@ -33,6 +33,14 @@ func Run(ctx context.Context, args []string) error {
 	cc, sched, err := app.Setup(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("setting up the scheduler: %w", err)
+	}
+	if elect := cc.LeaderElection; elect != nil {
+		cc.LeaderElection, cc.ComponentConfig.LeaderElection.LeaderElect = nil, false
+		l := newLead(*elect)
+		sched.NextPod = l.gate(ctx, sched.NextPod)
+		done := make(chan error, 1)
+		go func() { done <- l.run(ctx) }()
+		defer func() { <-done }() // it gives the lease back
 	}
 	// Upstream's Run knows no orderly end: it always returns an error.
 	if err := app.Run(ctx, cc, sched); err != nil && ctx.Err() == nil {

@@ -28,8 +28,8 @@ type Deps struct {
 	Internal func(ctx context.Context, args []string) error
 	// Ready asks a node once whether it is ready for work; nil asks its control socket.
 	Ready func(ctx context.Context, n cluster.Node) error
-	// Token asks a server once for a token for agents; nil asks its control socket.
-	Token func(ctx context.Context, n cluster.Node) (string, error)
+	// Token asks a server once for a token for nodes of a role; nil asks its control socket.
+	Token func(ctx context.Context, n cluster.Node, role cluster.Role) (string, error)
 	// Forget takes a node out of the cluster through a server; nil asks its control socket.
 	Forget func(ctx context.Context, server cluster.Node, name string) error
 	// Images asks a node once which of its bundles are imported; nil reads its report.

@@ -104,7 +104,7 @@ func TestALifeOfACluster(t *testing.T) {
 
 func TestDeletingANodeShowsItsPlanAndAsks(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "k1s1.agent", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "k1s1.agent", nil }
 	w.deps.Forget = func(context.Context, cluster.Node, string) error { return nil }
 	if _, _, err := w.run("", "create", "dev", "--agents", "1"); err != nil {
 		t.Fatal(err)

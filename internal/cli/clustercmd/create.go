@@ -26,6 +26,7 @@ import (
 type createOptions struct {
 	name         string
 	named        bool // the name was given, and is not the default
+	servers      int
 	agents       int
 	publish      []string
 	volumes      []string
@@ -68,6 +69,7 @@ func newCreateCmd(e env) *cobra.Command {
 			"given several times; nodes that are added later get what is for all or for agents.",
 		Example: "  k1s cluster create\n" +
 			"  k1s cluster create dev --agents 2\n" +
+			"  k1s cluster create ha --servers 3 --agents 2\n" +
 			"  k1s cluster create dev --publish 8080:30080 --volume ./src:/src --image-bundle app.tar\n" +
 			"  k1s cluster create dev --agents 2 --label disk=fast@agent-0 --set spec.kubelet.maxPods=50@agents\n" +
 			"  k1s cluster create dev --registry localhost:5000\n" +
@@ -95,7 +97,8 @@ func newCreateCmd(e env) *cobra.Command {
 // flags are those that say what is to be made.
 func (o *createOptions) flags(f *pflag.FlagSet) {
 	f.StringVarP(&o.config, "config", "c", "", "`FILE` that describes the cluster (kind: Cluster), or a configuration for every node (kind: Config); - is standard input. Flags win, lists are added to")
-	f.IntVar(&o.agents, "agents", 0, "`number` of nodes that run pods beside the server")
+	f.IntVar(&o.servers, "servers", 1, "`number` of nodes with a control plane; three of them survive the loss of one")
+	f.IntVar(&o.agents, "agents", 0, "`number` of nodes that run pods beside the servers")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "make a port of nodes appear on this machine: `[ADDRESS:]HOSTPORT:NODEPORT[/udp][@NODES]`, on 127.0.0.1 unless an address is given")
 	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "show a directory or file of this machine to nodes: `HOST:NODE[:ro][@NODES]`")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "variable for nodes, e.g. a proxy: `NAME=VALUE[@NODES]`")

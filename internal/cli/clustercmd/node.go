@@ -40,17 +40,21 @@ func oneNode(_ *cobra.Command, args []string) error {
 }
 
 func newNodeAddCmd(e env) *cobra.Command {
-	count, limit := 1, defaultWait
+	count, limit, servers := 1, defaultWait, false
 	var labels, taints, set []string
 	cmd := &cobra.Command{
-		Use: "add [CLUSTER]", Short: "Add agents to a running cluster, and wait until they are ready", Args: atMostName,
-		Long: "Adds agents that are like those of the cluster: with the same configuration, images, registries, and with the\n" +
-			"volumes, variables, labels and settings that all nodes or all agents have.",
-		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3 --label disk=fast",
+		Use: "add [CLUSTER]", Short: "Add nodes to a running cluster, and wait until they are ready", Args: atMostName,
+		Long: "Adds agents, or servers, that are like those of the cluster: with the same configuration, images, registries, and\n" +
+			"with the volumes, variables, labels and settings that all nodes or all of their role have.",
+		Example:           "  k1s cluster node add\n  k1s cluster node add dev --count 3 --label disk=fast\n  k1s cluster node add dev --server",
 		ValidArgsFunction: completeName(e),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if count < 1 {
 				return usage("--count %d: nothing to add", count)
+			}
+			role := cluster.Agent
+			if servers {
+				role = cluster.Server
 			}
 			var flags []string
 			for _, l := range []struct {
@@ -65,10 +69,10 @@ func newNodeAddCmd(e env) *cobra.Command {
 					flags = append(flags, flag)
 				}
 			}
-			if err := checkAdded(cmd.Context(), e, nameOf(args), flags); err != nil {
+			if err := checkAdded(cmd.Context(), e, nameOf(args), role, flags); err != nil {
 				return err
 			}
-			added, err := e.manager(false).AddAgents(cmd.Context(), nameOf(args), count, limit, flags...)
+			added, err := e.manager(false).AddNodes(cmd.Context(), nameOf(args), role, count, limit, flags...)
 			if err != nil {
 				return err
 			}
@@ -82,12 +86,13 @@ func newNodeAddCmd(e env) *cobra.Command {
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label of the new nodes: KEY=VALUE; repeatable")
 	cmd.Flags().StringArrayVar(&taints, "taint", nil, "taint of the new nodes: KEY=VALUE:EFFECT; repeatable")
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a setting of the new nodes, e.g. spec.kubelet.maxPods=50; repeatable")
+	cmd.Flags().BoolVar(&servers, "server", false, "servers instead of agents")
 	cmd.Flags().DurationVar(&limit, "wait", limit, "how long to wait until they are ready")
 	return cmd
 }
 
 // checkAdded finds mistakes in the flags of nodes that are to be added, before one is.
-func checkAdded(ctx context.Context, e env, name string, flags []string) error {
+func checkAdded(ctx context.Context, e env, name string, role cluster.Role, flags []string) error {
 	if len(flags) == 0 {
 		return nil
 	}
@@ -95,8 +100,11 @@ func checkAdded(ctx context.Context, e env, name string, flags []string) error {
 	if err != nil {
 		return cluster.Missing(err)
 	}
-	n := st.Spec.Template(cluster.Agent)
-	n.Index, n.Args = st.Spec.NextAgent, slices.Concat(n.Args, flags)
+	n := st.Spec.Template(role)
+	n.Args = slices.Concat(n.Args, flags)
+	if n.Index = st.Spec.NextAgent; role == cluster.Server {
+		n.Index = max(st.Spec.NextServer, 1)
+	}
 	return checkNode(&st.Spec, n, nil)
 }
 
@@ -166,7 +174,7 @@ type nodeDeleteOptions struct {
 func newNodeDeleteCmd(e env) *cobra.Command {
 	var o nodeDeleteOptions
 	cmd := &cobra.Command{
-		Use: "delete [CLUSTER] NODE", Aliases: []string{"rm"}, Short: "Delete an agent with all its data, and take it out of the cluster", Args: oneNode,
+		Use: "delete [CLUSTER] NODE", Aliases: []string{"rm"}, Short: "Take a node out of the cluster, and delete it with all its data", Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.cluster, o.node = clusterAndNode(args)
 			return runNodeDelete(cmd.Context(), e, o)

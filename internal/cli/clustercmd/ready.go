@@ -24,13 +24,13 @@ func askNode(ctx context.Context, n cluster.Node) error {
 	return whyNotReady(s)
 }
 
-// tokenTTL is longer than any agent takes to join, and shorter than anybody would look for the file.
+// tokenTTL is longer than any node takes to join, and shorter than anybody would look for the file.
 const tokenTTL = time.Hour
 
-// askToken asks a server's daemon for a token for agents.
-func askToken(ctx context.Context, n cluster.Node) (string, error) {
+// askToken asks a server's daemon for a token for nodes of a role.
+func askToken(ctx context.Context, n cluster.Node, role cluster.Role) (string, error) {
 	t, err := control.NewClient(n.ControlSocket).CreateToken(ctx, control.TokenRequest{
-		Role: string(cluster.Agent), Description: "agents of cluster " + n.Cluster, TTL: tokenTTL,
+		Role: string(role), Description: string(role) + "s of cluster " + n.Cluster, TTL: tokenTTL,
 	})
 	if errs.Is(err, errs.NotRunning) {
 		return "", errors.New("its daemon is starting")

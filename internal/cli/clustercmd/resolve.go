@@ -252,9 +252,14 @@ func taintFlag(s string) (string, error) {
 
 // nodes are those to start with.
 func (o createOptions) nodes(p *plan, f *written, nodeConfig string) error {
-	counts := map[cluster.Role]int{cluster.Server: 1, cluster.Agent: o.agents}
-	if n := f.Servers.Count; n > 1 || n < 0 {
-		return f.problem("servers.count", errs.New(errs.Unsupported, "%d servers: a cluster has one", n))
+	counts := map[cluster.Role]int{cluster.Server: o.servers, cluster.Agent: o.agents}
+	if given := o.given != nil && o.given("servers"); !given && f.Servers.Count != 0 {
+		if counts[cluster.Server] = f.Servers.Count; f.Servers.Count < 0 || f.Servers.Count > cluster.MaxServers {
+			return f.problem("servers.count", fmt.Errorf("%d servers: a cluster has at least one, and room for %d", f.Servers.Count, cluster.MaxServers))
+		}
+	}
+	if o.servers < 1 || o.servers > cluster.MaxServers {
+		return usage("--servers %d: a cluster has at least one, and room for %d", o.servers, cluster.MaxServers)
 	}
 	if given := o.given != nil && o.given("agents"); !given && f.Agents.Count != 0 {
 		if counts[cluster.Agent] = f.Agents.Count; f.Agents.Count < 0 || f.Agents.Count > cluster.MaxAgents {

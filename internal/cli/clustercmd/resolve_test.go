@@ -60,7 +60,7 @@ func settings(list []cluster.Setting) string {
 
 func TestAClusterFileDescribesAllAndFlagsWin(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "token", nil }
 	w.put(t, "conf/app.tar", "images")
 	file := w.put(t, "conf/cluster.yaml", fileHead+`name: dev
 agents:
@@ -120,7 +120,7 @@ func TestMistakesInAClusterFileAreToldWithLineAndRemedy(t *testing.T) {
 		"agents: {cuont: 1}":                           `cluster.yaml:3:10: agents: unknown field "cuont"; did you mean "count"?`,
 		"agents: 2":                                    `cluster.yaml:3:9: agents: is the number 2, and must be a section`,
 		"agents: {count: 999}":                         "cluster.yaml:3:17: agents.count: 999 agents: a cluster has room for 224",
-		"servers: {count: 2}":                          "cluster.yaml:3:18: servers.count: 2 servers",
+		"servers: {count: 99}":                         "cluster.yaml:3:18: servers.count: 99 servers: a cluster has at least one, and room for 20",
 		"publish:\n- 8080:30080\n- 80:x":               `cluster.yaml:5:3: publish[1]: cannot publish "80:x"`,
 		"volumes: [a]":                                 "cluster.yaml:3:11: volumes[0]: volume \"a\"",
 		"env: [PATH=x]":                                "cluster.yaml:3:7: env[0]: the variable PATH cannot be given",
@@ -276,7 +276,7 @@ func TestWhatIsPrintedAsAFileSaysTheSame(t *testing.T) {
 
 func TestImagesAreLoadedIntoTheNodesChosen(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "token", nil }
 	if _, _, err := w.run("", "create", "dev", "--agents", "1", "--no-wait"); err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +383,7 @@ func TestAKubeconfigIsMergedWhereItIsWanted(t *testing.T) {
 
 func TestAgentsAreAddedWithLabelsOfTheirOwn(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "token", nil }
 	if _, _, err := w.run("", "create", "dev", "--no-wait", "--label", "a=b@agents"); err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +404,7 @@ func TestAgentsAreAddedWithLabelsOfTheirOwn(t *testing.T) {
 
 func TestAnyFieldCanBeSetForAnyNode(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "token", nil }
 	file := w.put(t, "conf.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  kubelet: {maxPods: 10}\n")
 	if _, _, err := w.run("", "create", "dev", "--no-wait", "--agents", "2", "-c", file, "--set", "spec.kubelet.maxPods=50@agents",
 		"--set", "kubelet.podsPerCore=9@agent-1", "--set", "spec.components.kube-proxy.args.v=4@servers"); err != nil {
@@ -430,7 +430,7 @@ func TestAnyFieldCanBeSetForAnyNode(t *testing.T) {
 
 func TestListsShowNodesAndNoSecrets(t *testing.T) {
 	w := newWorld(t)
-	w.deps.Token = func(context.Context, cluster.Node) (string, error) { return "token", nil }
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "token", nil }
 	if _, _, err := w.run("", "create", "dev", "--no-wait", "--agents", "1", "-e", "HTTP_PROXY=http://a:hush-hush@proxy.example:1"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,309 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdapi"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/migration"
+)
+
+// members is join.Members of this node.
+type members struct{ d *Daemon }
+
+var _ join.Members = members{}
+
+// moveAgainAfter is how long another try to move the datastore waits after one has failed: each may keep the API from
+// serving for a moment.
+const moveAgainAfter = time.Minute
+
+// Join implements join.Members.
+func (m members) Join(ctx context.Context, who join.Member) (join.Membership, error) {
+	d := m.d
+	d.mu.Lock()
+	in, move := d.in, d.moving.state
+	d.mu.Unlock()
+	engine := components.Engine(in)
+	out := join.Membership{Engine: engine}
+	switch {
+	case move.Active():
+		return out, errs.New(errs.NotRunning, "the first server moves its datastore from %s to %s (%s)", move.From, move.To, move.Phase)
+	case engine == config.SQLite:
+		return out, m.leaveSQLite(ctx, move)
+	case !in.Several:
+		// The answer does not reach anybody while the control plane restarts.
+		d.wakeSeveral()
+		return out, errs.New(errs.NotRunning, "the first server prepares for not being the only one any more")
+	case engine != config.EmbeddedEtcd:
+		return out, nil
+	}
+	c, err := etcdClient(in)
+	if err != nil {
+		return out, err
+	}
+	defer c.Close()
+	all, err := c.AgreedMembers(ctx)
+	if err != nil {
+		return out, memberError(err)
+	}
+	// Who asks again has lost the answer, or what it had: it gets another place if it has had this one.
+	for _, o := range all {
+		switch {
+		case !slices.Contains(o.PeerURLs, who.PeerURL):
+		case o.Name == "":
+			out.InitialCluster = initialCluster(all, who)
+			return out, nil
+		case o.Name == who.Name && !o.IsLearner:
+			return out, errs.Hint(errs.New(errs.Denied, "%s is a member already, and its data is not there any more", who.Name), "on another server: k1s node remove %s; then join again with a token", nodeOfMember(who.Name))
+		default:
+			d.log.Warn("a member that has lost its data is replaced", "member", o.Name, "url", who.PeerURL)
+			if err := c.Remove(ctx, o.ID); err != nil {
+				return out, fmt.Errorf("removing what %s was before: %w", who.PeerURL, memberError(err))
+			}
+		}
+	}
+	added, all, err := c.AddLearner(ctx, who.PeerURL)
+	if errors.Is(err, etcdapi.ErrTooManyLearners) {
+		return out, m.blockedBy(ctx, c)
+	}
+	if err != nil {
+		return out, memberError(err)
+	}
+	d.log.Info("a server is to be a member of etcd", "member", who.Name, "id", added.ID, "url", who.PeerURL)
+	out.InitialCluster = initialCluster(all, who)
+	return out, nil
+}
+
+// leaveSQLite begins to move the state to etcd.
+func (m members) leaveSQLite(ctx context.Context, last migration.State) error {
+	if last.Phase == migration.Failed && time.Since(last.Ended) < moveAgainAfter {
+		return errs.New(errs.NotRunning, "the first server could not move its datastore to etcd, and tries again in a minute: %s", last.Error)
+	}
+	_, err := m.d.moveDatastore(ctx, control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}, true)
+	if err != nil && !errs.Is(err, errs.Exists) {
+		return errs.As(errs.NotRunning, fmt.Errorf("the first server has to move its datastore to etcd, and cannot: %w", err))
+	}
+	return errs.New(errs.NotRunning, "the first server begins to move its datastore from SQLite to etcd, so that there can be several")
+}
+
+// learnerLimit is how long a member may be a learner that nobody asks a vote for, when another one waits to join.
+const learnerLimit = 2 * time.Minute
+
+// blockedBy tells for whom somebody waits who wants to join, and removes a learner that does not come.
+func (m members) blockedBy(ctx context.Context, c *etcdapi.Client) error {
+	all, err := c.AgreedMembers(ctx)
+	if err != nil {
+		return memberError(err)
+	}
+	for _, o := range all {
+		if !o.IsLearner {
+			continue
+		}
+		if m.d.learnerSeen(o.ID, false) < learnerLimit {
+			return errs.New(errs.NotRunning, "another server is joining in this moment (%s)", strings.Join(o.PeerURLs, ", "))
+		}
+		m.d.log.Warn("a member is removed that never got so far as to vote", "member", o.Name, "url", o.PeerURLs)
+		if err := c.Remove(ctx, o.ID); err != nil {
+			return memberError(err)
+		}
+	}
+	return errs.New(errs.NotRunning, "another server was joining a moment ago")
+}
+
+// Promote implements join.Members.
+func (m members) Promote(ctx context.Context, who join.Member) error {
+	m.d.mu.Lock()
+	in := m.d.in
+	m.d.mu.Unlock()
+	if components.Engine(in) != config.EmbeddedEtcd {
+		return nil
+	}
+	c, err := etcdClient(in)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all, err := c.AgreedMembers(ctx)
+	if err != nil {
+		return memberError(err)
+	}
+	for _, o := range all {
+		if !slices.Contains(o.PeerURLs, who.PeerURL) {
+			continue
+		}
+		m.d.learnerSeen(o.ID, true)
+		if err := c.Promote(ctx, o.ID); err != nil && !errors.Is(err, etcdapi.ErrNotLearner) {
+			return memberError(err)
+		}
+		return nil
+	}
+	return errs.Hint(errs.New(errs.Denied, "%s is no member of the cluster's etcd", who.Name), "start it again: it asks for a place")
+}
+
+// learnerSeen is how long ago somebody asked for a vote for a learner, since this daemon knows of it.
+func (d *Daemon) learnerSeen(id uint64, now bool) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.learners == nil {
+		d.learners = map[uint64]time.Time{}
+	}
+	if _, ok := d.learners[id]; now || !ok {
+		d.learners[id] = time.Now()
+	}
+	return time.Since(d.learners[id])
+}
+
+// memberError is what an error of etcd means to somebody who asks: most of them pass.
+func memberError(err error) error {
+	if err == nil || errs.KindOf(err) != 0 {
+		return err
+	}
+	return errs.As(errs.NotRunning, err)
+}
+
+// initialCluster are all members as etcd wants to be told of them. Who has not started yet has no name in the list.
+func initialCluster(all []etcdapi.Member, who join.Member) string {
+	var out []string
+	for _, m := range all {
+		name := m.Name
+		if slices.Contains(m.PeerURLs, who.PeerURL) {
+			name = who.Name
+		}
+		for _, u := range m.PeerURLs {
+			out = append(out, name+"="+u)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ",")
+}
+
+// nodeOfMember is the node a member is on.
+func nodeOfMember(member string) string {
+	if i := strings.LastIndexByte(member, '-'); i > 0 && len(member)-i-1 == 2*memberNameBytes {
+		return member[:i]
+	}
+	return member // the first server's
+}
+
+// wakeSeveral lets this server not be the only one any more.
+func (d *Daemon) wakeSeveral() {
+	select {
+	case d.several <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+// watchSeveral does what follows when another server joins for the first time: things that one server does for all of them
+// have to be agreed about from then on. That takes a restart of the control plane, once.
+func (d *Daemon) watchSeveral(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.several:
+		}
+		if err := d.becomeSeveral(ctx); err != nil && ctx.Err() == nil {
+			d.log.Error("this server cannot become one of several", "err", err)
+		}
+	}
+}
+
+func (d *Daemon) becomeSeveral(ctx context.Context) error {
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	if in.Several {
+		return nil
+	}
+	if err := keepSeveral(in); err != nil {
+		return err
+	}
+	in.Several = true
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.in.Several = true
+	d.mu.Unlock()
+	d.log.Info("another server joins: the control plane restarts as one of several")
+	return d.sup.Apply(ctx, plan)
+}
+
+func keepSeveral(in component.Input) error {
+	s, err := readPeers(in.Paths)
+	if err != nil {
+		return err
+	}
+	s.Several = true
+	return s.keep(in.Paths)
+}
+
+// alone tells that this is the cluster's only server. The error says what is in the way of what was to be done.
+func (d *Daemon) alone(ctx context.Context, in component.Input, what string) error {
+	if !in.Several {
+		return nil
+	}
+	all, err := d.client().Servers(ctx)
+	if err != nil {
+		return fmt.Errorf("finding out whether this is the only server: %w", err)
+	}
+	n := len(all)
+	if components.UsesEtcd(in) {
+		c, err := etcdClient(in)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		found, err := c.AgreedMembers(ctx)
+		if err != nil {
+			return fmt.Errorf("finding out whether this is the only server: %w", err)
+		}
+		n = max(n, len(found))
+	}
+	if n > 1 {
+		return errs.Hint(errs.New(errs.Unsupported, "%s is not possible yet while the cluster has %d servers", what, n), "remove the others before: k1s node remove NAME")
+	}
+	return nil
+}
+
+// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it.
+func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Binding) error {
+	if !components.UsesEtcd(in) {
+		return nil
+	}
+	c, err := etcdClient(in)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all, err := c.AgreedMembers(ctx)
+	if err != nil {
+		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+	}
+	at := "https://" + b.IP.String() + ":"
+	for _, m := range all {
+		if !slices.ContainsFunc(m.PeerURLs, func(u string) bool { return strings.HasPrefix(u, at) }) {
+			continue
+		}
+		err := c.Remove(ctx, m.ID)
+		if errors.Is(err, etcdapi.ErrUnsafe) {
+			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: of the members that would be left, too few are there", b.Node), "start the other servers first; see: k1s status")
+		}
+		if err != nil && !errors.Is(err, etcdapi.ErrNoMember) {
+			return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		}
+		d.log.Info("member removed from etcd", "member", m.Name, "id", m.ID)
+	}
+	return nil
+}

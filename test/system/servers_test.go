@@ -1,0 +1,193 @@
+//go:build system
+
+package system
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/health"
+)
+
+// anyServer is a client of whichever server answers at the cluster's port on this machine.
+func (c *Cluster) anyServer(t *testing.T) *api {
+	t.Helper()
+	a := c.api(t)
+	st := c.describe(t)
+	transport := a.http.Transport.(*http.Transport).Clone()
+	transport.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	t.Cleanup(transport.CloseIdleConnections)
+	return &api{&http.Client{Transport: transport, Timeout: 15 * time.Second}, fmt.Sprintf("https://127.0.0.1:%d", st.Spec.APIPort)}
+}
+
+func (c *Cluster) describe(t *testing.T) cluster.Status {
+	t.Helper()
+	var all []cluster.Status
+	r := c.k1s(within(t, limit), "cluster", "ls", "-o", "json")
+	if err := errors.Join(r.error(), json.Unmarshal([]byte(r.out), &all)); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(s cluster.Status) bool { return s.Spec.Name == c.name })
+	if i < 0 {
+		t.Fatalf("there is no %s:\n%s", c.name, r.out)
+	}
+	return all[i]
+}
+
+// dies kills everything on the node at once, as a power cut does.
+func (m member) dies(t *testing.T) {
+	t.Helper()
+	nodes := m.describe(t).Nodes
+	i := slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == m.node })
+	if i < 0 || nodes[i].PID <= 1 {
+		t.Fatalf("%s does not run: %+v", m.node, nodes)
+	}
+	eventually(t, limit, m.node+" to be dead", func(context.Context) error {
+		left := m.processesOf(t, m.node)
+		for _, pid := range left { // what was being forked is killed next time
+			kill(t, pid)
+		}
+		if alive(nodes[i].PID) || len(left) > 0 {
+			return fmt.Errorf("there are %v", left)
+		}
+		return nil
+	})
+}
+
+// serverAddresses waits until the cluster knows of these servers and no others.
+func (c *Cluster) serverAddresses(t *testing.T, want ...string) {
+	t.Helper()
+	eventually(t, limit, fmt.Sprintf("the servers to be %v", want), func(ctx context.Context) error {
+		r := c.try(ctx, "get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
+		got := strings.Fields(r.out)
+		slices.Sort(got)
+		if r.code != 0 || !slices.Equal(got, want) {
+			return fmt.Errorf("they are %v: %v", got, r.error())
+		}
+		return nil
+	})
+}
+
+func TestServersJoinAndOneMayDie(t *testing.T) {
+	c := created(t, "servers", withImages(t, "--servers", "3", "--agents", "1")...)
+	servers := []member{{c, "server-0"}, {c, "server-1"}, {c, "server-2"}}
+	app := everywhere{c.namespace(t, "everywhere")}
+	app.apply(t, "everywhere.yaml")
+
+	t.Run("each is a whole server", func(t *testing.T) {
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		for _, s := range servers {
+			s.untilState(t, control.Running)
+			s.in(within(t, limit), "k1s", "kubectl", "get", "--raw", "/readyz/etcd").wants(t, 0)
+			if st, err := os.Stat(s.disk("var/lib/k1s/pki/ca.key")); err != nil || st.Mode().Perm() != 0o600 {
+				t.Errorf("the CA's key on %s: %v %v", s.node, st, err)
+			}
+		}
+		for _, f := range []string{"ca.key", "sa.key", "front-proxy-ca.key", "etcd/ca.key"} {
+			if string(decoded(t, servers[0].disk("var/lib/k1s/pki/"+f))) != string(decoded(t, servers[2].disk("var/lib/k1s/pki/"+f))) {
+				t.Errorf("%s differs", f)
+			}
+		}
+		// None of it is in the datastore.
+		if out := c.kubectl(t, "get", "secrets,configmaps", "-A", "-o", "yaml"); strings.Contains(out, "PRIVATE KEY") {
+			t.Error("a private key is in the cluster")
+		}
+		app.reach(t, 4)
+	})
+
+	n := newCounters(t, c.anyServer(t))
+	stop := n.start()
+	unwatch := n.watched(t, "counter-0")
+	goesOn := func(what string) {
+		t.Helper()
+		n.mu.Lock()
+		before := slices.Clone(n.acked)
+		n.mu.Unlock()
+		eventually(t, limit, "writes to be acknowledged "+what, func(context.Context) error {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			for i, v := range n.acked {
+				if v < before[i]+20 {
+					return fmt.Errorf("counter-%d is at %d, was at %d", i, v, before[i])
+				}
+			}
+			return nil
+		})
+		n.check(t)
+	}
+	t.Run("one dies, whoever leads", func(t *testing.T) {
+		goesOn("before")
+		for _, s := range servers[:2] {
+			s.dies(t)
+			goesOn("without " + s.node)
+			s.must(t, s.nodeCommand(t, "start"))
+			s.untilState(t, control.Running)
+			goesOn("with " + s.node + " again")
+		}
+		app.reach(t, 4)
+	})
+	t.Run("one that is removed learns of it and comes back with a token", func(t *testing.T) {
+		s := servers[2]
+		s.in(within(t, limit), "k1s", "node", "remove", "server-2", "--yes").wants(t, 2, "is this server itself")
+		servers[0].in(within(t, limit), "k1s", "node", "remove", "server-2", "--yes").wants(t, 0, "server-2 is removed")
+		goesOn("with one removed")
+		eventually(t, limit, "server-2 to know that it was removed", func(ctx context.Context) error {
+			st, err := s.status(ctx)
+			if err == nil && !slices.ContainsFunc(st.Problems, func(p health.Problem) bool { return p.Code == health.ServerRemoved }) {
+				err = fmt.Errorf("its problems are %v", st.Problems)
+			}
+			return err
+		})
+		if put, err := filepath.Glob(s.disk("var/lib/k1s/etcd-removed-*")); err != nil || len(put) != 1 {
+			t.Errorf("its data is not put aside: %v, %v", put, err)
+		}
+		s.must(t, s.nodeCommand(t, "stop"))
+		created := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server")
+		s.must(t, created)
+		token := created.out
+		if err := os.WriteFile(s.disk("etc/token"), []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.must(t, s.nodeCommand(t, "start"))
+		s.untilState(t, control.Running)
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		goesOn("with three again")
+	})
+	t.Run("two of them leave, and another one comes", func(t *testing.T) {
+		for _, s := range []member{servers[2], servers[0]} {
+			s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
+			goesOn("after " + s.node + " has left")
+		}
+		c.serverAddresses(t, "10.88.0.11")
+		servers[1].nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
+		c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server").wants(t, 0, "node server-3 is there")
+		c.serverAddresses(t, "10.88.0.11", "10.88.0.13")
+		goesOn("with another server")
+		app.reach(t, 3)
+	})
+	unwatch()
+	stop()
+	n.check(t)
+	t.Run("all stop and start", func(t *testing.T) {
+		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.k1s(within(t, 2*limit), "cluster", "start", c.name).error(); err != nil {
+			t.Fatal(err)
+		}
+		n.check(t)
+		app.reach(t, 3)
+	})
+}
