@@ -48,7 +48,7 @@ func newTokenCreateCmd(deps Deps, runF func(context.Context, tokenCreateOptions)
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
-	cmd.Flags().StringVar(&o.role, "role", string(token.Agent), "what machines become with it: agent")
+	cmd.Flags().StringVar(&o.role, "role", string(token.Agent), "what machines become with it: agent, or server, which gets the cluster's keys")
 	cmd.Flags().StringVar(&o.description, "description", "", "for whom or what it is, as the list shows it")
 	cmd.Flags().DurationVar(&o.ttl, "ttl", defaultTTL, "how long it can be used; 0 is for ever")
 	cmd.Flags().VarP(&o.format, "output", "o", "output format; the table is the token alone")
@@ -62,9 +62,6 @@ func runTokenCreate(ctx context.Context, o tokenCreateOptions) error {
 	}
 	if o.ttl < 0 {
 		return errs.Hint(errs.New(errs.Usage, "a token cannot be valid for %s", o.ttl), "give --ttl a time such as 1h, or 0 for ever")
-	}
-	if role != token.Agent {
-		return errs.New(errs.Unsupported, "servers cannot join servers yet: create a token for agents")
 	}
 	t, err := control.NewClient(o.deps.Paths().ControlSocket()).CreateToken(ctx, control.TokenRequest{Role: string(role), Description: o.description, TTL: o.ttl})
 	if err != nil {
