@@ -23,6 +23,7 @@ import (
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/cluster/netns"
 	"k1s.io/k1s/internal/image"
+	"k1s.io/k1s/test/images/testimage"
 )
 
 // clusterFile is what TestALocalClusterIsAsItsFileSays makes; paths are relative to the file.
@@ -148,7 +149,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 	}
 
 	t.Run("nodes are as they were asked for", func(t *testing.T) {
-		if out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.disk}{.metadata.labels.made} {.status.capacity.pods} {.spec.taints[0].key};{end}`); strings.TrimSpace(out) != "agent-0 fasthere 77 ;server-0 here 110 k1s.test/for;" {
+		if out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.disk}{.metadata.labels.made} {.status.capacity.pods} {.spec.taints[?(@.key=="k1s.test/for")].effect};{end}`); strings.TrimSpace(out) != "agent-0 fasthere 77 ;server-0 here 110 PreferNoSchedule;" {
 			t.Errorf("nodes: %s", out)
 		}
 		var here unix.Stat_t
@@ -185,11 +186,11 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 	})
 	t.Run("images are loaded into the nodes chosen, once on the disk", func(t *testing.T) {
 		oci := filepath.Join(w.dir, "oci.tar")
-		if err := os.WriteFile(oci, archive(t, "k1s.io/test/loaded-oci:1", image.OCI), 0o600); err != nil {
+		if err := os.WriteFile(oci, ownArchive(t, "k1s.io/test/loaded-oci:1", image.OCI), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		do("image", "load", c.name, oci).wants(t, 0, "node server-0 has k1s.io/test/loaded-oci:1", "node agent-1 has k1s.io/test/loaded-oci:1")
-		c.k1sWith(within(t, limit), string(archive(t, "k1s.io/test/loaded-docker:1", image.Docker)), "cluster", "image", "load", c.name, "-", "--nodes", "agent-1").
+		c.k1sWith(within(t, limit), string(ownArchive(t, "k1s.io/test/loaded-docker:1", image.Docker)), "cluster", "image", "load", c.name, "-", "--nodes", "agent-1").
 			wants(t, 0, "node agent-1 has k1s.io/test/loaded-docker:1")
 		var st unix.Stat_t
 		stored, err := filepath.Glob(filepath.Join(c.clusters(), "state", c.name, "images", "oci-*.tar"))
@@ -199,7 +200,9 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		for pod, at := range map[string]string{"oci": "agent-0", "docker": "agent-1"} {
 			s.kubectl(t, "run", pod, "--image=k1s.io/test/loaded-"+pod+":1", "--image-pull-policy=Never", "--restart=Never",
 				"--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, at), "--", "echo", "it works")
-			s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=60s")
+			if r := s.try(within(t, limit), "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=60s"); r.failure != nil {
+				t.Errorf("%v\n%s", r, s.kubectl(t, "describe", "pod", pod))
+			}
 		}
 		broken := filepath.Join(w.dir, "broken.tar")
 		if err := os.WriteFile(broken, []byte("no archive"), 0o600); err != nil {
@@ -215,7 +218,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			t.Errorf("it was made: %v", r)
 		}
 	})
-	t.Run("a killed node comes back, and the cluster after a stop with another port", func(t *testing.T) {
+	t.Run("a killed node comes back, and the cluster after a stop with another port and other addresses", func(t *testing.T) {
 		c.kubectl(t, "create", "configmap", "kept", "--from-literal=word=swordfish")
 		agents[0].nodeCommand(t, "kill").wants(t, 0, "agent-0 is killed")
 		if r := do("node", "ls", c.name); strings.Count(r.out, "running") != 2 {
@@ -226,7 +229,12 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		}
 		port := c.apiPort(t)
 		w.listen(t, fmt.Sprintf("127.0.0.1:%d", port))
-		c.starts(t)
+		if err := errors.Join(do("start", c.name, "--subnet", "10.99.0.0/24").error(), c.find(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.status.addresses[?(@.type=="InternalIP")].address} {end}`); strings.TrimSpace(out) != "10.99.0.30 10.99.0.31 10.99.0.10" {
+			t.Errorf("addresses: %s", out)
+		}
 		if now := c.apiPort(t); now == port {
 			t.Errorf("the API is still at port %d, which somebody else has", port)
 		}
@@ -285,6 +293,26 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			t.Errorf("after the deletion: %v", err)
 		}
 	}
+}
+
+// ownArchive is an image that is no other's: an image whose content the kubelet has pulled under one name it does not
+// take for present under another one that was not pulled.
+func ownArchive(t *testing.T, name string, format image.Format) []byte {
+	t.Helper()
+	spec, err := testimage.BusyboxSpec(t.Context(), testimage.DefaultBusybox, testimage.Arch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Names, spec.Config.Labels = []string{name}, map[string]string{"k1s.test/own": name}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := testimage.WriteFile(file, format, spec); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func manifestFile(t *testing.T, name string) string {

@@ -175,6 +175,10 @@ func TestPortsLeadToTheNodesChosenAndAppearWhereTheyAreWanted(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	err = p.Preflight(t.Context(), cluster.Spec{Name: "two", Publish: []cluster.Publish{{Address: ip("0.0.0.0"), HostPort: tcp, NodePort: 1, Proto: "tcp"}}}, nil)
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(err.Error(), "cluster one has it") || !strings.Contains(hint, "k1s cluster stop one") {
+		t.Errorf("a port of another cluster: got %v (hint %q)", err, hint)
+	}
 	if _, err := p.Prepare(t.Context(), cluster.Spec{Name: "two", Publish: []cluster.Publish{{Address: ip("203.0.113.77"), HostPort: udp, NodePort: 1, Proto: "tcp"}}}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "does not have the address 203.0.113.77") {
 		t.Errorf("an address of another machine: got %v", err)
 	}

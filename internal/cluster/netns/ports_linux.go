@@ -94,20 +94,45 @@ func (p *Provider) takenPorts(spec cluster.Spec) (map[uint16]bool, error) {
 }
 
 // free tells which ports of a cluster that is to be made are in use, all of them.
-func free(ctx context.Context, spec cluster.Spec) error {
+func (p *Provider) free(ctx context.Context, spec cluster.Spec) error {
 	var all []error
 	for _, w := range here(forwards(spec)) {
 		if w.Listen.Port() == 0 { // one that is free will be chosen
 			continue
 		}
 		f, err := bindOne(ctx, w)
-		if err != nil {
-			all = append(all, portProblem(w, err))
+		if err == nil {
+			_ = f.Close()
 			continue
 		}
-		_ = f.Close()
+		if by := p.publisher(w); by != "" && errors.Is(err, unix.EADDRINUSE) {
+			all = append(all, errs.Hint(fmt.Errorf("cannot forward %s (%s) to the cluster: cluster %s has it", w.Listen, w.Proto, by),
+				"choose another port, or run: k1s cluster stop %s", by))
+			continue
+		}
+		all = append(all, portProblem(w, err))
 	}
 	return errors.Join(all...)
+}
+
+// publisher is the cluster that forwards a port, "" if that is somebody else.
+func (p *Provider) publisher(w forward) string {
+	names, err := p.clusters()
+	if err != nil {
+		return ""
+	}
+	for _, n := range names {
+		s, err := readRecord(p.layout(n))
+		if err != nil {
+			continue
+		}
+		for _, o := range here(forwards(s)) {
+			if o.Proto == w.Proto && o.Listen.Port() == w.Listen.Port() && (o.Listen.Addr() == w.Listen.Addr() || o.Listen.Addr().IsUnspecified() || w.Listen.Addr().IsUnspecified()) {
+				return n
+			}
+		}
+	}
+	return ""
 }
 
 // bind opens the sockets of all forwards, or none; at is the one that failed.

@@ -25,7 +25,7 @@ func (p *Provider) Preflight(ctx context.Context, spec cluster.Spec, nodes []clu
 	if err := p.program(); err != nil {
 		return err
 	}
-	all := []error{socketsFit(p.layout(spec.Name)), free(ctx, spec)}
+	all := []error{socketsFit(p.layout(spec.Name)), p.free(ctx, spec)}
 	seen := map[string]bool{} // one volume may be for many nodes
 	for _, n := range nodes {
 		if err := startable(spec, n); err != nil && !seen[err.Error()] {
