@@ -76,7 +76,7 @@ func runTokenCreate(ctx context.Context, o tokenCreateOptions) error {
 		if !t.Expires.IsZero() {
 			until = "until " + t.Expires.Local().Format(time.DateTime)
 		}
-		fmt.Fprintf(o.deps.Streams.ErrOut, "\nvalid %s; write it to a file on the machine that is to join, and run there:\n  k1s agent --server %s --token-file FILE\n", until, t.Server)
+		fmt.Fprintf(o.deps.Streams.ErrOut, "\nvalid %s; write it to a file on the machine that is to join, and run there:\n  k1s %s --server %s --token-file FILE\n", until, role, t.Server)
 	}
 	return err
 }

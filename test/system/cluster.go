@@ -187,11 +187,15 @@ func eventually(t *testing.T, d time.Duration, what string, probe func(context.C
 	}
 }
 
+// askKubectl is the pause between two calls of kubectl. One takes a tenth of a second of processor time or two, so more of
+// them would be most of what tests do that wait side by side.
+const askKubectl = time.Second
+
 // untilOutput waits until kubectl's output is accepted.
 func (c *Cluster) untilOutput(t *testing.T, d time.Duration, what string, accept func(string) bool, args ...string) string {
 	t.Helper()
 	var out string
-	eventually(t, d, what, func(ctx context.Context) error {
+	err := wait.Until(within(t, d), askKubectl, what, func(ctx context.Context) error {
 		r := c.try(ctx, args...)
 		if err := r.error(); err != nil {
 			return err
@@ -201,6 +205,9 @@ func (c *Cluster) untilOutput(t *testing.T, d time.Duration, what string, accept
 		}
 		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return out
 }
 

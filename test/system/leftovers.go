@@ -26,7 +26,7 @@ type snapshot map[string]bool
 func (s snapshot) added(after snapshot) []string {
 	var out []string
 	for thing := range after {
-		if !s[thing] && !(strings.HasPrefix(thing, raised) && othersHere()) {
+		if !s[thing] && !(strings.HasPrefix(thing, raised) && (othersHere() || after.limit() < s.limit())) {
 			out = append(out, thing)
 		}
 	}
@@ -46,8 +46,20 @@ var settings = []string{
 	"kernel/keys/root_maxkeys", "net/netfilter/nf_conntrack_max", "fs/inotify/max_user_instances",
 }
 
-// raised is a limit that stays raised as long as anybody has a cluster on this machine.
+// raised is a limit that stays raised as long as anybody has a cluster on this machine. Others who had theirs before us may
+// have taken it back meanwhile.
 const raised = "setting fs/inotify/max_user_instances"
+
+// limit is that setting's value; 0 when it is not known.
+func (s snapshot) limit() int {
+	for thing := range s {
+		if value, ok := strings.CutPrefix(thing, raised+" = "); ok {
+			n, _ := strconv.Atoi(value)
+			return n
+		}
+	}
+	return 0
+}
 
 // othersHere tells that somebody else has a cluster or a node on this machine.
 func othersHere() bool {

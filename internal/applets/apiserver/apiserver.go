@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/flagz"
-	keyscontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	basecompatibility "k8s.io/component-base/compatibility"
 	utilversion "k8s.io/component-base/version"
 	"k8s.io/klog/v2"
@@ -30,10 +28,6 @@ import (
 // the baseline of the benchmarks only: k1s' own roles are not written then.
 const EnvUpstreamHooks = "K1S_UPSTREAM_HOOKS"
 
-// keysPoll is how often the API server looks whether its encryption configuration is another one, by reading and hashing
-// a file of some hundred bytes. With upstream's minute most of a change of keys is waiting for that.
-const keysPoll = 5 * time.Second
-
 // Run takes upstream's flags. It returns when the server has been drained after ctx ended.
 //
 // A bootstrap hook that fails for 30 seconds ends the process, as upstream does: a control plane
@@ -42,7 +36,7 @@ func Run(ctx context.Context, args []string) error {
 	s := options.NewServerRunOptions()
 	registry := s.GenericServerRunOptions.ComponentGlobalsRegistry
 	err := kubeglobals.Setup(func() error {
-		keyscontroller.EncryptionConfigFileChangePollDuration = keysPoll
+		lookForKeys()
 		sets := s.Flags()
 		s.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets}
 		return kubeglobals.Parse(kubeglobals.Component{
