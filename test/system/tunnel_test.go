@@ -130,7 +130,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 
 	heal := cutOff(t, c, agent)
 	defer heal()
-	if r := c.in(within(t, limit), "wget", "-q", "-T", "2", "-O", "-", "http://"+podIP+":8080/"); r.code == 0 {
+	if r := c.in(within(t, limit), "timeout", "2", "wget", "-q", "-O", "-", "http://"+podIP+":8080/"); r.code == 0 {
 		t.Fatal("the server reaches the pod directly: nothing is shown by what follows")
 	}
 	works := func(t *testing.T) {
@@ -160,7 +160,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		for port == 0 && out.Scan() {
 			_, _ = fmt.Sscanf(out.Text(), "Forwarding from 127.0.0.1:%d", &port)
 		}
-		if code, body, err := get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", port)); err != nil || code != http.StatusOK || body != "web\n" {
+		if code, body, err := get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", port)); err != nil || code != http.StatusOK || body != "web" {
 			t.Errorf("answer %d %q %v", code, body, err)
 		}
 	})
