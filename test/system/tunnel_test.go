@@ -119,7 +119,7 @@ webhooks:
 // serversNeedNoRoute shows that a server reaches an agent and its pods that it cannot connect to.
 func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 	s := c.namespace(t, "tunnel")
-	here := fmt.Sprintf(`{"spec":{"nodeName":%q,"terminationGracePeriodSeconds":0}}`, agent.node)
+	here := fmt.Sprintf(`{"apiVersion":"v1","spec":{"nodeName":%q,"terminationGracePeriodSeconds":0}}`, agent.node)
 	s.kubectl(t, "run", "clock", "--image=k1s.io/test/busybox:1", "--restart=Never", "--port=8080", "--overrides="+here, "--",
 		"sh", "-c", "echo started; mkdir /www && echo web > /www/index.html && exec httpd -f -p 8080 -h /www")
 	judge(t, s, agent.node)
@@ -130,7 +130,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 
 	heal := cutOff(t, c, agent)
 	defer heal()
-	if r := c.in(within(t, limit), "wget", "-q", "-T", "2", "-O", "-", "http://"+podIP+":8080/"); r.code == 0 {
+	if r := c.in(within(t, limit), "timeout", "2", "wget", "-q", "-O", "-", "http://"+podIP+":8080/"); r.code == 0 {
 		t.Fatal("the server reaches the pod directly: nothing is shown by what follows")
 	}
 	works := func(t *testing.T) {
@@ -160,7 +160,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		for port == 0 && out.Scan() {
 			_, _ = fmt.Sscanf(out.Text(), "Forwarding from 127.0.0.1:%d", &port)
 		}
-		if code, body, err := get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", port)); err != nil || code != http.StatusOK || body != "web\n" {
+		if code, body, err := get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", port)); err != nil || code != http.StatusOK || body != "web" {
 			t.Errorf("answer %d %q %v", code, body, err)
 		}
 	})
@@ -181,7 +181,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 	t.Run("a node connects to its own only", func(t *testing.T) {
 		// A pod that says its address is the agent's own, in the network of the agent's pods.
 		own := podIP[:strings.LastIndex(podIP, ".")] + ".1"
-		s.kubectl(t, "run", "liar", "--image=k1s.io/test/busybox:1", "--restart=Never", `--overrides={"spec":{"schedulerName":"nobody"}}`)
+		s.kubectl(t, "run", "liar", "--image=k1s.io/test/busybox:1", "--restart=Never", `--overrides={"apiVersion":"v1","spec":{"schedulerName":"nobody"}}`)
 		s.kubectl(t, "patch", "pod", "liar", "--subresource=status", "-p", fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}]}}`, own, own))
 		if r := s.try(within(t, limit), "get", "--raw", "/api/v1/namespaces/tunnel/pods/liar:6443/proxy/", "--request-timeout=2s"); r.code == 0 {
 			t.Errorf("it is reached: %v", r)
