@@ -9,7 +9,6 @@ import (
 
 // A node with everything on it, and then nothing.
 func TestResetLeavesNothingOfANode(t *testing.T) {
-	t.Parallel()
 	c := created(t, "reset", withImages(t)...)
 	survives(t, c)
 	inspect := func() string {
