@@ -13,7 +13,7 @@ import (
 )
 
 // Sections that can be chosen with -only.
-var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "cluster", "idle"}
+var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "cluster", "servers", "idle"}
 
 // results are everything that was measured; with -json they are kept as they are.
 type results struct {
@@ -165,6 +165,13 @@ func (b *bench) measure(ctx context.Context) error {
 		for range min(b.o.runs, 3) {
 			if b.more(ctx, "cluster of five", time.Minute) {
 				b.fail("cluster of five", b.five(ctx))
+			}
+		}
+	}
+	if b.o.wants("servers") {
+		for range min(b.o.runs, 3) {
+			if b.more(ctx, "cluster of three servers", 3*time.Minute) {
+				b.fail("cluster of three servers", b.servers(ctx))
 			}
 		}
 	}

@@ -30,34 +30,21 @@ const (
 // five makes a cluster of a server and four agents as a user would, adds one, and looks at an agent.
 func (b *bench) five(ctx context.Context) (err error) {
 	quiet(ctx, b.o.patience)
-	run := func(args ...string) error {
-		var out bytes.Buffer
-		cmd := exec.CommandContext(ctx, b.o.program, append([]string{"cluster"}, args...)...)
-		cmd.Env = append(os.Environ(), cluster.EnvRoot+"="+b.main.dir)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("k1s cluster %v: %w\n%s", args, err, out.String())
-		}
-		return nil
-	}
 	defer func() {
 		ctx = context.WithoutCancel(ctx)
-		err = errors.Join(err, run("delete", fiveName, "--yes"))
+		err = errors.Join(err, b.clusterCommand(ctx, "delete", fiveName, "--yes"))
 	}()
 	b.say("a cluster of %d nodes", fiveAgents+1)
-	keep := func(name string, v float64) {
-		b.Samples["k1s "+name] = append(b.Samples["k1s "+name], v)
-	}
 	began := time.Now()
-	if err := run("create", fiveName, "--agents", fmt.Sprint(fiveAgents), "--no-kubeconfig"); err != nil {
+	if err := b.clusterCommand(ctx, "create", fiveName, "--agents", fmt.Sprint(fiveAgents), "--no-kubeconfig"); err != nil {
 		return err
 	}
-	keep(sampleFive, time.Since(began).Seconds())
+	b.took(sampleFive, time.Since(began))
 	began = time.Now()
-	if err := run("node", "add", fiveName); err != nil {
+	if err := b.clusterCommand(ctx, "node", "add", fiveName); err != nil {
 		return err
 	}
-	keep(sampleAdded, time.Since(began).Seconds())
+	b.took(sampleAdded, time.Since(began))
 	st, err := b.main.provider(k1s).Describe(ctx, fiveName)
 	if err != nil {
 		return err
@@ -70,7 +57,7 @@ func (b *bench) five(ctx context.Context) (err error) {
 	if s.ReadyAt == nil {
 		return fmt.Errorf("%s is not ready", added.Name)
 	}
-	keep(sampleJoined, s.ReadyAt.Sub(s.Since).Seconds())
+	b.took(sampleJoined, s.ReadyAt.Sub(s.Since))
 	if !sleep(ctx, settleOfAgent) {
 		return context.Cause(ctx)
 	}
@@ -78,7 +65,19 @@ func (b *bench) five(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	keep(sampleMemory, mb)
+	b.Samples["k1s "+sampleMemory] = append(b.Samples["k1s "+sampleMemory], mb)
+	return nil
+}
+
+// clusterCommand runs `k1s cluster` as a user would.
+func (b *bench) clusterCommand(ctx context.Context, args ...string) error {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, b.o.program, append([]string{"cluster"}, args...)...)
+	cmd.Env = append(os.Environ(), cluster.EnvRoot+"="+b.main.dir)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("k1s cluster %v: %w\n%s", args, err, out.String())
+	}
 	return nil
 }
 
