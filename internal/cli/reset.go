@@ -17,6 +17,7 @@ type resetOptions struct {
 	deps   Deps
 	dryRun bool
 	yes    bool
+	force  bool
 }
 
 func newResetCmd(deps Deps, runF func(context.Context, resetOptions) error) *cobra.Command {
@@ -25,12 +26,14 @@ func newResetCmd(deps Deps, runF func(context.Context, resetOptions) error) *cob
 		Use:   "reset",
 		Short: "Remove the node and all its data; the configuration file stays",
 		Long: "Ends all pods and components and removes everything k1s has made on this machine: data, volumes,\n" +
-			"mounts, links, firewall tables and cgroups. Files you wrote in the configuration directory stay.",
+			"mounts, links, firewall tables and cgroups. Files you wrote in the configuration directory stay. A server of\n" +
+			"several leaves the others first.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be done")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&o.force, "force", false, "also when the other servers of the cluster cannot be told")
 	return cmd
 }
 
@@ -42,7 +45,7 @@ func runReset(ctx context.Context, o resetOptions) error {
 			return err
 		}
 	}
-	steps := daemon.ResetSteps(do)
+	steps := daemon.ResetSteps(do, o.force)
 	if o.dryRun {
 		step.Print(o.deps.Streams.Out, steps)
 		return nil

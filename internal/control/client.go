@@ -71,6 +71,9 @@ func (c *Client) Restart(ctx context.Context, component string) error {
 	return c.post(ctx, "/v1/restart/"+url.PathEscape(component), struct{}{})
 }
 
+// Leave takes the server out of a cluster of several.
+func (c *Client) Leave(ctx context.Context) error { return c.post(ctx, "/v1/leave", struct{}{}) }
+
 // Renew issues certificates anew.
 func (c *Client) Renew(ctx context.Context, r RenewRequest) (Renewed, error) {
 	return call[Renewed](ctx, c, http.MethodPost, "/v1/certificates/renew", r)

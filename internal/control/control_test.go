@@ -44,6 +44,10 @@ func (n *node) Restart(_ context.Context, c string) error {
 	return errs.New(errs.Unsupported, "%s cannot be restarted", c)
 }
 
+func (n *node) Leave(context.Context) error {
+	return errs.Hint(errs.New(errs.Denied, "too few would be left"), "start the others")
+}
+
 func (n *node) Renew(_ context.Context, r RenewRequest) (Renewed, error) {
 	if !r.All {
 		return Renewed{}, errs.New(errs.NotRunning, "the node is starting")
@@ -252,6 +256,9 @@ func TestErrorsKeepKindAndHintAcrossTheSocket(t *testing.T) {
 	err := c.Logs(t.Context(), "nothing", LogOptions{}, io.Discard)
 	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.NotFound) || hint != "try kubelet" {
 		t.Errorf("error %v, kind %d, hint %q", err, errs.KindOf(err), hint)
+	}
+	if err := c.Leave(t.Context()); !errs.Is(err, errs.Denied) || !strings.Contains(err.Error(), "too few would be left") {
+		t.Errorf("leaving: %v", err)
 	}
 	if err := c.Restart(t.Context(), "kine"); !errs.Is(err, errs.Unsupported) {
 		t.Errorf("error %v has kind %d", err, errs.KindOf(err))

@@ -38,6 +38,8 @@ type Backend interface {
 	RevokeToken(ctx context.Context, id string) error
 	// NodeRemoval tells what RemoveNode would do.
 	NodeRemoval(ctx context.Context, name string) (NodeRemoval, error)
+	// Leave takes this server out of a cluster of several; it is of no use to anybody afterwards.
+	Leave(ctx context.Context) error
 	// RemoveNode takes another node out of the cluster, and frees its name.
 	RemoveNode(ctx context.Context, name string) error
 	// Datastore tells where the state is.
@@ -136,6 +138,13 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 	})
 	mux.HandleFunc("POST /v1/restart/{component}", func(w http.ResponseWriter, r *http.Request) {
 		if err := b.Restart(r.Context(), r.PathValue("component")); err != nil {
+			refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
+		if err := b.Leave(r.Context()); err != nil {
 			refuse(w, err)
 			return
 		}

@@ -29,8 +29,9 @@ var podLogs = []string{"/var/log/pods", "/var/log/containers"}
 var tables = []string{"ip kube-proxy", "ip6 kube-proxy"}
 
 // ResetSteps is the plan that removes a node: everything k1s has made on this machine, in the order in
-// which it can be removed. Each step may be repeated. What the user wrote stays.
-func ResetSteps(o Options) []step.Step {
+// which it can be removed. Each step may be repeated. What the user wrote stays. A server of several leaves the others first;
+// force goes on where they cannot be told.
+func ResetSteps(o Options, force bool) []step.Step {
 	p := o.Paths
 	var in component.Input // known after the first step that needs it
 	find := func(ctx context.Context) error {
@@ -41,7 +42,7 @@ func ResetSteps(o Options) []step.Step {
 		in, err = offline(ctx, o)
 		return err
 	}
-	steps := []step.Step{
+	steps := append(leaveSteps(o, force), []step.Step{
 		{Name: "stop the node and end its pods", Do: func(ctx context.Context) error { return stopForReset(ctx, o) }},
 		{Name: "end what is left in the node's cgroups, and remove them", Do: func(ctx context.Context) error { return removeCgroups(ctx, o) }},
 		// With programs of the payload, which may be a mount of its own.
@@ -57,7 +58,7 @@ func ResetSteps(o Options) []step.Step {
 		{Name: "unmount what is below " + p.Kubelet + ", " + p.Run + " and " + p.Data, Do: func(context.Context) error {
 			return unmountBelow(p.Kubelet, p.Run, p.Data)
 		}},
-	}
+	}...)
 	steps = append(steps, step.Step{Name: "set routes and kernel settings back to what they were", Do: func(ctx context.Context) error {
 		l := ledger.Open(p.Ledger())
 		return errors.Join(platform.RemoveServiceRoutes(ctx, l), platform.RestoreSysctls(ctx, l))

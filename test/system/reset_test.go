@@ -7,6 +7,9 @@ import (
 	"testing"
 )
 
+// resetHere resets a node from within. Whoever resets a machine is not in one of the cgroups that are removed.
+const resetHere = "for f in $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs); do echo $$ > $f 2>/dev/null || true; done; exec k1s reset --yes"
+
 // A node with everything on it, and then nothing.
 func TestResetLeavesNothingOfANode(t *testing.T) {
 	c := created(t, "reset", withImages(t)...)
@@ -38,9 +41,7 @@ func TestResetLeavesNothingOfANode(t *testing.T) {
 	c.in(within(t, limit), "k1s", "reset").wants(t, 2, "--yes")
 
 	c.setGone()
-	// Whoever resets a machine is not in one of the cgroups that are removed.
-	leave := "for f in $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs); do echo $$ > $f 2>/dev/null || true; done; exec k1s reset --yes"
-	c.in(within(t, limit), "sh", "-c", leave).wants(t, 0)
+	c.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 	left := inspect()
 	for line := range strings.Lines(left) {
 		line = strings.TrimSpace(line)
@@ -53,5 +54,5 @@ func TestResetLeavesNothingOfANode(t *testing.T) {
 	}
 
 	// And again, where there is nothing.
-	c.in(within(t, limit), "sh", "-c", leave).wants(t, 0)
+	c.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 }

@@ -176,6 +176,22 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		goesOn("with another server")
 		app.reach(t, 3)
 	})
+	t.Run("a reset leaves first", func(t *testing.T) {
+		s := member{c, "server-3"}
+		if r := s.in(within(t, limit), "k1s", "reset", "--dry-run"); r.code != 0 || !strings.Contains(r.out, "leave the other servers") {
+			t.Errorf("the plan: %v", r)
+		}
+		s.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
+		goesOn("after server-3 was reset")
+		eventually(t, limit, "server-3 to be forgotten", func(ctx context.Context) error {
+			r := c.try(ctx, "get", "nodes", "-o", "name")
+			if r.code != 0 || strings.Contains(r.out, "server-3") {
+				return fmt.Errorf("there are %s %v", r.out, r.error())
+			}
+			return nil
+		})
+	})
+	member{c, "server-3"}.nodeCommand(t, "delete", "--yes").wants(t, 0, "server-3 is deleted")
 	unwatch()
 	stop()
 	n.check(t)
@@ -187,6 +203,6 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.check(t)
-		app.reach(t, 3)
+		app.reach(t, 2)
 	})
 }
