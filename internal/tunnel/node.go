@@ -22,7 +22,8 @@ import (
 
 // Node is a node's end of its tunnels: one to each server there is.
 type Node struct {
-	o NodeOptions
+	o       NodeOptions
+	buffers buffers
 
 	mu       sync.Mutex // guards what follows
 	servers  []string
@@ -426,7 +427,7 @@ func (s *served) answer(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	go func() {
 		defer s.handlers.Done()
-		_, err := io.CopyBuffer(writer{c}, reader{r.Body}, make([]byte, bufferSize))
+		err := s.node.buffers.copy(c, r.Body)
 		if half, ok := c.(interface{ CloseWrite() error }); ok && err == nil {
 			err = half.CloseWrite()
 		}
@@ -434,7 +435,7 @@ func (s *served) answer(w http.ResponseWriter, r *http.Request) {
 			_ = c.Close()
 		}
 	}()
-	if _, err := io.CopyBuffer(out, reader{c}, make([]byte, bufferSize)); err != nil {
+	if err := s.node.buffers.copy(out, c); err != nil {
 		panic(http.ErrAbortHandler) // the server is told that this is not the end
 	}
 }

@@ -25,6 +25,7 @@ type Server struct {
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 	streams   sync.WaitGroup
+	buffers   buffers
 
 	mu     sync.Mutex // guards what follows
 	nodes  map[string][]*session
@@ -304,7 +305,7 @@ func (s *Server) open(ctx context.Context, e *session, addr string) (net.Conn, e
 	context.AfterFunc(sctx, c.abort) // what waits to be read, too
 	go func() {
 		defer s.streams.Done()
-		c.receive(resp.Body)
+		c.receive(resp.Body, &s.buffers)
 		cancel(nil)
 		<-e.slots
 	}()

@@ -45,8 +45,8 @@ func newStream(local net.Addr, remote string, cancel context.CancelCauseFunc) *s
 func (u upward) body() io.ReadCloser { return u.out }
 
 // receive passes on what arrives until its end, and ends the stream.
-func (s *stream) receive(body io.ReadCloser) {
-	_, err := io.CopyBuffer(writer{s.arrived}, body, make([]byte, bufferSize))
+func (s *stream) receive(body io.ReadCloser, b *buffers) {
+	err := b.copy(s.arrived, body)
 	s.mu.Lock()
 	s.over, s.err = true, err
 	if s.linger != nil {
@@ -105,9 +105,3 @@ func (s *stream) SetDeadline(t time.Time) error {
 	}
 	return s.up.in.SetWriteDeadline(t)
 }
-
-// writer and reader keep io.Copy from using other ways that allocate buffers of their own.
-type (
-	writer struct{ io.Writer }
-	reader struct{ io.Reader }
-)

@@ -79,6 +79,20 @@ func (e *TargetError) Error() string {
 	return "connecting to " + e.Target + " on node " + e.Node + ": " + e.Reason
 }
 
+// buffers are for copying, and used again: connections are often short.
+type buffers struct{ pool sync.Pool }
+
+// copy copies until from ends, through the buffer whatever to and from could do otherwise.
+func (b *buffers) copy(to io.Writer, from io.Reader) error {
+	buf, ok := b.pool.Get().(*[bufferSize]byte)
+	if !ok {
+		buf = new([bufferSize]byte)
+	}
+	defer b.pool.Put(buf)
+	_, err := io.CopyBuffer(writer{to}, reader{from}, buf[:])
+	return err
+}
+
 // target reads what a server asks for: an address and a port. Names are nobody's here.
 func target(authority string) (netip.AddrPort, error) {
 	to, err := netip.ParseAddrPort(authority)
@@ -112,3 +126,9 @@ func (e *ended) Close() error {
 	}
 	return e.Conn.Close()
 }
+
+// writer and reader keep io.Copy from using other ways that allocate buffers of their own.
+type (
+	writer struct{ io.Writer }
+	reader struct{ io.Reader }
+)
