@@ -88,7 +88,7 @@ type Node struct {
 type API struct {
 	Port int      `json:"port" doc:"port of the Kubernetes API" default:"6443"`
 	Bind string   `json:"bind" doc:"address the API listens at" default:"0.0.0.0"`
-	SANs []string `json:"sans,omitempty" doc:"additional names and addresses in the API's certificate" example:"[k8s.example.com, 203.0.113.7]"`
+	SANs []string `json:"sans,omitempty" doc:"additional names and addresses in the API's certificate" example:"[k8s.example.com, 203.0.113.7]" shared:"true"`
 }
 
 // Network is the pod and service network. One IPv4 CIDR each for now.

@@ -81,6 +81,9 @@ type Daemon struct {
 	learners map[uint64]time.Time
 
 	several chan struct{} // holds one: another server joins
+	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by
+	// a change of keys or datastore; changing while members of etcd change, or a move begins.
+	admitting, changing sync.Mutex
 }
 
 // errStop ends Run in good order.
@@ -222,6 +225,12 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		}
 		return nil, errs.Hint(err, "%s", hint)
 	}
+	if spec.ControlPlane() {
+		// An etcd that runs on says it again.
+		if err := removeIfThere(components.EtcdRemoved(in)); err != nil {
+			return nil, err
+		}
+	}
 	d.step("issuing certificates")
 	if arriving != nil {
 		if err := arriving.settle(ctx, &in); err != nil {
@@ -268,6 +277,9 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	}
 	if spec.ControlPlane() {
 		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(in), d.prepareMove(in)); err != nil {
+			return nil, err
+		}
+		if err := mayStartEtcd(in); err != nil {
 			return nil, err
 		}
 		if err := errors.Join(writePackaged(in), writeDatastore(in)); err != nil {
@@ -387,6 +399,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.serveJoiners(ctx) })
 		wg.Go(func() { d.watchSeveral(ctx) })
 		wg.Go(func() { d.watchMembership(ctx) })
+		wg.Go(func() { d.keepPeerURL(ctx) })
 	}
 
 	stopPods := func() error { return nil }

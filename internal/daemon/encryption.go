@@ -370,6 +370,8 @@ func (d *Daemon) ChangeEncryption(ctx context.Context, r control.EncryptionReque
 	if next, err := before.Begin(action, time.Now().UTC(), newKey); err != nil {
 		return control.Encryption{}, err
 	} else if next.Change != before.Change {
+		d.admitting.Lock() // until the change is kept
+		defer d.admitting.Unlock()
 		if err := d.alone(ctx, in, "changing the encryption of Secrets"); err != nil {
 			return control.Encryption{}, err
 		}

@@ -150,6 +150,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 	}
 	s := &join.Server{
 		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Bootstrap: d.bootstrap,
+		Admitting: &d.admitting,
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
 		CA:        func() ([]byte, error) { return os.ReadFile(pki.CertFile(in.Paths, pki.CA)) },
@@ -235,9 +236,16 @@ func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store cluster
 	if err != nil {
 		return err
 	}
+	s, err := readPeers(in.Paths)
+	if err != nil {
+		return err
+	}
 	b, err := join.OwnBinding(in.Facts.NodeName, in.Facts.NodeIP, identity, all, time.Now())
 	if err != nil || b == nil {
 		return err
+	}
+	if s.Joined != nil && b.Version == "" { // the others had it, and it is gone
+		return d.wasRemoved(ctx)
 	}
 	return store.Bind(ctx, *b)
 }
@@ -397,7 +405,10 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 	switch _, err := api.Secret(ctx, systemNamespace, nodePrefix+name); {
 	case err == nil:
 		add("forget the machine behind "+name+": it cannot renew its certificates, and its name is free", func(ctx context.Context) error {
-			return api.DeleteSecret(ctx, systemNamespace, nodePrefix+name)
+			if err := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name); err != nil || b == nil || b.Role != token.Server {
+				return err
+			}
+			return d.removeMember(ctx, in, *b) // it may have been joining in the same moment
 		})
 	case !errs.Is(err, errs.NotFound):
 		return nil, fmt.Errorf("looking for the machine behind %s: %w", name, err)
@@ -420,10 +431,8 @@ func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) 
 	if err != nil {
 		return nil, fmt.Errorf("finding out what %s is: %w", name, err)
 	}
-	b, err := bindingOf(sec)
-	if err != nil {
-		return nil, nil //nolint:nilerr // a damaged one says nothing, and removing the node is what mends it
-	}
+	// Of a damaged one the name is known, and removing the node is what mends it.
+	b, _ := bindingOf(sec)
 	return &b, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,8 @@ import (
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/token"
+	"k1s.io/k1s/internal/wait"
 )
 
 // members is join.Members of this node.
@@ -25,7 +28,7 @@ var _ join.Members = members{}
 
 // moveAgainAfter is how long another try to move the datastore waits after one has failed: each may keep the API from
 // serving for a moment.
-const moveAgainAfter = time.Minute
+const moveAgainAfter = 10 * time.Minute
 
 // Join implements join.Members.
 func (m members) Join(ctx context.Context, who join.Member) (join.Membership, error) {
@@ -46,6 +49,11 @@ func (m members) Join(ctx context.Context, who join.Member) (join.Membership, er
 		return out, errs.New(errs.NotRunning, "the first server prepares for not being the only one any more")
 	case engine != config.EmbeddedEtcd:
 		return out, nil
+	}
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	if err := d.unmoved(); err != nil {
+		return out, err
 	}
 	c, err := etcdClient(in)
 	if err != nil {
@@ -87,7 +95,7 @@ func (m members) Join(ctx context.Context, who join.Member) (join.Membership, er
 // leaveSQLite begins to move the state to etcd.
 func (m members) leaveSQLite(ctx context.Context, last migration.State) error {
 	if last.Phase == migration.Failed && time.Since(last.Ended) < moveAgainAfter {
-		return errs.New(errs.NotRunning, "the first server could not move its datastore to etcd, and tries again in a minute: %s", last.Error)
+		return errs.New(errs.NotRunning, "the first server could not move its datastore to etcd, and tries again ten minutes later: %s", last.Error)
 	}
 	_, err := m.d.moveDatastore(ctx, control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}, true)
 	if err != nil && !errs.Is(err, errs.Exists) {
@@ -122,11 +130,16 @@ func (m members) blockedBy(ctx context.Context, c *etcdapi.Client) error {
 
 // Promote implements join.Members.
 func (m members) Promote(ctx context.Context, who join.Member) error {
+	m.d.changing.Lock()
+	defer m.d.changing.Unlock()
 	m.d.mu.Lock()
 	in := m.d.in
 	m.d.mu.Unlock()
-	if components.Engine(in) != config.EmbeddedEtcd {
-		return nil
+	if err := m.d.unmoved(); err != nil {
+		return err
+	}
+	if e := components.Engine(in); e != config.EmbeddedEtcd {
+		return errs.New(errs.Invalid, "the cluster's datastore is %s: nobody has a vote there", e)
 	}
 	c, err := etcdClient(in)
 	if err != nil {
@@ -147,7 +160,20 @@ func (m members) Promote(ctx context.Context, who join.Member) error {
 		}
 		return nil
 	}
-	return errs.Hint(errs.New(errs.Denied, "%s is no member of the cluster's etcd", who.Name), "start it again: it asks for a place")
+	return errs.New(errs.NotFound, "%s is no member of the cluster's etcd any more", who.Name)
+}
+
+// unmoved is an error while the state is on its way to another datastore or comes from a snapshot.
+func (d *Daemon) unmoved() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.moving.state.Active():
+		return errs.New(errs.NotRunning, "the datastore is being moved")
+	case d.care.restore.Active():
+		return errs.New(errs.NotRunning, "a snapshot of etcd is being restored")
+	}
+	return nil
 }
 
 // learnerSeen is how long ago somebody asked for a vote for a learner, since this daemon knows of it.
@@ -233,11 +259,14 @@ func (d *Daemon) becomeSeveral(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.log.Info("another server joins: the control plane restarts as one of several")
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	d.in.Several = true
 	d.mu.Unlock()
-	d.log.Info("another server joins: the control plane restarts as one of several")
-	return d.sup.Apply(ctx, plan)
+	return nil
 }
 
 func keepSeveral(in component.Input) error {
@@ -249,39 +278,34 @@ func keepSeveral(in component.Input) error {
 	return s.keep(in.Paths)
 }
 
-// alone tells that this is the cluster's only server. The error says what is in the way of what was to be done.
+// alone tells that this is the cluster's only server. The error says what is in the way of what was to be done. Who counts is
+// who has got the cluster's keys and was not removed: a server that is off, or that has not come so far as to be a
+// member, would come back with what is changed now.
 func (d *Daemon) alone(ctx context.Context, in component.Input, what string) error {
-	if !in.Several {
-		return nil
-	}
-	all, err := d.client().Servers(ctx)
+	all, err := clusterStore{api: d.client()}.Bindings(ctx)
 	if err != nil {
 		return fmt.Errorf("finding out whether this is the only server: %w", err)
 	}
-	n := len(all)
-	if components.UsesEtcd(in) {
-		c, err := etcdClient(in)
-		if err != nil {
-			return err
+	var others []string
+	for _, b := range all {
+		if b.Role == token.Server && b.Node != in.Facts.NodeName {
+			others = append(others, b.Node)
 		}
-		defer c.Close()
-		found, err := c.AgreedMembers(ctx)
-		if err != nil {
-			return fmt.Errorf("finding out whether this is the only server: %w", err)
-		}
-		n = max(n, len(found))
 	}
-	if n > 1 {
-		return errs.Hint(errs.New(errs.Unsupported, "%s is not possible yet while the cluster has %d servers", what, n), "remove the others before: k1s node remove NAME")
+	if len(others) > 0 {
+		return errs.Hint(errs.New(errs.Unsupported, "%s is not possible yet while there are other servers: %s", what, strings.Join(others, ", ")), "remove them before: k1s node remove NAME")
 	}
 	return nil
 }
 
-// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it.
+// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it. One that is no
+// member is no error: it may have been let in and never come so far.
 func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Binding) error {
 	if !components.UsesEtcd(in) {
 		return nil
 	}
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	c, err := etcdClient(in)
 	if err != nil {
 		return err
@@ -291,14 +315,13 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 	if err != nil {
 		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
 	}
-	at := "https://" + b.IP.String() + ":"
 	for _, m := range all {
-		if !slices.ContainsFunc(m.PeerURLs, func(u string) bool { return strings.HasPrefix(u, at) }) {
+		if !isMember(m, b) {
 			continue
 		}
 		err := c.Remove(ctx, m.ID)
 		if errors.Is(err, etcdapi.ErrUnsafe) {
-			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: of the members that would be left, too few are there", b.Node), "start the other servers first; see: k1s status")
+			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: of the members that would be left, too few are there, or were connected for the last seconds", b.Node), "start the other servers first, or wait for a moment; see: k1s etcd ls")
 		}
 		if err != nil && !errors.Is(err, etcdapi.ErrNoMember) {
 			return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
@@ -306,4 +329,53 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 		d.log.Info("member removed from etcd", "member", m.Name, "id", m.ID)
 	}
 	return nil
+}
+
+// isMember tells whether a member is a server's, by its name, and where it has never started by its address. The address of
+// one that has may be an old one.
+func isMember(m etcdapi.Member, b join.Binding) bool {
+	if m.Name != "" {
+		return m.Name == b.Node || nodeOfMember(m.Name) == b.Node
+	}
+	return slices.ContainsFunc(m.PeerURLs, func(raw string) bool {
+		u, err := url.Parse(raw)
+		return err == nil && b.IP.IsValid() && u.Hostname() == b.IP.String()
+	})
+}
+
+// keepPeerURL tells the other members, or those that are to come, where this one is reached by now.
+func (d *Daemon) keepPeerURL(ctx context.Context) {
+	if d.sup.Wait(ctx, "etcd", component.Ready) != nil {
+		return
+	}
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	err := wait.Until(ctx, 5*time.Second, "the members of etcd", func(ctx context.Context) error {
+		c, err := etcdClient(in)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		st, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		all, err := c.AgreedMembers(ctx)
+		if err != nil {
+			return err
+		}
+		ours := components.EtcdPeerURL(in)
+		for _, m := range all {
+			if m.ID != st.ID || slices.Equal(m.PeerURLs, []string{ours}) {
+				continue
+			}
+			d.log.Info("this server's member of etcd has another address now", "was", m.PeerURLs, "is", ours)
+			return c.SetPeerURL(ctx, m.ID, ours)
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.Error("the members of etcd are not told where this one is", "err", err)
+	}
 }

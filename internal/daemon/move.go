@@ -193,9 +193,15 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if restoring {
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "a snapshot of etcd is being restored"), "wait for its end: k1s etcd status")
 	}
-	if err := d.alone(ctx, in, "moving the datastore"); err != nil {
-		return control.Datastore{}, err
+	if !several { // those who join know of it
+		d.admitting.Lock()
+		defer d.admitting.Unlock()
+		if err := d.alone(ctx, in, "moving the datastore"); err != nil {
+			return control.Datastore{}, err
+		}
 	}
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	m, err := d.newMove(in, known.state, r)
 	if err != nil {
 		return control.Datastore{}, err
@@ -257,6 +263,7 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 			to.Endpoint = "sqlite"
 		}
 		m.dropIn = dropIn(*to, "k1s datastore migrate")
+		m.to.Etcd = component.EtcdMember{} // one that is made by the move is the first of its own
 	case migration.Rollback:
 		if last.Previous == nil {
 			break // Begin says so
@@ -675,6 +682,14 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	d.mu.Lock()
 	current := d.in
 	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
+	current.Etcd = in.Etcd
+	if s, err := readPeers(in.Paths); err == nil && s.Etcd != nil && components.UsesEtcd(in) && in.Etcd.Name == "" {
+		s.Etcd = nil // what it was in the etcd of others
+		if err := s.keep(in.Paths); err != nil {
+			d.mu.Unlock()
+			return err
+		}
+	}
 	d.in = current
 	d.mu.Unlock()
 	if err := writeDatastore(in); err != nil {

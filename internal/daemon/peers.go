@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -54,6 +55,8 @@ type etcdPart struct {
 	InitialCluster string `json:"initialCluster,omitempty"`
 	// Learner: it has no vote yet.
 	Learner bool `json:"learner,omitempty"`
+	// Answered: it has its place.
+	Answered bool `json:"answered,omitempty"`
 }
 
 func readPeers(p paths.Paths) (peers, error) {
@@ -115,23 +118,30 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 		return nil, errs.Hint(errs.New(errs.Invalid, "this server was removed from its cluster"),
 			"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
 	}
+	if s.Joined != nil && s.Joined.Pending && where.Server == "" {
+		// It may have some of the cluster's keys, and none of its own may be made beside them.
+		return nil, errs.Hint(errs.New(errs.Invalid, "this machine has begun to join a cluster, and does not know any more where it is"),
+			"run: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset --force")
+	}
 	if s.Joined != nil && !s.Joined.Pending && !s.Removed || where.Server == "" {
 		return nil, s.into(in)
 	}
-	t, err := readToken(where)
-	if err != nil {
-		return nil, err
-	}
+	t, tokenErr := readToken(where)
 	ca, err := pki.ReadCA(in.Paths)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if ca != nil && s.Joined == nil {
-		if t != nil && t.Pin == token.Pin(ca) {
-			return nil, s.into(in) // the first server, configured like the others
+	if ca != nil && s.Joined == nil && !s.Removed {
+		if t != nil && t.Pin != token.Pin(ca) {
+			return nil, errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster of its own (%s); it cannot join %s", in.Paths.Data, where.Server),
+				"leave out spec.join (--server), or give up what is on it: k1s reset")
 		}
-		return nil, errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster of its own (%s); it cannot join %s", in.Paths.Data, where.Server),
-			"leave out spec.join (--server), or give up what is on it: k1s reset")
+		// The first server, configured like the others. What has become of their token does not matter.
+		d.log.Info("this machine is a server already, and joins nobody", "server", where.Server)
+		return nil, s.into(in)
+	}
+	if tokenErr != nil {
+		return nil, tokenErr
 	}
 	if t == nil {
 		return nil, errs.Hint(errs.New(errs.Invalid, "a server needs a token to join (spec.join.tokenFile)"), "get one on a server with: k1s token create --role server")
@@ -313,9 +323,8 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 		return err
 	}
 	embedded := components.UsesEtcd(*in)
-	_, noData := os.Stat(path.Join(in.Paths.Etcd(), "member", "snap", "db"))
 	switch {
-	case s.Etcd != nil && (noData == nil || s.Etcd.InitialCluster == "" && !embedded):
+	case embedded && hasEtcd(in.Paths) || !embedded && s.Etcd != nil && s.Etcd.Answered:
 		return s.into(in) // it was there before
 	case s.Etcd == nil:
 		random := make([]byte, memberNameBytes)
@@ -326,6 +335,10 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 		if err := s.keep(in.Paths); err != nil { // before anybody else knows of it
 			return err
 		}
+	}
+	// What an earlier member of this machine was told is not about this one.
+	if err := removeIfThere(components.EtcdRemoved(*in)); err != nil {
+		return err
 	}
 	// A member that has not started has nothing in its directory that counts.
 	if err := os.RemoveAll(in.Paths.Etcd()); embedded && err != nil {
@@ -341,7 +354,7 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 			return errs.Hint(errs.New(errs.Invalid, "the cluster's datastore is %s by now, and this server is configured for %s", m.Engine, components.Engine(*in)),
 				"give up what is on this server (k1s reset) and join again")
 		}
-		s.Etcd.InitialCluster, s.Etcd.Learner = m.InitialCluster, embedded
+		s.Etcd.InitialCluster, s.Etcd.Learner, s.Etcd.Answered = m.InitialCluster, embedded, true
 		return nil
 	})
 	if err != nil {
@@ -351,6 +364,23 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 		return err
 	}
 	return s.into(in)
+}
+
+// hasEtcd tells that a member has data.
+func hasEtcd(p paths.Paths) bool {
+	_, err := os.Stat(path.Join(p.Etcd(), "member", "snap", "db"))
+	return err == nil
+}
+
+// mayStartEtcd keeps a server of several from starting with an empty etcd of its own: it would be another cluster with
+// the same keys, and whoever trusts this one would trust it. It is asked after whatever was under way has been
+// brought to its end.
+func mayStartEtcd(in component.Input) error {
+	if !in.Several || !components.UsesEtcd(in) || in.Etcd.Name != "" || hasEtcd(in.Paths) {
+		return nil
+	}
+	return errs.Hint(errs.New(errs.Failure, "this server is one of several, and its etcd has no data (%s)", in.Paths.Etcd()),
+		"if the other servers run: k1s node remove %s there, then k1s reset --force and k1s server --server https://HOST:6443 --token-file FILE here; if none is left: restore a snapshot, k1s etcd snapshot restore", in.Facts.NodeName)
 }
 
 // askMember asks the servers that are known about this one's place in the datastore.
@@ -389,21 +419,45 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		d.log.Error("nothing is known of the other servers", "err", err)
 		return
 	}
-	if s.Etcd != nil && s.Etcd.Learner {
-		if err := d.getVote(ctx, in, s); err != nil {
-			if ctx.Err() == nil {
-				d.log.Error("this server is no member of the datastore", "err", err)
-				d.board.Report("membership", []health.Problem{health.FromError(err, health.NoMember, "etcd")})
-			}
-			return
+	// Whether it gets its vote is found out beside this: one that copies can be removed, too.
+	var vote chan error
+	var voting sync.WaitGroup
+	defer voting.Wait()
+	begin := func() {
+		if s.Etcd != nil && s.Etcd.Learner {
+			vote = make(chan error, 1)
+			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
 		}
 	}
+	begin()
 	tick := time.NewTicker(lookForRemoval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case err := <-vote:
+			vote = nil
+			if err == nil || ctx.Err() != nil {
+				continue
+			}
+			d.log.Error("this server is no member of the datastore", "err", err)
+			d.board.Report("membership", []health.Problem{health.FromError(err, health.NoMember, "etcd")})
+			switch {
+			case errs.Is(err, errs.NotFound): // somebody has waited for it for too long
+				if in, s, err = d.copyAgain(ctx, s); err == nil {
+					d.board.Report("membership", nil)
+					begin()
+				}
+			case errs.Is(err, errs.Denied):
+				if err = d.wasRemoved(ctx); err == nil {
+					return
+				}
+			}
+			if err != nil && ctx.Err() == nil {
+				d.log.Error("this server is no member of the datastore", "err", err)
+			}
+			continue
 		case <-tick.C:
 		}
 		if _, err := os.Stat(components.EtcdRemoved(in)); err != nil {
@@ -415,6 +469,39 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		}
 		return
 	}
+}
+
+// copyAgain takes another place in etcd, with nothing of what was copied for the one that is gone.
+func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers, error) {
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	plan, err := components.Plan(in)
+	if err != nil {
+		return in, s, err
+	}
+	if err := d.sup.Apply(ctx, components.WithoutControlPlane(plan)); err != nil {
+		return in, s, err
+	}
+	if err := os.RemoveAll(in.Paths.Etcd()); err != nil { // a learner's: everything in it is with the others
+		return in, s, err
+	}
+	if err := removeIfThere(components.EtcdRemoved(in)); err != nil {
+		return in, s, err
+	}
+	if err := d.becomeMember(ctx, &in); err != nil {
+		return in, s, err
+	}
+	if s, err = readPeers(in.Paths); err != nil {
+		return in, s, err
+	}
+	if plan, err = components.Plan(in); err != nil {
+		return in, s, err
+	}
+	d.mu.Lock()
+	d.in.Etcd = in.Etcd
+	d.mu.Unlock()
+	return in, s, d.sup.Apply(ctx, plan)
 }
 
 // lookForRemoval is how often the sign is looked for that others have removed this server.

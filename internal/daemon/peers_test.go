@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"context"
+	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,8 +15,11 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
 )
 
 func TestAServerTakesTheDatastoreOfItsCluster(t *testing.T) {
@@ -120,5 +126,125 @@ func TestDataOfARemovedServerIsPutAside(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil || !slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == "etcd-removed-20260102T030405Z" }) || len(entries) != 1 {
 		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func TestWhoIsAMember(t *testing.T) {
+	b := join.Binding{Node: "server-1", IP: netip.MustParseAddr("10.0.0.2")}
+	for name, tc := range map[string]struct {
+		m    etcdapi.Member
+		want bool
+	}{
+		"by its name, at an old address": {etcdapi.Member{Name: "server-1-0a1b2c3d", PeerURLs: []string{"https://10.0.0.99:2380"}}, true},
+		"the first server":               {etcdapi.Member{Name: "server-1", PeerURLs: []string{"https://10.0.0.2:2380"}}, true},
+		"never started, at its address":  {etcdapi.Member{PeerURLs: []string{"https://10.0.0.2:2380"}, IsLearner: true}, true},
+		"never started, elsewhere":       {etcdapi.Member{PeerURLs: []string{"https://10.0.0.3:2380"}, IsLearner: true}, false},
+		"another one at its old address": {etcdapi.Member{Name: "server-2-0a1b2c3d", PeerURLs: []string{"https://10.0.0.2:2380"}}, false},
+		"a longer name":                  {etcdapi.Member{Name: "server-10-0a1b2c3d", PeerURLs: []string{"https://10.0.0.20:2380"}}, false},
+	} {
+		if got := isMember(tc.m, b); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	// Of a damaged record only the name is known.
+	if !isMember(etcdapi.Member{Name: "server-1-0a1b2c3d", PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}) ||
+		isMember(etcdapi.Member{PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}) {
+		t.Error("a damaged record")
+	}
+}
+
+func TestAServerOfSeveralDoesNotStartWithNothing(t *testing.T) {
+	p := paths.Paths{Data: t.TempDir()}
+	in := component.Input{Config: config.Default(), Paths: p, Several: true}
+	if err := mayStartEtcd(in); err != nil {
+		t.Errorf("with SQLite: %v", err)
+	}
+	in.Config.Spec.Datastore.Endpoint = "etcd"
+	if err := mayStartEtcd(in); err == nil || !strings.Contains(err.Error(), "its etcd has no data") {
+		t.Errorf("without data: %v", err)
+	}
+	alone, joins := in, in
+	alone.Several = false
+	joins.Etcd.Name = "server-1-0a1b2c3d"
+	if err := mayStartEtcd(alone); err != nil {
+		t.Errorf("alone: %v", err)
+	}
+	if err := mayStartEtcd(joins); err != nil {
+		t.Errorf("one that joins: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(p.Etcd(), "member", "snap"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.Etcd(), "member", "snap", "db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := mayStartEtcd(in); err != nil {
+		t.Errorf("with data: %v", err)
+	}
+}
+
+// Who joins, who has joined, and who does not.
+func TestWhetherAServerAsksTheOthers(t *testing.T) {
+	own := paths.Paths{Data: t.TempDir()}
+	_, err := pki.Ensure(t.Context(), pki.Request{Paths: own, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ReadCA(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := token.New(token.Server, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := ours
+	theirs.Pin = strings.Repeat("A", 43)
+	for name, tc := range map[string]struct {
+		paths paths.Paths
+		kept  peers
+		join  config.Join
+		says  string // "" does not ask, and starts
+	}{
+		"a first one":                             {paths.Paths{Data: t.TempDir()}, peers{}, config.Join{}, ""},
+		"the first one, configured like all":      {own, peers{}, config.Join{Server: "127.0.0.1:1", Token: config.Secret(ours.Text())}, ""},
+		"… and the token is gone":                 {own, peers{}, config.Join{Server: "127.0.0.1:1", TokenFile: "/nowhere"}, ""},
+		"one of another cluster":                  {own, peers{}, config.Join{Server: "127.0.0.1:1", Token: config.Secret(theirs.Text())}, "a cluster of its own"},
+		"the first one, removed":                  {own, peers{Several: true, Removed: true}, config.Join{}, "was removed from its cluster"},
+		"the first one, removed, without a token": {own, peers{Several: true, Removed: true}, config.Join{Server: "127.0.0.1:1"}, "needs a token"},
+		"one that has joined":                     {own, peers{Several: true, Joined: &joinedCluster{}}, config.Join{Server: "127.0.0.1:1"}, ""},
+		"one that was cut off":                    {own, peers{Several: true, Joined: &joinedCluster{Pending: true}}, config.Join{}, "has begun to join"},
+		"a new one without a token":               {paths.Paths{Data: t.TempDir()}, peers{}, config.Join{Server: "127.0.0.1:1"}, "needs a token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.RemoveAll(tc.paths.Server()); err != nil {
+				t.Fatal(err)
+			}
+			if err := tc.kept.keep(tc.paths); err != nil {
+				t.Fatal(err)
+			}
+			in := component.Input{Config: config.Default(), Paths: tc.paths}
+			in.Config.Spec.Join = tc.join
+			d := &Daemon{log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now)}
+			a, err := d.joinServers(t.Context(), &in)
+			if a != nil {
+				t.Error("it has asked")
+			}
+			if tc.says == "" && err != nil || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+				t.Errorf("got %v, want %q", err, tc.says)
+			}
+		})
+	}
+	// A first server that was removed asks when it is told where.
+	if err := (peers{Several: true, Removed: true}).keep(own); err != nil {
+		t.Fatal(err)
+	}
+	in := component.Input{Config: config.Default(), Paths: own}
+	in.Config.Spec.Join = config.Join{Server: "127.0.0.1:1", Token: config.Secret(ours.Text())}
+	d := &Daemon{log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now)}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := d.joinServers(ctx, &in); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("a first one that was removed, with a token: %v", err)
 	}
 }

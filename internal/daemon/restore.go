@@ -400,7 +400,7 @@ func allowed(p control.RestorePlan, r control.RestoreRequest) error {
 		return errs.Hint(errs.New(errs.Invalid, "the snapshot %s should not be restored here: %s", p.Snapshot.Name, strings.Join(p.Unfit, "; ")), "to do it all the same, add --foreign")
 	}
 	if len(p.Others) > 0 && !r.Alone {
-		return errs.Hint(errs.New(errs.Exists, "etcd has other members: %s. They have to be stopped, and have to join again afterwards", strings.Join(p.Others, ", ")), "stop them, and add --alone")
+		return errs.Hint(errs.New(errs.Exists, "etcd has other members: %s. They have to be stopped, reset (k1s reset --force) before they start again, and to join again", strings.Join(p.Others, ", ")), "stop them, and add --alone")
 	}
 	return nil
 }

@@ -70,4 +70,11 @@ func (c *Client) Remove(ctx context.Context, id uint64) error {
 	return changed("removing a member from etcd", c.call(ctx, "/v3/cluster/member/remove", byID(id), nil))
 }
 
+// SetPeerURL changes where a member is reached by the others.
+func (c *Client) SetPeerURL(ctx context.Context, id uint64, peerURL string) error {
+	request := byID(id)
+	request["peerURLs"] = []string{peerURL}
+	return changed("changing the address of a member of etcd", c.call(ctx, "/v3/cluster/member/update", request, nil))
+}
+
 func byID(id uint64) map[string]any { return map[string]any{"ID": strconv.FormatUint(id, 10)} }

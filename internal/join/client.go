@@ -179,7 +179,7 @@ func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, h
 		told = e.Err()
 	}
 	switch resp.StatusCode {
-	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotImplemented:
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusNotImplemented:
 		if told != nil && e.Kind != 0 {
 			return nil, told
 		}

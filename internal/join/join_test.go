@@ -99,7 +99,8 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c.server = &Server{
-		Store: c.memory, Authority: func() (Authority, error) { return pki.OpenAuthority(c.paths) },
+		Admitting: &sync.Mutex{},
+		Store:     c.memory, Authority: func() (Authority, error) { return pki.OpenAuthority(c.paths) },
 		Settings: config.Shared(config.Default()), Reserved: func() ([]string, error) {
 			names, err := pki.Names(c.paths, pki.APIServer)
 			return append(names, "*.example.com", "fd00::1"), err

@@ -70,8 +70,9 @@ type Server struct {
 	Now        func() time.Time
 	Log        *slog.Logger
 
-	// admitting is held from a decision until it is kept, so that two machines cannot both be let in.
-	admitting sync.Mutex
+	// Admitting is held from a decision until it is kept, so that two machines cannot both be let in, and by whoever has to
+	// know that nobody is.
+	Admitting sync.Locker
 }
 
 // Handler answers below Prefix.
@@ -130,6 +131,8 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		code = http.StatusBadRequest
 	case errs.Denied:
 		code = http.StatusForbidden
+	case errs.NotFound:
+		code = http.StatusNotFound
 	case errs.Unsupported:
 		code = http.StatusNotImplemented
 	}
@@ -183,8 +186,8 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 		return Welcome{}, err
 	}
 	w := Welcome{CA: a.PEM(), Certificates: map[string][]byte{}, Settings: s.Settings}
-	s.admitting.Lock()
-	defer s.admitting.Unlock()
+	s.Admitting.Lock()
+	defer s.Admitting.Unlock()
 	bind, shown, err := s.admit(ctx, r, authorization)
 	if err != nil {
 		return Welcome{}, err

@@ -68,18 +68,24 @@ func (l *lead) leading() <-chan struct{} {
 	return l.on
 }
 
-// gate lets pods out of the queue only while this scheduler leads. A pod that was waited for when the lease was lost is held
-// back; if another scheduler has placed it meanwhile, binding it fails and it is forgotten.
-func (l *lead) gate(ctx context.Context, next nextPod) nextPod {
+// gate lets pods out of the queue only while this scheduler leads. One that was waited for when the lease was lost goes back
+// into the queue: what is out of it makes the queue remember every event until it comes back.
+func (l *lead) gate(ctx context.Context, next nextPod, back func(*framework.QueuedPodInfo)) nextPod {
 	return func(logger klog.Logger) (*framework.QueuedPodInfo, error) {
 		if !arrives(ctx, l.leading()) {
 			return nil, nil
 		}
 		pod, err := next(logger)
-		if pod == nil || err != nil || !arrives(ctx, l.leading()) {
+		if pod == nil || err != nil {
 			return nil, err
 		}
-		return pod, nil
+		select {
+		case <-l.leading():
+			return pod, nil
+		default:
+			back(pod)
+			return nil, nil // asked again at once
+		}
 	}
 }
 

@@ -15,16 +15,20 @@ func TestPodsLeaveTheQueueOnlyWhileThisSchedulerLeads(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		l := newLead(leaderelection.LeaderElectionConfig{})
 		queue := make(chan *framework.QueuedPodInfo, 8)
-		next := l.gate(ctx, func(klog.Logger) (*framework.QueuedPodInfo, error) { return <-queue, nil })
+		next := l.gate(ctx, func(klog.Logger) (*framework.QueuedPodInfo, error) { return <-queue, nil }, func(p *framework.QueuedPodInfo) { queue <- p })
 		out := make(chan *framework.QueuedPodInfo, 8)
 		go func() {
 			for {
 				p, err := next(klog.Background())
-				if err != nil || p == nil {
+				switch {
+				case ctx.Err() != nil:
 					close(out)
 					return
+				case err != nil:
+					t.Error(err)
+				case p != nil:
+					out <- p
 				}
-				out <- p
 			}
 		}()
 		scheduled := func(want int, when string) {
@@ -42,6 +46,9 @@ func TestPodsLeaveTheQueueOnlyWhileThisSchedulerLeads(t *testing.T) {
 		l.stop()
 		queue <- &framework.QueuedPodInfo{}
 		scheduled(1, "after the lease was lost")
+		if len(queue) != 1 {
+			t.Errorf("%d pods are in the queue, want the one that came", len(queue))
+		}
 		lost, cancel := context.WithCancel(ctx)
 		cancel()
 		l.begin(lost) // a callback that comes too late
@@ -52,11 +59,10 @@ func TestPodsLeaveTheQueueOnlyWhileThisSchedulerLeads(t *testing.T) {
 		l.stop()
 		stop()
 		synctest.Wait()
-		// The queue is closed with the scheduler.
-		queue <- nil
+		queue <- nil // it is closed with the scheduler
 		synctest.Wait()
-		if _, open := <-out; !open {
-			t.Error("pods are lost")
+		if len(out) != 2 {
+			t.Errorf("%d pods are scheduled at the end", len(out))
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
 
 	"k1s.io/k1s/internal/applets/kubeglobals"
 )
@@ -37,7 +38,10 @@ func Run(ctx context.Context, args []string) error {
 	if elect := cc.LeaderElection; elect != nil {
 		cc.LeaderElection, cc.ComponentConfig.LeaderElection.LeaderElect = nil, false
 		l := newLead(*elect)
-		sched.NextPod = l.gate(ctx, sched.NextPod)
+		sched.NextPod = l.gate(ctx, sched.NextPod, func(p *framework.QueuedPodInfo) {
+			sched.SchedulingQueue.Done(p.Pod.UID)
+			sched.SchedulingQueue.Add(ctx, p.Pod)
+		})
 		done := make(chan error, 1)
 		go func() { done <- l.run(ctx) }()
 		defer func() { <-done }() // it gives the lease back
