@@ -71,7 +71,7 @@ const (
 	payingShare = 0.5             // of the file that is free pages
 	tightShare  = 0.8             // of the quota: from here on less pays
 	tightPaying = 0.2             // of the file, then
-	autoInUse   = 256 << 20       // more than this is not copied unasked
+	autoInUse   = 128 << 20       // more than this is not copied unasked: some 1.3 s
 	restFor     = time.Hour       // between two that nobody asked for
 	idleWrites  = 20.0            // a second, at most, for one that nobody asked for
 	againAfter  = 2 * time.Minute // because of an alarm
