@@ -46,6 +46,7 @@ else
 		;;
 	arm)
 		command_from arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf
+		command_from arm-linux-gnueabihf-ld.gold binutils-arm-linux-gnueabihf
 		file_from /usr/arm-linux-gnueabihf/lib/libc.a libc6-dev-armhf-cross
 		;;
 	amd64)
