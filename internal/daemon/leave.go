@@ -76,7 +76,11 @@ func (d *Daemon) leaveEtcd(ctx context.Context, in component.Input) (bool, error
 			return false, fmt.Errorf("leaving the cluster: %w", err)
 		}
 	}
-	return true, d.removeMember(ctx, in, join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP})
+	err = d.removeMember(ctx, in, join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP})
+	if errors.Is(err, etcdapi.ErrStopped) {
+		err = nil // that is what stopped it
+	}
+	return true, err
 }
 
 // handOver lets another member lead, one that answers.

@@ -17,6 +17,8 @@ var (
 	ErrNoMember = errors.New("there is no such member")
 	// ErrNotLearner: it has a vote already.
 	ErrNotLearner = errors.New("the member has a vote already")
+	// ErrStopped: the member that was asked has stopped before it could answer.
+	ErrStopped = errors.New("the member has stopped")
 	// ErrUnsafe: the cluster would have no majority of members that are there, or has had it for a moment only.
 	ErrUnsafe = errors.New("too few members are connected for a change of members")
 )
@@ -28,6 +30,7 @@ var told = map[string]error{
 	"etcdserver: member not found":                                               ErrNoMember,
 	"etcdserver: can only promote a learner member":                              ErrNotLearner,
 	"etcdserver: re-configuration failed due to not enough started members":      ErrUnsafe,
+	"etcdserver: server stopped":                                                 ErrStopped,
 	"etcdserver: unhealthy cluster":                                              ErrUnsafe,
 }
 
