@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -25,7 +24,6 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
-	"k1s.io/k1s/internal/wait"
 )
 
 // kept is what a node that joined keeps of its cluster, with which it starts while no server answers.
@@ -79,10 +77,6 @@ type membership struct {
 	kept     kept
 }
 
-// askAgainAfter is how long to wait before servers are asked again that did not answer. A node adds to it by chance, so that
-// those of a site that was off do not come all at once.
-const askAgainAfter = time.Second
-
 // join finds out which cluster this node is of, and takes its settings into in. A node that has joined before needs no
 // server for that, unless its certificates have ended.
 func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, error) {
@@ -104,33 +98,16 @@ func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, er
 		if m.requests, err = pki.NewRequests(leaves); err != nil {
 			return nil, err
 		}
-		var refused error
-		said := ""
-		err = wait.Until(ctx, askAgainAfter+rand.N(askAgainAfter), "a server of the cluster", func(ctx context.Context) error {
+		err = d.askServers(ctx, func(ctx context.Context) error {
 			w, err := ask(ctx, *in, m.candidates(in.Paths), m.requests)
 			if err == nil {
 				m.welcome = &w
-				return nil
 			}
-			var away *join.Unreachable
-			if !errors.As(err, &away) {
-				refused = err
-				return wait.Permanent(err)
-			}
-			if d.step("joining the cluster: " + err.Error()); said != err.Error() {
-				said = err.Error()
-				d.log.Info("waiting for a server", "err", err)
-			}
-			d.board.Report("join", []health.Problem{health.New(health.ServersAway, "%s", err)})
 			return err
 		})
-		if refused != nil {
-			return nil, refused // what was waited for does not matter
-		}
 		if err != nil {
 			return nil, err
 		}
-		d.board.Report("join", nil)
 		m.kept.Servers, m.kept.Settings = m.welcome.Servers, m.welcome.Settings
 	}
 	in.Server = m.kept.Server

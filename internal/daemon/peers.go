@@ -170,6 +170,10 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 	return a, a.peers.into(in)
 }
 
+// askAgainAfter is how long to wait before servers are asked again that did not answer. A node adds to it by chance, so that
+// those of a site that was off do not come all at once.
+const askAgainAfter = time.Second
+
 // askServers asks until it is answered, and tells meanwhile what it waits for.
 func (d *Daemon) askServers(ctx context.Context, ask func(context.Context) error) error {
 	var refused error
