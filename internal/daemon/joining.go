@@ -244,7 +244,9 @@ func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store cluster
 	if err != nil || b == nil {
 		return err
 	}
-	if s.Joined != nil && b.Version == "" { // the others had it, and it is gone
+	// The others had it, and it is gone. Where etcd is ours it tells who was removed, and what is missing here is only missing
+	// in the snapshot that was restored.
+	if s.Joined != nil && b.Version == "" && !components.UsesEtcd(in) {
 		return d.wasRemoved(ctx)
 	}
 	return store.Bind(ctx, *b)
