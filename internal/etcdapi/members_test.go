@@ -1,0 +1,76 @@
+package etcdapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// gateway answers as etcd's does, and remembers what it was asked.
+func gateway(t *testing.T, status int, answer string) (*Client, *[]string) {
+	t.Helper()
+	var asked []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var body map[string]any
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			t.Error(err)
+		}
+		asked = append(asked, fmt.Sprint(r.URL.Path, " ", body))
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(answer))
+	}))
+	c := New(srv.URL, nil)
+	t.Cleanup(func() { c.Close(); srv.Close() })
+	return c, &asked
+}
+
+func TestMembersAreAddedAsLearnersAndNamedByTheirNumbers(t *testing.T) {
+	c, asked := gateway(t, http.StatusOK, `{"header":{},"member":{"ID":"18332262301143020433","peerURLs":["https://10.0.0.2:2380"],"isLearner":true},`+
+		`"members":[{"ID":"1","name":"server-0","peerURLs":["https://10.0.0.1:2380"]},{"ID":"18332262301143020433","peerURLs":["https://10.0.0.2:2380"],"isLearner":true}]}`)
+	added, all, err := c.AddLearner(t.Context(), "https://10.0.0.2:2380")
+	if err != nil || added.ID != 18332262301143020433 || !added.IsLearner || len(all) != 2 || all[0].Name != "server-0" || all[0].IsLearner {
+		t.Fatalf("%+v %+v %v", added, all, err)
+	}
+	for _, do := range []func() error{
+		func() error { return c.Promote(t.Context(), added.ID) },
+		func() error { return c.Remove(t.Context(), added.ID) },
+		func() error { return c.SetPeerURL(t.Context(), added.ID, "https://10.0.0.3:2380") },
+		func() error { _, err := c.AgreedMembers(t.Context()); return err },
+	} {
+		if err := do(); err != nil {
+			t.Error(err)
+		}
+	}
+	want := []string{
+		"/v3/cluster/member/add map[isLearner:true peerURLs:[https://10.0.0.2:2380]]",
+		"/v3/cluster/member/promote map[ID:18332262301143020433]",
+		"/v3/cluster/member/remove map[ID:18332262301143020433]",
+		"/v3/cluster/member/update map[ID:18332262301143020433 peerURLs:[https://10.0.0.3:2380]]",
+		"/v3/cluster/member/list map[linearizable:true]",
+	}
+	if !reflect.DeepEqual(*asked, want) {
+		t.Errorf("asked\n%s\nwant\n%s", strings.Join(*asked, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestWhatEtcdSaysOfAChangeIsUnderstood(t *testing.T) {
+	for text, want := range told {
+		answer, err := json.Marshal(map[string]any{"code": 9, "message": text})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, _ := gateway(t, http.StatusBadRequest, string(answer))
+		if err := c.Promote(t.Context(), 1); !errors.Is(err, want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	c, _ := gateway(t, http.StatusServiceUnavailable, `{"code":14,"message":"etcdserver: request timed out"}`)
+	if err := c.Remove(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "request timed out") {
+		t.Errorf("something else: %v", err)
+	}
+}
