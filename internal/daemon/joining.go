@@ -356,8 +356,10 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := step.RunAll(ctx, steps, func(string) {}); err != nil {
-		return fmt.Errorf("removing node %s: %w", name, err)
+	for _, s := range steps { // one that fails is the last: a member that cannot be removed keeps its name
+		if err := s.Do(ctx); err != nil {
+			return fmt.Errorf("removing node %s: %s: %w", name, s.Name, err)
+		}
 	}
 	d.log.Info("node removed", "node", name)
 	return nil

@@ -319,7 +319,7 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 		if !isMember(m, b) {
 			continue
 		}
-		err := c.Remove(ctx, m.ID)
+		err := removeSettled(ctx, c, m.ID)
 		if errors.Is(err, etcdapi.ErrUnsafe) {
 			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: of the members that would be left, too few are there, or were connected for the last seconds", b.Node), "start the other servers first, or wait for a moment; see: k1s etcd ls")
 		}
@@ -329,6 +329,26 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 		d.log.Info("member removed from etcd", "member", m.Name, "id", m.ID)
 	}
 	return nil
+}
+
+// settled is longer than the 5 s for which etcd wants the members that stay to have been connected (etcdserver.HealthInterval):
+// one of them may have come a moment ago.
+const settled = 8 * time.Second
+
+// removeSettled waits for that before it takes a refusal for one.
+func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {
+	until := time.Now().Add(settled)
+	for {
+		err := c.Remove(ctx, id)
+		if !errors.Is(err, etcdapi.ErrUnsafe) || time.Now().After(until) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
 
 // isMember tells whether a member is a server's, by its name, and where it has never started by its address. The address of
