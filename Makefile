@@ -217,7 +217,7 @@ script: ## the command line as users type it
 
 system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
-	K1S_TEST_ROOT=1 go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
+	K1S_TEST_ROOT=1 go test -json -tags $(TAGS),system -count=1 -timeout 45m ./test/system/... | go run ./test/failures
 
 STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
