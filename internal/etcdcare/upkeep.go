@@ -74,7 +74,9 @@ const (
 	autoInUse   = 128 << 20       // more than this is not copied unasked: some 1.3 s
 	restFor     = time.Hour       // between two that nobody asked for
 	idleWrites  = 20.0            // a second, at most, for one that nobody asked for
-	againAfter  = 2 * time.Minute // because of an alarm
+	againAfter  = 2 * time.Minute // because of an alarm, when it gave back little
+	paltry      = 0.05            // of the quota
+	fewWrites   = 100             // revisions; forgetting so few gives back nothing worth another pause
 	full        = 0.9             // of the quota: an alarm that is disarmed above this comes again
 )
 
@@ -123,14 +125,14 @@ func makeSpace(f Facts) (Deed, string) {
 	switch {
 	case share(f.Bytes, f.Quota) < full:
 		return Disarm, fmt.Sprintf("%s of %s are used", size(f.Bytes), size(f.Quota))
-	case f.Compacted < f.Revision:
-		return Compact, "the quota is used up"
+	case f.Revision-f.Compacted > fewWrites, f.Revision > f.Compacted && share(f.InUse, f.Quota) >= full:
+		return Compact, "the quota is used up" // deleting is still allowed, so there may be a new revision at every look
 	case share(f.InUse, f.Quota) >= full:
 		return Nothing, fmt.Sprintf("%s of %s are in use: there is nothing to be forgotten", size(f.InUse), size(f.Quota))
-	case f.Now.Sub(f.Tried) < againAfter:
-		return Nothing, "it was tried just now"
+	case f.Now.Sub(f.Tried) < againAfter && share(f.Bytes-f.InUse, f.Quota) < paltry:
+		return Nothing, "it was done just now, and gives back little"
 	}
-	return defragment(f, "the quota is used up")
+	return defragment(f, "the quota is used up") // nothing can be written, so nobody is disturbed, however short a time ago the last one was
 }
 
 // defragment lets this member be defragmented when the others are well, and not while it leads them.

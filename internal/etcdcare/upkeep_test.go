@@ -67,7 +67,12 @@ func TestWhatIsDoneForEtcd(t *testing.T) {
 		{"whatever is written", fullOf(alone()), func(f *Facts) { f.Compacted, f.Writes = 1000, 500 }, Defragment},
 		{"however much is in use", fullOf(alone()), func(f *Facts) { f.Compacted, f.InUse = 1000, 1500*mib }, Defragment},
 		{"full of what is in use", fullOf(alone()), func(f *Facts) { f.Compacted, f.InUse = 1000, 2000*mib }, Nothing},
-		{"full, and tried just now", fullOf(alone()), func(f *Facts) { f.Compacted, f.Tried = 1000, noon.Add(-time.Minute) }, Nothing},
+		{"full, and tried just now", fullOf(alone()), func(f *Facts) {
+			f.Compacted, f.Tried, f.Bytes, f.InUse = 1000, noon.Add(-time.Minute), 1884*mib, 1800*mib
+		}, Nothing},
+		{"full soon after one that was not for the alarm", fullOf(alone()), func(f *Facts) { f.Compacted, f.Tried = 1000, noon.Add(-time.Minute) }, Defragment},
+		{"full, compacted, and something was deleted since", fullOf(alone()), func(f *Facts) { f.Compacted = 990 }, Defragment},
+		{"full of what is in use, and something was deleted since", fullOf(alone()), func(f *Facts) { f.Compacted, f.InUse = 990, 2000*mib }, Compact},
 		{"full no more", fullOf(alone()), func(f *Facts) { f.Bytes = 100 * mib }, Disarm},
 		{"the quota was raised", fullOf(alone()), func(f *Facts) { f.Quota *= 2 }, Disarm},
 		{"the leader of three is full", fullOf(ofThree()), func(f *Facts) { f.Leader, f.Compacted = 1, 1000 }, MoveLeader},
