@@ -16,6 +16,7 @@ import (
 
 // One node, three processes, and everything that may happen to its daemon.
 func TestPodsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
 	args := withImages(t)
 	port := freePort(t)
 	c := created(t, "daemon", append(args, "--publish", fmt.Sprintf("%d:%d", port, frontNodePort))...)

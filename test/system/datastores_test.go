@@ -22,6 +22,7 @@ const awayFor = time.Minute
 // Every datastore gets the same test: the node waits for it, says what is wrong, keeps everything in it, and
 // gets over its absence.
 func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
+	t.Parallel()
 	for name, v := range map[string]struct {
 		port  string
 		start func(*testing.T, network) *database

@@ -88,12 +88,14 @@ func (k *kineProcess) client(t *testing.T) *clientv3.Client {
 }
 
 func TestKineWaitsForADatabaseSaysWhatIsWrongAndGetsOverItsAbsence(t *testing.T) {
+	t.Parallel()
 	root(t)
 	for name, v := range map[string]struct {
 		port  string
 		start func(*testing.T, network) *database
 	}{"postgresql": {"5432", postgres}, "mariadb": {"3306", mariadb}, "nats": {"4222", natsServer}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			program, in := kube(t), newNetwork(t)
 			in.run(t, "ip link set lo up")
 			db := v.start(t, in)

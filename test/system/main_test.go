@@ -23,7 +23,7 @@ func run(m *testing.M) int {
 	}
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
 		// Most of these tests wait for Kubernetes most of the time, so more of them than there are cores.
-		if err := p.Value.Set("6"); err != nil {
+		if err := p.Value.Set("4"); err != nil {
 			panic(err)
 		}
 	}

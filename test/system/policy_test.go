@@ -224,6 +224,7 @@ func to(ns string) func(string) bool {
 var isX = to("x")
 
 func TestNetworkPolicies(t *testing.T) {
+	t.Parallel()
 	p := newPoliced(t)
 	p.becomes(t, "everybody to reach everybody", everybody)
 	const denyIn, denyOut = "{podSelector: {}, policyTypes: [Ingress]}", "{podSelector: {}, policyTypes: [Egress]}"

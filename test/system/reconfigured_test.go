@@ -18,6 +18,7 @@ import (
 // A daemon was killed, and the next one finds other settings: what has changed has to end before it is started
 // again, which takes as long as the old process likes.
 func TestEveryComponentIsShownWhileOldProcessesAreStopped(t *testing.T) {
+	t.Parallel()
 	c := created(t, "settings")
 	was := c.running(t)
 	api, err := componentOf(was, "kube-apiserver")

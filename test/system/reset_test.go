@@ -12,6 +12,7 @@ const resetHere = "for f in $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs
 
 // A node with everything on it, and then nothing.
 func TestResetLeavesNothingOfANode(t *testing.T) {
+	t.Parallel()
 	c := created(t, "reset", withImages(t)...)
 	survives(t, c)
 	inspect := func() string {

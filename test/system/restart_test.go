@@ -14,6 +14,7 @@ import (
 
 // One process a component, so that each can be killed by itself.
 func TestEveryKilledComponentComesBackAndPodsDoNotNotice(t *testing.T) {
+	t.Parallel()
 	c := created(t, "kill", withImages(t, "--set", "spec.isolation=component")...)
 	s := survives(t, c)
 	before := c.containers(t)

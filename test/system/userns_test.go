@@ -10,6 +10,7 @@ import (
 
 // Root in such a pod is nobody on the machine.
 func TestAPodMayHaveAUserNamespace(t *testing.T) {
+	t.Parallel()
 	root(t)
 	argv := []string{"unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "true"}
 	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {

@@ -12,6 +12,7 @@ import (
 
 // The same node in its other shapes: each boots to Ready, answers DNS and runs a pod.
 func TestTheNodeComesInOtherShapes(t *testing.T) {
+	t.Parallel()
 	for _, v := range []struct {
 		name  string
 		args  []string
@@ -54,6 +55,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 }
 
 func TestAServerThatIsNoWorkerServesTheAPIAndRunsNothing(t *testing.T) {
+	t.Parallel()
 	c := created(t, "noworker", "--set", "spec.noWorker=true")
 	st := c.running(t)
 	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "flannel", "network-policy"} {

@@ -81,6 +81,7 @@ func (c *Cluster) serverAddresses(t *testing.T, want ...string) {
 }
 
 func TestServersJoinAndOneMayDie(t *testing.T) {
+	t.Parallel()
 	c := created(t, "servers", withImages(t, "--servers", "3", "--agents", "1")...)
 	servers := []member{{c, "server-0"}, {c, "server-1"}, {c, "server-2"}}
 	app := everywhere{c.namespace(t, "everywhere")}

@@ -120,6 +120,7 @@ func (e everywhere) uids(t *testing.T) string {
 }
 
 func TestAgentsJoinAndStay(t *testing.T) {
+	t.Parallel()
 	c := created(t, "agents", withImages(t, "--agents", "2")...)
 	agents := []member{{c, "agent-0"}, {c, "agent-1"}}
 	app := everywhere{c.namespace(t, "everywhere")}
