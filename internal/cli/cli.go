@@ -76,14 +76,6 @@ func Run(ctx context.Context, deps Deps, argv []string) int {
 	}
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
-	}
-	// A program we ran has told its error itself.
-	var ran interface{ ExitCode() int }
-	if errors.As(err, &ran) {
-		return max(ran.ExitCode(), 1)
-	}
 	return errs.Report(deps.Streams.ErrOut, inSandbox(deps, err))
 }
 
@@ -103,14 +95,6 @@ func sandbox(deps Deps) string {
 	}
 	return lookup(deps.Environ(), envClusterName)
 }
-
-// exitCode passes on the exit code of a program we ran, which has told its error itself.
-type exitCode struct{ code int }
-
-// ExitCode is what Run returns.
-func (e *exitCode) ExitCode() int { return e.code }
-
-func (e *exitCode) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 // usage marks errors of the command line itself.
 func usage(cmd *cobra.Command, err error) error {

@@ -182,14 +182,10 @@ func runProgram(ctx context.Context, deps Deps, program, argv0 string, args, env
 	cmd.Env = env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = deps.Streams.In, deps.Streams.Out, deps.Streams.ErrOut
 	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return &exitCode{max(exit.ExitCode(), 1)}
-	}
-	if err != nil {
+	if cmd.ProcessState == nil { // it did not start
 		return fmt.Errorf("running %s: %w", argv0, err)
 	}
-	return nil
+	return errs.Ended(argv0, err)
 }
 
 // calledAs finds the tool this program was started as, through a link named like it.

@@ -11,9 +11,13 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
 	"k8s.io/klog/v2"
+
+	"k1s.io/k1s/internal/wait"
 )
 
 // parallel bounds how many sandboxes are ended at a time: each is a shim, a runc and CNI plugins.
@@ -33,7 +37,7 @@ func Run(ctx context.Context, args []string) error {
 		return fmt.Errorf("connecting to the container runtime at %s: %w", *endpoint, err)
 	}
 	klog.SetOutput(errOnly{})
-	sandboxes, err := rt.ListPodSandbox(ctx, nil)
+	sandboxes, err := list(ctx, rt)
 	if err != nil {
 		return fmt.Errorf("listing pods: %w", err)
 	}
@@ -54,6 +58,29 @@ func Run(ctx context.Context, args []string) error {
 		return wrap("removing pod", s.Metadata.GetNamespace()+"/"+s.Metadata.GetName(), rt.RemovePodSandbox(ctx, s.Id))
 	})
 	return errors.Join(errC, errS)
+}
+
+// notReady is how long the runtime may take from when its socket answers until it knows its pods.
+const notReady = time.Minute
+
+// list lists all pods. A runtime that was started for this answers before it has found what the last one left, and refuses
+// everything until then.
+func list(ctx context.Context, rt runtime) (out []*runtimeapi.PodSandbox, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, notReady, fmt.Errorf("not within %s", notReady))
+	defer cancel()
+	err = wait.Until(ctx, 50*time.Millisecond, "the container runtime to know its pods", func(ctx context.Context) error {
+		out, err = rt.ListPodSandbox(ctx, nil)
+		if err != nil && status.Code(err) != codes.Unavailable {
+			return wait.Permanent(err)
+		}
+		return err
+	})
+	return out, err
+}
+
+// runtime is the part of internalapi.RuntimeService that lists.
+type runtime interface {
+	ListPodSandbox(context.Context, *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error)
 }
 
 // graceAnnotation is where the kubelet notes what a pod's manifest grants, see

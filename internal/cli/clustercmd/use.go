@@ -186,5 +186,6 @@ func runExec(ctx context.Context, e env, name, node string, argv []string) error
 		}
 		return errs.Hint(errs.New(errs.NotFound, "cluster %q has no node %q", name, node), "its nodes: %s", strings.Join(names, ", "))
 	}
-	return x.Exec(ctx, name, node, argv, cluster.Streams{In: e.streams.In, Out: e.streams.Out, ErrOut: e.streams.ErrOut})
+	err = x.Exec(ctx, name, node, argv, cluster.Streams{In: e.streams.In, Out: e.streams.Out, ErrOut: e.streams.ErrOut})
+	return errs.Ended(argv[0]+" in node "+node, err)
 }
