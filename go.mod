@@ -69,7 +69,6 @@ require (
 )
 
 require (
-
 	github.com/go-ini/ini v1.67.0 // indirect
 	github.com/klauspost/cpuid/v2 v2.3.0 // indirect
 	github.com/klauspost/crc32 v1.3.0 // indirect

@@ -83,6 +83,7 @@ var layers = []struct {
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
 	{"internal/etcdcare", 5},
+	{"internal/backup/dump", 4},
 	{"internal/backup", 5},
 	{"internal/restore", 4},
 	{"internal/health", 4},

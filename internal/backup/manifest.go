@@ -9,6 +9,7 @@ package backup
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -90,8 +91,34 @@ type Part struct {
 	SHA256 string `json:"sha256"` // in hexadecimal
 }
 
+// Origin is what is kept of an archive that was restored.
+type Origin struct {
+	Name string    `json:"name"`
+	File string    `json:"file"`
+	At   time.Time `json:"at"`
+	Node string    `json:"node"`
+	CA   string    `json:"ca"`
+	// Revision the archive's datastore had.
+	Revision int64 `json:"revision"`
+}
+
 // Title implements restore.Source.
-func (m Manifest) Title() string { return m.Name }
+func (o Origin) Title() string { return o.Name }
+
+// Origin is what is kept of it.
+func (m Manifest) Origin(file string) Origin {
+	return Origin{Name: m.Name, File: file, At: m.At, Node: m.Node, CA: m.CA, Revision: m.Store.Revision}
+}
+
+// ID tells archives apart, whatever they are called.
+func (m Manifest) ID() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %s %s", m.CA, m.Name, m.At.UTC().Format(time.RFC3339Nano))
+	for _, p := range m.Parts {
+		fmt.Fprintf(h, " %q %s", p.Name, p.SHA256)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
 
 // Bytes of all parts.
 func (m Manifest) Bytes() (n int64) {
