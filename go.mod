@@ -3,6 +3,7 @@ module k1s.io/k1s
 go 1.26.4
 
 require (
+	filippo.io/age v1.2.1
 	github.com/Sirupsen/logrus v0.11.0
 	github.com/containerd/containerd/api v1.11.1
 	github.com/containerd/containerd/v2 v2.3.5

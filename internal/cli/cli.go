@@ -63,7 +63,7 @@ const (
 )
 
 func otherEnv() []string {
-	return []string{envDataDir, envRunDir, envConfigDir, envKubeletDir, envCgroupRoot, envPayload, envClusters, envSandbox, envMoveTo}
+	return []string{envDataDir, envRunDir, envConfigDir, envKubeletDir, envCgroupRoot, envPayload, envClusters, envSandbox, envMoveTo, envBackupPassphrase}
 }
 
 // Run executes a command line, argv[0] included, and returns the exit code. Errors are printed with what

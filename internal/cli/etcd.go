@@ -14,6 +14,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/printer"
+	"k1s.io/k1s/internal/restore"
 )
 
 type etcdOptions struct {
@@ -153,7 +154,7 @@ func runEtcdDefrag(ctx context.Context, o etcdOptions) error {
 func restoreText(r etcdcare.Restore) string {
 	what := "The last restore, of " + r.From.Name + ", "
 	switch r.Phase {
-	case etcdcare.Restored:
+	case restore.Done:
 		what += "was done on " + r.Ended.UTC().Format(time.DateTime)
 		if r.PausedS > 0 {
 			what += fmt.Sprintf(" (the API paused for %.1fs)", r.PausedS)
@@ -162,16 +163,16 @@ func restoreText(r etcdcare.Restore) string {
 			what += "; what was before is in " + r.Archive
 		}
 		return what + "."
-	case etcdcare.Failed:
+	case restore.Failed:
 		return what + "failed on " + r.Ended.UTC().Format(time.DateTime) + ", and the state is what it was: " + r.Error
 	}
-	text := "restoring " + r.From.Name + ": " + map[etcdcare.Phase]string{
-		etcdcare.Staging:   "fetching and checking it while the API serves",
-		etcdcare.Pausing:   "stopping the control plane",
-		etcdcare.Finishing: "going past the present revision",
-		etcdcare.Switching: "putting it in its place",
-		etcdcare.Starting:  "starting the control plane on it",
-		etcdcare.Reverting: "it did not start, so what was before is put back",
+	text := "restoring " + r.From.Name + ": " + map[restore.Phase]string{
+		restore.Staging:   "fetching and checking it while the API serves",
+		restore.Pausing:   "stopping the control plane",
+		restore.Finishing: "going past the present revision",
+		restore.Switching: "putting it in its place",
+		restore.Starting:  "starting the control plane on it",
+		restore.Reverting: "it did not start, so what was before is put back",
 	}[r.Phase]
 	if r.Error != "" {
 		text += ": " + r.Error

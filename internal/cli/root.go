@@ -56,7 +56,7 @@ func New(deps Deps) *cobra.Command {
 			DefaultFile: deps.Paths().ConfigFile(), Environ: deps.Environ, OtherEnv: otherEnv(),
 			Disable: disableNames(), Components: components.Names(),
 		}),
-		newKubeconfigCmd(deps), newCertsCmd(deps, runCerts), newEncryptionCmd(deps), newDatastoreCmd(deps), newEtcdCmd(deps), newImageCmd(deps))
+		newKubeconfigCmd(deps), newCertsCmd(deps, runCerts), newEncryptionCmd(deps), newDatastoreCmd(deps), newEtcdCmd(deps), newBackupCmd(deps), newImageCmd(deps))
 	group("tools", "Tools that come with it:", newToolCmds(deps)...)
 	root.AddCommand(newVersionCmd(deps, runVersion))
 	root.InitDefaultCompletionCmd()

@@ -18,6 +18,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/printer"
+	"k1s.io/k1s/internal/restore"
 )
 
 func newSnapshotCmd(deps Deps) *cobra.Command {
@@ -330,7 +331,7 @@ func (o *snapshotRestoreOptions) confirm(ctx context.Context, p control.RestoreP
 }
 
 func (o *snapshotRestoreOptions) ended(r etcdcare.Restore) error {
-	if r.Phase == etcdcare.Failed {
+	if r.Phase == restore.Failed {
 		err := errs.New(errs.Failure, "the state is what it was: %s", r.Error)
 		if r.Hint != "" {
 			return errs.Hint(err, "%s", r.Hint)

@@ -197,6 +197,11 @@ func (c *Client) RemoveSnapshots(ctx context.Context, r RemoveSnapshotsRequest) 
 	return call[Snapshots](ctx, c, http.MethodPost, "/v1/etcd/snapshots/remove", r)
 }
 
+// CollectBackup gathers the whole state in a directory of this machine, which the caller removes.
+func (c *Client) CollectBackup(ctx context.Context, r BackupRequest) (Collected, error) {
+	return call[Collected](ctx, c, http.MethodPost, "/v1/backup", r)
+}
+
 // RestoreSnapshot begins a restore; how far it is tells Etcd.
 func (c *Client) RestoreSnapshot(ctx context.Context, r RestoreRequest) (Restored, error) {
 	return call[Restored](ctx, c, http.MethodPost, "/v1/etcd/restore", r)

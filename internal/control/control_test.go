@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"k1s.io/k1s/internal/backup"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/migration"
@@ -137,6 +138,10 @@ func (n *node) RestoreSnapshot(_ context.Context, r RestoreRequest) (Restored, e
 	return Restored{Plan: &RestorePlan{Archive: r.Snapshot}}, nil
 }
 
+func (n *node) CollectBackup(_ context.Context, r BackupRequest) (Collected, error) {
+	return Collected{Dir: "/x", Manifest: backup.Manifest{Name: r.Name}}, nil
+}
+
 // serve runs a server on a socket that existed before, as after a crash.
 func serve(t *testing.T, n *node) *Client {
 	t.Helper()
@@ -239,6 +244,9 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if r, err := c.RestoreSnapshot(t.Context(), RestoreRequest{Snapshot: "/x"}); err != nil || r.Plan.Archive != "/x" {
 		t.Errorf("restore: %+v, %v", r, err)
+	}
+	if b, err := c.CollectBackup(t.Context(), BackupRequest{Name: "n"}); err != nil || b.Dir != "/x" || b.Manifest.Name != "n" {
+		t.Errorf("backup: %+v, %v", b, err)
 	}
 	if _, err := c.ChangeEncryption(t.Context(), EncryptionRequest{Action: "rotate"}); !errs.Is(err, errs.Exists) {
 		t.Errorf("rotating meanwhile: %v", err)

@@ -57,6 +57,8 @@ type Backend interface {
 	RemoveSnapshots(ctx context.Context, r RemoveSnapshotsRequest) (Snapshots, error)
 	// RestoreSnapshot begins a restore and returns at once, or with DryRun answers with what it would do.
 	RestoreSnapshot(ctx context.Context, r RestoreRequest) (Restored, error)
+	// CollectBackup gathers the whole state, and returns when it is there.
+	CollectBackup(ctx context.Context, r BackupRequest) (Collected, error)
 }
 
 // Serve answers on the unix socket until ctx ends. A socket left by a dead daemon is replaced; the
@@ -251,6 +253,7 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 	handle(mux, "POST /v1/etcd/snapshots", b.SaveSnapshot)
 	handle(mux, "POST /v1/etcd/snapshots/remove", b.RemoveSnapshots)
 	handle(mux, "POST /v1/etcd/restore", b.RestoreSnapshot)
+	handle(mux, "POST /v1/backup", b.CollectBackup)
 	return mux
 }
 

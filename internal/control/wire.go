@@ -6,6 +6,7 @@ package control
 import (
 	"time"
 
+	"k1s.io/k1s/internal/backup"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
@@ -387,6 +388,17 @@ type RestorePlan struct {
 type Restored struct {
 	Plan    *RestorePlan      `json:"plan,omitempty"`
 	Restore *etcdcare.Restore `json:"restore,omitempty"`
+}
+
+// BackupRequest is the body of POST /v1/backup.
+type BackupRequest struct {
+	Name string `json:"name"`
+}
+
+// Collected are the files of an archive that is to be written, in a directory only root may read, which who asked removes.
+type Collected struct {
+	Dir      string          `json:"dir"`
+	Manifest backup.Manifest `json:"manifest"`
 }
 
 // LogOptions select what GET /v1/logs/{component} answers.

@@ -18,6 +18,7 @@ import (
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/restore"
 )
 
 // careful is a node with an etcd as its datastore, of which only directories are there; its applet is a shell script.
@@ -135,10 +136,10 @@ func TestDirectoriesChangePlacesAndBack(t *testing.T) {
 }
 
 func TestARestoreThatBrokeOffIsEndedAtTheStart(t *testing.T) {
-	for phase, want := range map[etcdcare.Phase]struct {
+	for phase, want := range map[restore.Phase]struct {
 		dirs  string
-		phase etcdcare.Phase
-	}{etcdcare.Staging: {"old,,", etcdcare.Failed}, etcdcare.Finishing: {"old,,", etcdcare.Failed}, etcdcare.Switching: {"new,old,", etcdcare.Starting}} {
+		phase restore.Phase
+	}{restore.Staging: {"old,,", restore.Failed}, restore.Finishing: {"old,,", restore.Failed}, restore.Switching: {"new,old,", restore.Starting}} {
 		in := careful(t, "")
 		d := &Daemon{o: Options{Paths: in.Paths}, log: slog.New(slog.DiscardHandler)}
 		o := d.newRestore(in, etcdcare.Restore{ID: "1", Phase: phase, Staged: in.Paths.EtcdStaged("1"), Archive: in.Paths.EtcdArchive("then")})

@@ -69,7 +69,7 @@ func ResetSteps(o Options, force bool) []step.Step {
 			return err
 		}})
 	}
-	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig(), p.DatastoreDropIn()}, podLogs...) {
+	for _, dir := range append([]string{p.Kubelet, p.Run, p.Data, p.AdminKubeconfig(), p.DatastoreDropIn(), p.RestoreDropIn()}, podLogs...) {
 		steps = append(steps, step.Step{Name: "remove " + dir, Do: func(context.Context) error { return os.RemoveAll(dir) }})
 	}
 	for _, dirs := range append([][]string{{path.Dir(p.AdminKubeconfig())}}, shared...) {

@@ -21,6 +21,7 @@ import (
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/restore"
 )
 
 // careState is what the daemon knows of snapshots of etcd; Daemon.mu guards it.
@@ -152,7 +153,7 @@ func exists(dir string) bool {
 // offlineRestore is a World in which nothing runs.
 type offlineRestore struct{ restoring }
 
-var _ etcdcare.World = (*offlineRestore)(nil)
+var _ restore.World[etcdcare.Entry] = (*offlineRestore)(nil)
 
 func (*offlineRestore) Pause(context.Context) error  { return nil }
 func (*offlineRestore) Start(context.Context) error  { return nil }
@@ -167,7 +168,7 @@ type onlineRestore struct {
 	began  bool
 }
 
-var _ etcdcare.World = (*onlineRestore)(nil)
+var _ restore.World[etcdcare.Entry] = (*onlineRestore)(nil)
 
 func (d *Daemon) newRestore(in component.Input, r etcdcare.Restore) *onlineRestore {
 	o := &onlineRestore{d: d, restoring: restoring{in: in, job: r, archive: archiveOf(in)}}
@@ -226,7 +227,7 @@ func (o *onlineRestore) Start(ctx context.Context) error {
 		if perr := o.Pause(ctx); perr != nil || d.opened(now) {
 			return errors.Join(err, perr)
 		}
-		return etcdcare.NotServed{Err: err}
+		return restore.NotServed{Err: err}
 	}
 	if err != nil {
 		return err
@@ -244,7 +245,7 @@ func readRestore(p paths.Paths) (etcdcare.Restore, error) {
 	}
 	var r etcdcare.Restore
 	if err == nil {
-		r, err = etcdcare.UnmarshalRestore(b)
+		r, err = restore.Unmarshal[etcdcare.Entry](b)
 	}
 	if err != nil {
 		return r, errs.Hint(fmt.Errorf("reading how far the last restore of etcd came from %s: %w", p.EtcdRestore(), err),
@@ -264,7 +265,7 @@ func (d *Daemon) prepareRestore(in component.Input) error {
 	d.mu.Unlock()
 	if r.Active() {
 		was := r.Phase
-		if r, err = etcdcare.Recover(d.newRestore(in, r), r); err != nil {
+		if r, err = restore.Recover(d.newRestore(in, r), r); err != nil {
 			return err
 		}
 		d.log.Warn("a restore of etcd broke off", "from", r.From.Where, "phase", string(was), "now", string(r.Phase))
@@ -329,7 +330,7 @@ func (o *onlineRestore) run(ctx context.Context) (etcdcare.Restore, error) {
 	d.mu.Lock()
 	r := d.care.restore
 	d.mu.Unlock()
-	r, err := etcdcare.Run(ctx, o, r)
+	r, err := restore.Run(ctx, o, r)
 	d.mu.Lock()
 	d.care.restore = r
 	d.mu.Unlock()
@@ -411,9 +412,10 @@ func beginRestore(last etcdcare.Restore, p control.RestorePlan, in component.Inp
 		return last, err
 	}
 	id := hex.EncodeToString(random)
-	return last.Begin(etcdcare.Restore{
+	next, err := last.Begin(etcdcare.Restore{
 		ID: id, From: p.Snapshot, Archive: p.Archive, Staged: in.Paths.EtcdStaged(id), Since: time.Now().UTC().Truncate(time.Second),
 	})
+	return next, errs.Hint(err, "watch it with: k1s etcd status")
 }
 
 // RestoreSnapshot implements control.Backend.
@@ -522,8 +524,8 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 	if last.Active() && !r.DryRun {
 		// What is begun first: the present data may be either.
 		w := world(last, etcdcare.S3{})
-		if last, err = etcdcare.Recover(w, last); err == nil && last.Active() {
-			last, err = etcdcare.Run(ctx, w, last)
+		if last, err = restore.Recover(w, last); err == nil && last.Active() {
+			last, err = restore.Run(ctx, w, last)
 		}
 		if err != nil {
 			return control.Restored{}, err
@@ -546,7 +548,7 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 	if err != nil {
 		return control.Restored{}, err
 	}
-	if state, err = etcdcare.Run(ctx, world(state, far), state); err == nil {
+	if state, err = restore.Run(ctx, world(state, far), state); err == nil {
 		if err := forgetArchives(in.Paths); err != nil {
 			o.Log.Warn("older data that restores have put aside is not removed", "err", err)
 		}

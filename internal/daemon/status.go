@@ -17,10 +17,10 @@ import (
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
-	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/restore"
 	"k1s.io/k1s/internal/supervise"
 	"k1s.io/k1s/internal/unitlog"
 	"k1s.io/k1s/internal/version"
@@ -35,14 +35,14 @@ const askAPI = 2 * time.Second
 // Status implements control.Backend.
 func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
-	in, api, doing, readyAt, stopped, move, restore := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore
+	in, api, doing, readyAt, stopped, move, restoring := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore
 	d.mu.Unlock()
 	spec := in.Config.Spec
 	if doing == "" && move.Active() {
 		doing = "moving the datastore to " + move.To.String() + ": " + string(move.Phase)
 	}
-	if doing == "" && restore.Active() {
-		doing = restoreDoing(restore)
+	if doing == "" && restoring.Active() {
+		doing = restoreDoing(restoring)
 	}
 	datastore := in // as it is now
 	if api == nil {
@@ -55,7 +55,7 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		Role: spec.Role, Cluster: spec.Cluster.Name, DataDir: d.o.Paths.Data, Isolation: spec.Isolation,
 		Server: components.URL(in), Components: []control.Component{},
 	}
-	allReady := (!move.Active() || move.Phase == migration.Copying) && (!restore.Active() || restore.Phase == etcdcare.Staging)
+	allReady := (!move.Active() || move.Phase == migration.Copying) && (!restoring.Active() || restoring.Phase == restore.Staging)
 	apiOpen := false
 	database := datastoreProblems(datastore)
 	parts := d.components(doing)

@@ -119,3 +119,22 @@ func CleanTemp(dir string) error {
 	}
 	return errors.Join(failed...)
 }
+
+// SyncTree puts everything below dir on the disk, and dir itself; its name is its parent's.
+func SyncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return SyncDir(path)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f.Sync(), f.Close())
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/version"
 )
 
 // Kind says why a snapshot is there.
@@ -207,22 +208,10 @@ func (s Snapshot) Unfit(h Here) []string {
 	if len(gone) > 0 && len(gone) == len(s.SecretKeys) {
 		why = append(why, fmt.Sprintf("its Secrets are encrypted with %s, which this server does not have: no Secret in it could be read", strings.Join(gone, ", ")))
 	}
-	if newer(s.Kubernetes, h.Kubernetes) {
+	if version.Newer(s.Kubernetes, h.Kubernetes) {
 		why = append(why, fmt.Sprintf("it was taken with Kubernetes %s, which is newer than %s here", s.Kubernetes, h.Kubernetes))
 	}
 	return why
-}
-
-// newer compares the minor versions of Kubernetes: within one nothing is stored in another way.
-func newer(a, b string) bool {
-	var a1, a2, b1, b2 int
-	if n, _ := fmt.Sscanf(a, "v%d.%d", &a1, &a2); n != 2 {
-		return false
-	}
-	if n, _ := fmt.Sscanf(b, "v%d.%d", &b1, &b2); n != 2 {
-		return false
-	}
-	return a1 > b1 || a1 == b1 && a2 > b2
 }
 
 // Due is when the next snapshot by schedule is to be taken. after is the schedule, which gives the zero time when there is

@@ -1,5 +1,11 @@
 package migration
 
+import (
+	"time"
+
+	"k1s.io/k1s/internal/backup/dump"
+)
+
 // The daemon starts the program that copies (applet datastore-copy), writes a Job as one line to its standard input,
 // reads Events, one a line, from its standard output, and writes the line Finish when nobody uses the source any more.
 // The end of its input ends it.
@@ -20,6 +26,11 @@ const (
 	Differ Mode = "differ"
 	// Pass leaves the target's contents and makes its revision greater than the source's.
 	Pass Mode = "pass"
+	// Dump writes the source, as it is at one revision, to a file.
+	Dump Mode = "dump"
+	// Load writes such a file to a target that is empty, or has what the same load left, compares it, and makes its revision greater than
+	// any that somebody may know.
+	Load Mode = "load"
 )
 
 // Job of a copier.
@@ -33,6 +44,15 @@ type Job struct {
 	Target Store `json:"target"`
 	// Replace overwrites what is in the target.
 	Replace bool `json:"replace,omitempty"`
+	// File is the one to Dump into or to Load from, and Summary and At what is known of that.
+	File    string       `json:"file,omitempty"`
+	Summary dump.Summary `json:"summary,omitzero"`
+	At      time.Time    `json:"at,omitzero"`
+	// Others are prefixes of keys beside Root, in the form of Root, that a Dump has too.
+	Others []string `json:"others,omitempty"`
+	// OldSQLite or OldEtcd is the file or the data directory of the datastore that is replaced on this machine.
+	OldSQLite string `json:"oldSQLite,omitempty"`
+	OldEtcd   string `json:"oldEtcd,omitempty"`
 }
 
 // Store is how a datastore is reached. At most one of Kine and Etcd is set: then the copier runs it itself.
@@ -54,11 +74,14 @@ type Store struct {
 
 // Event is what a copier tells; one field is set.
 type Event struct {
-	Progress *Progress `json:"progress,omitempty"`
-	Marked   bool      `json:"marked,omitempty"` // the target bears the ID
-	CaughtUp bool      `json:"caughtUp,omitempty"`
-	Seen     *Seen     `json:"seen,omitempty"`
-	Result   *Result   `json:"result,omitempty"`
+	Progress *Progress     `json:"progress,omitempty"`
+	Marked   bool          `json:"marked,omitempty"` // the target bears the ID
+	CaughtUp bool          `json:"caughtUp,omitempty"`
+	Seen     *Seen         `json:"seen,omitempty"`
+	Result   *Result       `json:"result,omitempty"`
+	Dumped   *dump.Summary `json:"dumped,omitempty"`
+	// Warning is what did not go well and is no reason to fail.
+	Warning string `json:"warning,omitempty"`
 }
 
 // Progress of copying.

@@ -125,6 +125,24 @@ func (p Paths) EtcdStaged(id string) string {
 }
 func (p Paths) EtcdArchive(at string) string { return path.Join(p.Data, "etcd-before-"+at) }
 
+// Backups is where archives of the whole state are when nothing else is said; BackupStaging is where the files of one are
+// gathered.
+func (p Paths) Backups() string { return path.Join(p.Data, "backups") }
+func (p Paths) BackupStaging(id string) string {
+	return path.Join(p.Data, "backup-making-"+id)
+}
+
+// Restore keeps how far the last restore of a backup has come. What is to be is made in RestoreStaged, which has the form of Data;
+// what was goes to RestoreArchive.
+func (p Paths) Restore() string                { return path.Join(p.Data, "restore.json") }
+func (p Paths) RestoreStaged(id string) string { return path.Join(p.Data, "restoring-"+id) }
+func (p Paths) RestoreArchive(at string) string {
+	return path.Join(p.Data, "before-restore-"+at)
+}
+
+// RestoreDropIn has the settings of the cluster a backup was restored of, as far as the configuration says nothing else.
+func (p Paths) RestoreDropIn() string { return path.Join(p.ConfigDropIns(), "zz-k1s-restored.yaml") }
+
 // DatastoreDropIn says where the state is since it was moved. It sorts behind the names people give.
 func (p Paths) DatastoreDropIn() string { return path.Join(p.ConfigDropIns(), "zz-k1s-datastore.yaml") }
 

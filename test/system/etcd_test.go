@@ -18,6 +18,7 @@ import (
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/etcdcare"
+	"k1s.io/k1s/internal/restore"
 )
 
 // revisions follows all ConfigMaps of a namespace as an informer does, and notes when time goes back.
@@ -96,11 +97,11 @@ func (c *Cluster) restored() (etcdcare.Restore, error) {
 	if err != nil {
 		return etcdcare.Restore{}, err
 	}
-	return etcdcare.UnmarshalRestore(b)
+	return restore.Unmarshal[etcdcare.Entry](b)
 }
 
 // killedWhile begins a restore and kills the daemon when it is in one of the phases.
-func (c *Cluster) killedWhile(t *testing.T, snapshot string, phases ...etcdcare.Phase) {
+func (c *Cluster) killedWhile(t *testing.T, snapshot string, phases ...restore.Phase) {
 	t.Helper()
 	was := c.running(t)
 	begun, err := control.NewClient(c.where().ControlSocket).RestoreSnapshot(t.Context(), control.RestoreRequest{Snapshot: snapshot})
@@ -185,8 +186,8 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 	unfollow := c.follows(t, counterPath)
 
 	t.Run("killed before the data has changed its place, nothing is done", func(t *testing.T) {
-		c.killedWhile(t, "then", etcdcare.Pausing, etcdcare.Finishing)
-		if r, err := c.restored(); err != nil || r.Phase != etcdcare.Failed {
+		c.killedWhile(t, "then", restore.Pausing, restore.Finishing)
+		if r, err := c.restored(); err != nil || r.Phase != restore.Failed {
 			t.Errorf("%+v, %v", r, err)
 		}
 		has("value", "now")
@@ -213,7 +214,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			seen = now
 		}
 		e, err := c.etcd(t.Context())
-		if err != nil || e.Restore == nil || e.Restore.Phase != etcdcare.Restored || len(e.Members) != 1 || !e.Members[0].Leader || !e.Members[0].Healthy || e.Lag > 100 {
+		if err != nil || e.Restore == nil || e.Restore.Phase != restore.Done || len(e.Members) != 1 || !e.Members[0].Leader || !e.Members[0].Healthy || e.Lag > 100 {
 			t.Errorf("%+v, %v", e, err)
 		}
 		t.Logf("the API paused for %.2fs", e.Restore.PausedS)
@@ -228,10 +229,10 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.killedWhile(t, r.Archive, etcdcare.Switching, etcdcare.Starting) // what was put aside comes back
+		c.killedWhile(t, r.Archive, restore.Switching, restore.Starting) // what was put aside comes back
 		eventually(t, limit, "the restore to be done", func(context.Context) error {
 			r, err := c.restored()
-			if err == nil && r.Phase != etcdcare.Restored {
+			if err == nil && r.Phase != restore.Done {
 				err = fmt.Errorf("it is %+v", r)
 			}
 			return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -93,20 +92,7 @@ func build(j etcdcare.Job, file string, raw bool) error {
 
 // syncTree puts everything below a directory on the disk, and its own name.
 func syncTree(dir string) error {
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir():
-			return durable.SyncDir(path)
-		}
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Sync(), f.Close())
-	})
-	return errors.Join(err, durable.SyncDir(filepath.Dir(dir)))
+	return errors.Join(durable.SyncTree(dir), durable.SyncDir(filepath.Dir(dir)))
 }
 
 // advance makes the staged data directory begin behind every revision of the old one. That of an old one that cannot be read

@@ -97,6 +97,10 @@ func (c *copier) run(ctx context.Context) error {
 		return c.differ(ctx)
 	case migration.Pass:
 		return c.pass(ctx)
+	case migration.Dump:
+		return c.dump(ctx)
+	case migration.Load:
+		return c.load(ctx)
 	}
 	return errs.New(errs.Usage, "there is no mode %q", c.Mode)
 }
@@ -265,7 +269,7 @@ func (c *copier) round(ctx context.Context, from *store, final bool) (int, error
 		writers.Go(func() {
 			for w := range work {
 				was, _ := known(w.key)
-				lease, gone, err := c.leases.of(writing, from, c.target, w.lease)
+				lease, gone, err := c.leases.of(writing, c.target, w.lease, from.left)
 				if err == nil && !gone {
 					var rev int64
 					if rev, err = c.target.write(writing, w.key, w.value, was.Revision, lease); err == nil {

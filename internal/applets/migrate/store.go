@@ -408,10 +408,22 @@ const (
 	sharedFor   = 20 // a twentieth
 )
 
+// left is the time that is left of a lease, in seconds. Kine's leases are the whole time, because it does not tell how much is
+// left: it begins anew, as at each start of kine.
+func (s *store) left(ctx context.Context, id int64) (int64, error) {
+	if s.ThroughKine {
+		return id, nil
+	}
+	left, err := s.client.TimeToLive(ctx, clientv3.LeaseID(id))
+	if err != nil {
+		return 0, fmt.Errorf("asking for the time a lease has left: %w", err)
+	}
+	return left.TTL, nil
+}
+
 // of is the target's lease for a key that has the given one in the source, with the time that is left of it; 0 is none.
-// gone tells that no time is left. Kine's leases are the whole time, because it does not tell how much is left: it
-// begins anew, as at each start of kine.
-func (l *leases) of(ctx context.Context, from, to *store, id int64) (_ int64, gone bool, err error) {
+// gone tells that no time is left.
+func (l *leases) of(ctx context.Context, to *store, id int64, left func(context.Context, int64) (int64, error)) (_ int64, gone bool, err error) {
 	if id == 0 {
 		return 0, false, nil
 	}
@@ -423,13 +435,9 @@ func (l *leases) of(ctx context.Context, from, to *store, id int64) (_ int64, go
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
 	defer cancel()
-	ttl := id
-	if !from.ThroughKine {
-		left, err := from.client.TimeToLive(ctx, clientv3.LeaseID(id))
-		if err != nil {
-			return 0, false, fmt.Errorf("asking for the time a lease has left: %w", err)
-		}
-		ttl = left.TTL
+	ttl, err := left(ctx, id)
+	if err != nil {
+		return 0, false, err
 	}
 	made := &lease{keys: 1, gone: ttl <= 0, until: time.Now().Add(time.Duration(ttl) * time.Second / sharedFor)}
 	if !made.gone {

@@ -1,4 +1,7 @@
-package etcdcare
+// Package restore is how a node goes over to a state that was made beside the present one: a state machine, and the file that
+// keeps it. It touches nothing: what a phase needs done is asked of a World, which the daemon is. Two things are restored
+// so, a snapshot of etcd and a backup of everything; what they are restored from is the type parameter.
+package restore
 
 import (
 	"context"
@@ -23,16 +26,22 @@ const (
 	Starting  Phase = "starting"  // the control plane starts on the new one
 	// Reverting is after one that did not start: the directories change places again.
 	Reverting Phase = "reverting"
-	Restored  Phase = "done"
+	Done      Phase = "done"
 	Failed    Phase = "failed" // the cluster has the state it had
 )
 
-// Restore is one, the last there was. The zero Restore: there never was one.
-type Restore struct {
+// Source is what a restore is made from.
+type Source interface {
+	// Title names it for a person.
+	Title() string
+}
+
+// State is one restore, the last there was. The zero State: there never was one.
+type State[S Source] struct {
 	ID    string `json:"id,omitempty"`
-	From  Entry  `json:"from,omitzero"`
+	From  S      `json:"from,omitzero"`
 	Phase Phase  `json:"phase,omitempty"`
-	// Archive is where the present data directory goes, "" where there is none; Staged is where the new one is made.
+	// Archive is the directory the present data goes to, "" where there is none; in Staged the new one is made.
 	Archive string    `json:"archive,omitempty"`
 	Staged  string    `json:"staged,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
@@ -46,36 +55,36 @@ type Restore struct {
 }
 
 // Active tells that it is on its way.
-func (r Restore) Active() bool { return r.Phase != "" && r.Phase != Restored && r.Phase != Failed }
+func (r State[S]) Active() bool { return r.Phase != "" && r.Phase != Done && r.Phase != Failed }
 
 // Committed tells that breaking it off does not undo it.
-func (r Restore) Committed() bool {
+func (r State[S]) Committed() bool {
 	return r.Phase == Switching || r.Phase == Starting || r.Phase == Reverting
 }
 
 // Begin is the state in which a restore has begun.
-func (r Restore) Begin(next Restore) (Restore, error) {
+func (r State[S]) Begin(next State[S]) (State[S], error) {
 	if r.Active() {
-		return r, errs.Hint(errs.New(errs.Exists, "a restore of %s is on its way, its phase is %q", r.From.Name, r.Phase), "watch it with: k1s etcd status")
+		return r, errs.New(errs.Exists, "a restore of %s is on its way, its phase is %q", r.From.Title(), r.Phase)
 	}
 	next.Phase = Staging
 	return next, nil
 }
 
 // Recover is what is done before anything is started, after the end of the process at any point.
-func Recover(w World, r Restore) (Restore, error) {
+func Recover[S Source](w World[S], r State[S]) (State[S], error) {
 	var err error
 	switch {
 	case !r.Active() || r.Phase == Starting:
 		return r, nil
 	case r.Phase == Switching:
 		if err = w.Switch(); err != nil {
-			return r, fmt.Errorf("going on with the restore of %s: %w", r.From.Name, err)
+			return r, fmt.Errorf("going on with the restore of %s: %w", r.From.Title(), err)
 		}
 		r = r.advance(w.Now())
 	case r.Phase == Reverting:
 		if err = w.Unswitch(); err != nil {
-			return r, fmt.Errorf("taking back the restore of %s: %w", r.From.Name, err)
+			return r, fmt.Errorf("taking back the restore of %s: %w", r.From.Title(), err)
 		}
 		r = r.failed(errors.New(r.Error), w.Now())
 		err = w.Discard()
@@ -87,7 +96,7 @@ func Recover(w World, r Restore) (Restore, error) {
 	return r, errors.Join(err, w.Keep(r))
 }
 
-func (r Restore) failed(err error, at time.Time) Restore {
+func (r State[S]) failed(err error, at time.Time) State[S] {
 	r.Phase, r.Error, r.Ended, r.Revision = Failed, err.Error(), at, 0
 	r.Hint, _ = errs.HintOf(err)
 	return r
@@ -100,11 +109,11 @@ func (e NotServed) Error() string { return e.Err.Error() }
 func (e NotServed) Unwrap() error { return e.Err }
 
 // World is where a restore happens.
-type World interface {
+type World[S Source] interface {
 	// Keep puts the state on the disk, so that it survives a power cut.
-	Keep(Restore) error
+	Keep(State[S]) error
 	// Stage makes the data directory, and tells what it was made from.
-	Stage(context.Context) (Entry, error)
+	Stage(context.Context) (S, error)
 	// Pause stops the control plane; when it returns nobody writes.
 	Pause(context.Context) error
 	// Finish brings the staged data directory past every revision that somebody may know, and on the disk.
@@ -124,7 +133,7 @@ type World interface {
 
 // Run goes on with a restore to its end and returns its last state, which has been kept. After an error the cluster has the
 // state it had, unless the phase is still Switching or Starting: then the restore is done when it starts.
-func Run(ctx context.Context, w World, r Restore) (Restore, error) {
+func Run[S Source](ctx context.Context, w World[S], r State[S]) (State[S], error) {
 	var paused time.Time
 	for {
 		if err := w.Keep(r); err != nil {
@@ -165,13 +174,13 @@ func Run(ctx context.Context, w World, r Restore) (Restore, error) {
 	}
 }
 
-func (r Restore) noted(err error) Restore {
+func (r State[S]) noted(err error) State[S] {
 	r.Error = err.Error()
 	r.Hint, _ = errs.HintOf(err)
 	return r
 }
 
-func (r Restore) advance(now time.Time) Restore {
+func (r State[S]) advance(now time.Time) State[S] {
 	switch r.Phase {
 	case Staging:
 		r.Phase = Pausing
@@ -182,13 +191,13 @@ func (r Restore) advance(now time.Time) Restore {
 	case Switching:
 		r.Phase = Starting
 	case Starting:
-		r.Phase, r.Ended, r.Error, r.Hint = Restored, now, "", ""
+		r.Phase, r.Ended, r.Error, r.Hint = Done, now, "", ""
 	}
 	return r
 }
 
 // giveUp leads back to the old data.
-func giveUp(ctx context.Context, w World, r Restore, err error) (Restore, error) {
+func giveUp[S Source](ctx context.Context, w World[S], r State[S], err error) (State[S], error) {
 	if r.Phase == Starting {
 		r.Phase, r.Error = Reverting, err.Error()
 		if kept := w.Keep(r); kept != nil {
@@ -211,7 +220,7 @@ func giveUp(ctx context.Context, w World, r Restore, err error) (Restore, error)
 }
 
 // Marshal is the state as its file keeps it.
-func (r Restore) Marshal() []byte {
+func (r State[S]) Marshal() []byte {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		panic(err) // plain data
@@ -219,31 +228,11 @@ func (r Restore) Marshal() []byte {
 	return append(b, '\n')
 }
 
-// UnmarshalRestore reads what Marshal wrote.
-func UnmarshalRestore(b []byte) (Restore, error) {
-	var r Restore
+// Unmarshal reads what Marshal wrote.
+func Unmarshal[S Source](b []byte) (State[S], error) {
+	var r State[S]
 	if err := json.Unmarshal(b, &r); err != nil {
-		return Restore{}, fmt.Errorf("it is not what k1s wrote: %w", err)
+		return State[S]{}, fmt.Errorf("it is not what k1s wrote: %w", err)
 	}
 	return r, nil
-}
-
-// Margins of revisions, see Target.
-const (
-	// knownMargin is for writes that are in the log of an etcd that was killed and not yet in its database: it puts at
-	// most 10,000 together, or those of 100 ms.
-	knownMargin = 100_000
-	// unknownRate is more writes a second than a cluster of this kind makes; it is for when the old data is gone.
-	unknownRate  = 1000
-	unknownLeast = 10_000_000
-	unknownMost  = 1_000_000_000 // what etcd's documentation advises
-)
-
-// Target is the revision a restored datastore begins behind: no client has seen a later one. old is the last of the data it
-// replaces, 0 where that cannot be read; then what the age of the snapshot allows for is taken.
-func Target(snapshot, old int64, age time.Duration) int64 {
-	if old > 0 {
-		return max(snapshot, old) + knownMargin
-	}
-	return snapshot + min(max(int64(age/time.Second)*unknownRate, unknownLeast), unknownMost)
 }

@@ -1,4 +1,4 @@
-package etcdcare
+package restore
 
 import (
 	"context"
@@ -14,6 +14,13 @@ import (
 // errKilled is the end of the process: nothing of the World happens any more.
 var errKilled = errors.New("killed")
 
+// source is what the tests restore.
+type source struct{ Name string }
+
+func (s source) Title() string { return s.Name }
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
 // world is one in memory. Each of its deeds can fail, or be the last; those of more than one step can break off in between.
 type world struct {
 	steps  int
@@ -21,9 +28,9 @@ type world struct {
 	with   error
 	killAt int // the step before which the process ends; 0 for none
 
-	kept                 Restore // on the disk
-	place, aside, staged string  // what is in the data directory, in the archive, and staged; "" for nothing
-	serves               string  // what the API serves, "" while it is stopped
+	kept                 State[source] // on the disk
+	place, aside, staged string        // what is in the data directory, in the archive, and staged; "" for nothing
+	serves               string        // what the API serves, "" while it is stopped
 	seen                 []string
 }
 
@@ -48,7 +55,7 @@ func (w *world) move(deed string, from, to *string) error {
 	return nil
 }
 
-func (w *world) Keep(r Restore) error {
+func (w *world) Keep(r State[source]) error {
 	err := w.do("keep")
 	if err == nil {
 		w.kept = r
@@ -56,12 +63,12 @@ func (w *world) Keep(r Restore) error {
 	return err
 }
 
-func (w *world) Stage(context.Context) (Entry, error) {
+func (w *world) Stage(context.Context) (source, error) {
 	err := w.do("stage")
 	if err == nil {
 		w.staged = "new"
 	}
-	return Entry{Snapshot: Snapshot{Name: "snapshot"}}, err
+	return source{"snapshot"}, err
 }
 
 func (w *world) Pause(context.Context) error {
@@ -134,9 +141,9 @@ func (w *world) Discard() error {
 
 func (w *world) Now() time.Time { return noon }
 
-func begun(t *testing.T) Restore {
+func begun(t *testing.T) State[source] {
 	t.Helper()
-	r, err := Restore{}.Begin(Restore{ID: "1", From: Entry{Snapshot: Snapshot{Name: "snapshot"}}, Archive: "/aside", Staged: "/staged"})
+	r, err := State[source]{}.Begin(State[source]{ID: "1", From: source{"snapshot"}, Archive: "/aside", Staged: "/staged"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,16 +153,16 @@ func begun(t *testing.T) Restore {
 func TestARestore(t *testing.T) {
 	w := newWorld()
 	r, err := Run(t.Context(), w, begun(t))
-	if err != nil || r.Phase != Restored || r.Revision != 7 || r.From.Name != "snapshot" || w.serves != "new" || w.aside != "old" || w.staged != "" {
+	if err != nil || r.Phase != Done || r.Revision != 7 || r.From.Name != "snapshot" || w.serves != "new" || w.aside != "old" || w.staged != "" {
 		t.Errorf("%+v, %v, %+v", r, err, w)
 	}
-	if w.kept.Phase != Restored {
+	if w.kept.Phase != Done {
 		t.Errorf("kept is %q", w.kept.Phase)
 	}
-	if _, err := (Restore{Phase: Finishing}).Begin(Restore{}); !errs.Is(err, errs.Exists) {
+	if _, err := (State[source]{Phase: Finishing}).Begin(State[source]{}); !errs.Is(err, errs.Exists) {
 		t.Errorf("a second one begins: %v", err)
 	}
-	again, err := UnmarshalRestore(r.Marshal())
+	again, err := Unmarshal[source](r.Marshal())
 	if err != nil || fmt.Sprint(again) != fmt.Sprint(r) {
 		t.Errorf("%+v, %v", again, err)
 	}
@@ -184,7 +191,7 @@ func TestARestoreThatFailsLeavesWhatWas(t *testing.T) {
 		t.Errorf("%+v, %v, %+v", r, err, w)
 	}
 	w.fail = ""
-	if r, err = Run(t.Context(), w, r); err != nil || r.Phase != Restored || r.Error != "" {
+	if r, err = Run(t.Context(), w, r); err != nil || r.Phase != Done || r.Error != "" {
 		t.Errorf("%+v, %v", r, err)
 	}
 	// Without anything before there is nothing to go back to.
@@ -230,7 +237,7 @@ func TestKilledAnywhere(t *testing.T) {
 				w.start()
 				what := fmt.Sprintf("refuses=%t, killed at %d in %q, again at %d", refuses, at, begin, again)
 				switch {
-				case r.Phase == Starting || r.Phase == Restored:
+				case r.Phase == Starting || r.Phase == Done:
 					if w.serves != "new" || w.aside != "old" {
 						t.Errorf("%s: %q and it serves %q", what, r.Phase, w.serves)
 					}

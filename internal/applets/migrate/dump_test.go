@@ -1,0 +1,301 @@
+package migrate
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"k1s.io/k1s/internal/backup/dump"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
+)
+
+// told runs a job to its end, and returns what it told.
+func told(t *testing.T, j migration.Job) ([]migration.Event, error) {
+	t.Helper()
+	in, input := io.Pipe()
+	output, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := run(t.Context(), in, out)
+		out.Close()
+		done <- err
+	}()
+	line, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = fmt.Fprintf(input, "%s\n", line) }()
+	var all []migration.Event
+	for lines := bufio.NewScanner(output); lines.Scan(); {
+		var e migration.Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e)
+	}
+	err = <-done
+	input.Close()
+	return all, err
+}
+
+func dumped(t *testing.T, s migration.Store, file string) dump.Summary {
+	t.Helper()
+	all, err := told(t, migration.Job{Mode: migration.Dump, Root: root, Live: s, File: file, Others: []string{"/k1s.io"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		if e.Dumped != nil {
+			return *e.Dumped
+		}
+	}
+	t.Fatalf("it told %+v", all)
+	return dump.Summary{}
+}
+
+func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "dump")
+	want := map[string]string{}
+	fill := func(s *store) {
+		for i := range 450 { // several pages
+			key := fmt.Sprintf("%s/configmaps/default/%03d", root, i)
+			want[key] = strings.Repeat(fmt.Sprint(i), i)
+			s.put(t, key, want[key])
+		}
+		s.put(t, root+"/configmaps/default/gone", "x")
+		s.drop(t, root+"/configmaps/default/gone")
+		if s.ThroughKine {
+			if _, err := s.write(t.Context(), root+"/events/default/e", []byte("event"), 0, 3600); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			lease, err := s.client.Grant(t.Context(), 3600)
+			if err == nil {
+				_, err = s.write(t.Context(), root+"/events/default/e", []byte("event"), 0, int64(lease.ID))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		want[root+"/events/default/e"] = "event"
+		s.put(t, "/k1s.io/claim", "ours")
+		s.put(t, "/k1s.io/etcd/defragment", "the datastore's")
+		s.put(t, "/elsewhere/x", "not the API server's")
+	}
+	for _, c := range []struct{ from, to config.DSN }{{"sqlite", "etcd"}, {"etcd", "sqlite"}} {
+		t.Run(fmt.Sprintf("%s to %s", c.from, c.to), func(t *testing.T) {
+			from, to := datastore(t, c.from), datastore(t, c.to)
+			clear(want)
+			var sum dump.Summary
+			with(t, from("s"), func(s *store) {
+				fill(s)
+				served := s.Store
+				served.Kine, served.Etcd = nil, ""
+				sum = dumped(t, served, file)
+			})
+			if sum.Keys != int64(len(want))+1 || sum.Revision == 0 {
+				t.Fatalf("%+v, want %d keys", sum, len(want)+1)
+			}
+			again := dumped(t, from("own"), file+".again") // while nobody else uses it
+			if again.Keys != sum.Keys || again.Revision < sum.Revision {
+				t.Errorf("%+v, and before %+v", again, sum)
+			}
+			// An older database of the same cluster is here.
+			old := datastore(t, c.from)
+			var last int64
+			with(t, old("o"), func(s *store) {
+				for range 600 {
+					last = s.put(t, root+"/x/y", "z")
+				}
+			})
+			j := migration.Job{Mode: migration.Load, ID: "load", Root: root, Target: to("t"), File: file, Summary: sum, At: time.Now(), Others: []string{"/k1s.io"}}
+			if place := old("o"); place.EtcdDir != "" {
+				j.OldEtcd = place.EtcdDir
+			} else {
+				_, path, _ := strings.Cut(strings.Join(place.Kine, " "), "sqlite://")
+				j.OldSQLite, _, _ = strings.Cut(path, "?")
+			}
+			all, err := told(t, j)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result := all[len(all)-1].Result
+			if result == nil || result.TargetRevision <= last || result.Keys != int(sum.Keys) && result.Keys == 0 {
+				t.Fatalf("%+v, the last revision of the old one is %d", result, last)
+			}
+			with(t, to("s"), func(s *store) {
+				if got := s.all(t); !maps.Equal(got, want) {
+					t.Errorf("%d keys, want %d", len(got), len(want))
+				}
+				for key, value := range map[string]string{"/k1s.io/claim": "ours", "/k1s.io/etcd/defragment": "", "/elsewhere/x": "", markKey(root): ""} {
+					r, err := s.client.Get(t.Context(), key)
+					if err != nil || (len(r.Kvs) == 1) != (value != "") || value != "" && string(r.Kvs[0].Value) != value {
+						t.Errorf("%s: %v, %v", key, r, err)
+					}
+				}
+				e, err := s.client.Get(t.Context(), root+"/events/default/e")
+				if err != nil || len(e.Kvs) != 1 || e.Kvs[0].Lease == 0 {
+					t.Errorf("the event: %v, %v", e, err)
+				} else if left, err := s.left(t.Context(), e.Kvs[0].Lease); err != nil || left < 3000 || left > 3600 {
+					t.Errorf("the event has %ds left, %v", left, err)
+				}
+				if rev := s.put(t, root+"/next", "1"); rev <= last {
+					t.Errorf("the next write has revision %d", rev)
+				}
+				if w := <-s.client.Watch(t.Context(), root+"/", clientv3.WithPrefix(), clientv3.WithRev(last)); w.CompactRevision == 0 {
+					t.Errorf("who watched is not told to begin anew: %+v", w)
+				}
+			})
+			// What is not empty is not touched, also not by the same load once it is over.
+			if _, err := told(t, j); !errs.Is(err, errs.Exists) {
+				t.Errorf("a second time: %v", err)
+			}
+		})
+	}
+}
+
+func TestADumpIsWholeWhileOthersWrite(t *testing.T) {
+	for _, engine := range []config.DSN{"sqlite", "etcd"} {
+		t.Run(string(engine), func(t *testing.T) {
+			d, file := datastore(t, engine), filepath.Join(t.TempDir(), "dump")
+			with(t, d("s"), func(s *store) {
+				// Both of a pair are always written one after the other, the far one first, so what is in the near one is at most
+				// what is in the far one, at every revision; a reader of pages that were not of one revision would see otherwise.
+				near, far := root+"/a/000", root+"/z/000"
+				for i := range 600 {
+					s.put(t, fmt.Sprintf("%s/m/%03d", root, i), strings.Repeat("x", 100))
+				}
+				s.put(t, far, "0")
+				s.put(t, near, "0")
+				done, ended := make(chan struct{}), make(chan int)
+				go func() {
+					n := 1
+					for ; ; n++ {
+						select {
+						case <-done:
+							ended <- n
+							return
+						default:
+						}
+						for _, key := range []string{far, near} {
+							if _, err := s.writeOver(t.Context(), key, []byte(fmt.Sprint(n)), nil); err != nil {
+								t.Error(err)
+							}
+						}
+					}
+				}()
+				served := s.Store
+				served.Kine, served.Etcd = nil, ""
+				for range 5 {
+					sum := dumped(t, served, file)
+					values := map[string]int{}
+					f, err := os.Open(file)
+					if err != nil {
+						t.Fatal(err)
+					}
+					r, err := dump.NewReader(f)
+					for err == nil {
+						var rec dump.Record
+						if rec, err = r.Next(); err == nil && (rec.Key == near || rec.Key == far) {
+							var n int
+							if _, err := fmt.Sscan(string(rec.Value), &n); err != nil {
+								t.Error(err)
+							}
+							values[rec.Key] = n
+						}
+					}
+					f.Close()
+					if !errors.Is(err, io.EOF) || sum.Keys != 602 || values[far]-values[near] < 0 || values[far]-values[near] > 1 {
+						t.Errorf("%+v, %v, %v", sum, values, err)
+					}
+				}
+				close(done)
+				<-ended
+			})
+		})
+	}
+}
+
+func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, records ...dump.Record) (string, dump.Summary) {
+		t.Helper()
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := dump.NewWriter(f)
+		for _, r := range records {
+			if err := w.Add(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sum, err := w.Close(100)
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return f.Name(), sum
+	}
+	load := func(to migration.Store, id, file string, sum dump.Summary) error {
+		_, err := told(t, migration.Job{Mode: migration.Load, ID: id, Root: root, Target: to, File: file, Summary: sum, At: time.Now(), Others: []string{"/k1s.io"}})
+		return err
+	}
+	good, sum := write("good", dump.Record{Key: root + "/a", Value: []byte("1")}, dump.Record{Key: root + "/b", Value: []byte("2"), Lease: 9, TTL: 0})
+	t.Run("a datastore that is used", func(t *testing.T) {
+		d := datastore(t, "sqlite")
+		with(t, d("s"), func(s *store) { s.put(t, root+"/mine", "x") })
+		if err := load(d("t"), "1", good, sum); !errs.Is(err, errs.Exists) {
+			t.Errorf("%v", err)
+		}
+		with(t, d("s"), func(s *store) {
+			if got := s.all(t); len(got) != 1 || got[root+"/mine"] != "x" {
+				t.Errorf("%v", got)
+			}
+		})
+	})
+	t.Run("what broke off goes on, and what has no time left does not come", func(t *testing.T) {
+		d := datastore(t, "sqlite")
+		with(t, d("s"), func(s *store) {
+			s.put(t, markKey(root), "1")
+			s.put(t, root+"/a", "half")
+		})
+		if err := load(d("t"), "1", good, sum); err != nil {
+			t.Errorf("%v", err)
+		}
+		with(t, d("s"), func(s *store) {
+			if got := s.all(t); len(got) != 1 || got[root+"/a"] != "1" {
+				t.Errorf("%v", got)
+			}
+		})
+	})
+	for name, records := range map[string][]dump.Record{
+		"of nobody":     {{Key: "/elsewhere/x"}},
+		"of a database": {{Key: "/k1s.io/migration/registry"}},
+	} {
+		t.Run("keys "+name, func(t *testing.T) {
+			file, sum := write("bad", records...)
+			if err := load(datastore(t, "sqlite")("t"), "1", file, sum); !errs.Is(err, errs.Invalid) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	t.Run("another dump than was checked", func(t *testing.T) {
+		other := sum
+		other.Keys++
+		if err := load(datastore(t, "sqlite")("t"), "1", good, other); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%v", err)
+		}
+	})
+}

@@ -1,0 +1,752 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/backup"
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/durable"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/version"
+)
+
+// Whose configuration a restored node has.
+const (
+	ConfigAuto    = "auto"    // this machine's where it has one, otherwise the backup's
+	ConfigBackup  = "backup"  // the backup's
+	ConfigMachine = "machine" // this machine's
+)
+
+// RestoreRequest is what is to be restored from an archive, and how.
+type RestoreRequest struct {
+	File string
+	Key  backup.Key
+	// To is the datastore to restore to, nil for the one the configuration names.
+	To *config.Datastore
+	// Config is one of ConfigAuto, ConfigBackup, ConfigMachine.
+	Config string
+	// Foreign also replaces the state of another cluster.
+	Foreign bool
+	DryRun  bool
+	// Load reads a configuration file and drop-ins as k1s server would.
+	Load func(file, dropIns string) (config.Config, error)
+	// Warn is told what did not go well and is no reason to fail.
+	Warn func(string)
+}
+
+// RestorePlan is what a restore would do.
+type RestorePlan struct {
+	File     string          `json:"file"`
+	Manifest backup.Manifest `json:"backup"`
+	// Unfit names what keeps it from being restored here, Foreign that another cluster is here.
+	Unfit   []string `json:"unfit,omitempty"`
+	Foreign bool     `json:"foreign,omitempty"`
+	// Archive is where the present state goes, Present what of it there is.
+	Archive string   `json:"archive,omitempty"`
+	Present []string `json:"present,omitempty"`
+	// Datastore is where the state will be.
+	Datastore migration.Place `json:"datastore"`
+	// Config tells whose configuration the node will have, Written which of its files are written.
+	Config  string   `json:"config"`
+	Written []string `json:"written,omitempty"`
+	// FreeBytes of the disk; 0 is unknown.
+	FreeBytes   uint64 `json:"freeBytes,omitempty"`
+	NeededBytes uint64 `json:"neededBytes"`
+}
+
+// replaced is what of the data directory belongs to the state of a cluster. Nothing else is touched.
+var replaced = []string{"pki", "encryption", "db", "etcd", "datastore", "server.json", "manifests"}
+
+// dumpFile is the datastore's part while it is beside the others.
+const dumpFile = "datastore.dump"
+
+// unpacking is a restore of a backup as what it does to the disk. Nothing runs meanwhile.
+type unpacking struct {
+	p     paths.Paths
+	state restore.State[backup.Origin]
+	plan  *unpackPlan // nil for one that is only brought to its end
+	warn  func(string)
+	// revision that the new datastore begins behind
+	revision int64
+}
+
+// unpackPlan is what making the new state takes.
+type unpackPlan struct {
+	RestorePlan
+	in      component.Input
+	key     backup.Key
+	dropIns map[string][]byte // by name
+	old     migration.Job     // where the present datastore is
+}
+
+var _ restore.World[backup.Origin] = (*unpacking)(nil)
+
+func (u *unpacking) Now() time.Time { return time.Now().UTC() }
+
+func (u *unpacking) Keep(s restore.State[backup.Origin]) error {
+	u.state = s
+	return durable.WriteFile(u.p.Restore(), s.Marshal(), 0o600)
+}
+
+// staged are the paths of what is being made.
+func (u *unpacking) staged() paths.Paths {
+	s := u.p
+	s.Data, s.Config = u.state.Staged, path.Join(u.state.Staged, "config")
+	return s
+}
+
+// Stage makes the whole new state.
+func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
+	from, s := u.state.From, u.staged()
+	if err := errors.Join(os.RemoveAll(s.Data), os.MkdirAll(s.Data, 0o700)); err != nil {
+		return from, err
+	}
+	if err := u.extract(ctx); err != nil {
+		return from, err
+	}
+	if _, err := pki.ReadBundle(s); err != nil {
+		return from, errs.As(errs.Invalid, fmt.Errorf("the backup: %w", err))
+	}
+	if u.plan.Config == ConfigMachine {
+		if err := os.RemoveAll(s.Config); err != nil {
+			return from, err
+		}
+	}
+	for name, content := range u.plan.dropIns {
+		if err := os.MkdirAll(s.ConfigDropIns(), 0o700); err != nil {
+			return from, err
+		}
+		if err := os.WriteFile(path.Join(s.ConfigDropIns(), name), content, 0o600); err != nil {
+			return from, err
+		}
+	}
+	// The machine's own key is not the cluster's.
+	switch b, err := os.ReadFile(u.p.PKI(pki.NodeIdentity + ".key")); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return from, err
+	default:
+		if err := os.WriteFile(s.PKI(pki.NodeIdentity+".key"), b, 0o600); err != nil {
+			return from, err
+		}
+	}
+	if err := os.MkdirAll(s.Manifests(), 0o755); err != nil {
+		return from, err
+	}
+	revision, err := u.load(ctx)
+	if err != nil {
+		return from, err
+	}
+	u.revision = revision
+	if err := os.Remove(path.Join(s.Data, dumpFile)); err != nil {
+		return from, err
+	}
+	return from, errors.Join(durable.SyncTree(s.Data), durable.SyncDir(u.p.Data))
+}
+
+// extract writes the parts below the staged directory, and cannot leave it.
+func (u *unpacking) extract(ctx context.Context) error {
+	f, err := os.Open(u.plan.File)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // it is only read
+	a, err := backup.Open(f, u.plan.key)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	if !reflect.DeepEqual(a.Manifest, u.plan.Manifest) {
+		return errs.New(errs.Failure, "%s changed while it was read", u.plan.File)
+	}
+	root, err := os.OpenRoot(u.state.Staged)
+	if err != nil {
+		return err
+	}
+	defer root.Close() // nothing is written through it
+	for {
+		p, r, err := a.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		name := p.Name
+		if name == backup.Datastore {
+			name = dumpFile
+		}
+		if err := writeBelow(root, name, r); err != nil {
+			return fmt.Errorf("unpacking %s: %w", p.Name, err)
+		}
+	}
+}
+
+// writeBelow writes a file with the directories it is in. What others may read is what they could read before.
+func writeBelow(root *os.Root, name string, r io.Reader) error {
+	public := strings.HasPrefix(name, backup.Manifests) || strings.HasPrefix(name, backup.PKI) && (path.Ext(name) == ".crt" || path.Ext(name) == ".pub")
+	dirMode, mode := fs.FileMode(0o700), fs.FileMode(0o600)
+	if public {
+		mode = 0o644
+	}
+	if public || strings.HasPrefix(name, backup.PKI) {
+		dirMode = 0o755
+	}
+	if err := root.MkdirAll(path.Dir(name), dirMode); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}
+
+// relocated names the files of a datastore where they are now, when they will be below to.
+func relocated(d config.Datastore, to, now paths.Paths) config.Datastore {
+	for _, f := range []*string{&d.EndpointFile, &d.CAFile, &d.CertFile, &d.KeyFile} {
+		for will, is := range map[string]string{to.Data: now.Data, to.Config: now.Config} {
+			if rest, ok := strings.CutPrefix(*f, will+"/"); ok {
+				if _, err := os.Stat(path.Join(is, rest)); err == nil {
+					*f = path.Join(is, rest)
+					break
+				}
+			}
+		}
+	}
+	return d
+}
+
+// load writes the datastore, and tells the first revision it gives out.
+func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
+	s, in := u.staged(), u.plan.in
+	in.Paths.Data, in.Etcd, in.Several = s.Data, component.EtcdMember{}, false
+	in.Config.Spec.Datastore = relocated(in.Config.Spec.Datastore, u.p, s)
+	target, err := private(in, "target")
+	defer func() { err = errors.Join(err, os.RemoveAll(u.p.Moving(""))) }()
+	if err != nil {
+		return 0, err
+	}
+	in.Paths = u.p // for the log
+	m := u.plan.Manifest
+	j := u.plan.old
+	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At, j.Others = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At, []string{ownKeys}
+	c, err := startCopier(ctx, in, j)
+	if err != nil {
+		return 0, err
+	}
+	defer c.kill()
+	e, err := c.until(ctx, nil, func(e migration.Event) bool {
+		if e.Warning != "" {
+			u.warn(e.Warning)
+		}
+		return e.Result != nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return e.Result.TargetRevision, c.wait()
+}
+
+// Pause has nothing to do: nothing runs.
+func (*unpacking) Pause(context.Context) error { return nil }
+
+// Finish copies the files of the configuration that will be overwritten, which may be on another disk, to where the present state goes.
+func (u *unpacking) Finish(context.Context) (int64, error) {
+	if u.state.Archive == "" {
+		return u.revision, nil
+	}
+	if err := os.MkdirAll(u.state.Archive, 0o700); err != nil {
+		return 0, err
+	}
+	files, err := filesBelow(u.staged().Config)
+	if err != nil {
+		return 0, err
+	}
+	for _, rel := range files {
+		b, err := os.ReadFile(path.Join(u.p.Config, rel))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		file := path.Join(u.state.Archive, "config", rel)
+		if err == nil {
+			err = os.MkdirAll(path.Dir(file), 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(file, b, 0o600)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("putting the present configuration aside: %w", err)
+		}
+	}
+	return u.revision, errors.Join(durable.SyncTree(u.state.Archive), durable.SyncDir(u.p.Data))
+}
+
+// filesBelow names the files below a directory that may not be there.
+func filesBelow(dir string) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			out = append(out, strings.TrimPrefix(file, dir+"/"))
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return out, err
+}
+
+// Switch: the staged directory is there until the last deed is done, and what is in it has not got its place yet. The configuration
+// comes first: with it the next start finds the rest.
+func (u *unpacking) Switch() error {
+	s := u.staged()
+	if !exists(s.Data) {
+		return nil
+	}
+	files, err := filesBelow(s.Config)
+	if err != nil {
+		return err
+	}
+	for _, rel := range files {
+		b, err := os.ReadFile(path.Join(s.Config, rel))
+		if err != nil {
+			return err
+		}
+		file := path.Join(u.p.Config, rel)
+		if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := writeIfChanged(file, b, 0o600); err != nil {
+			return fmt.Errorf("writing the configuration: %w", err)
+		}
+	}
+	for _, item := range replaced {
+		now, aside, next := path.Join(u.p.Data, item), path.Join(u.state.Archive, item), path.Join(s.Data, item)
+		if exists(now) && !(u.state.Archive != "" && exists(aside)) {
+			if u.state.Archive == "" {
+				return errs.New(errs.Failure, "%s has appeared while a backup was restored", now)
+			}
+			if err := os.Rename(now, aside); err != nil {
+				return fmt.Errorf("putting %s aside: %w", now, err)
+			}
+		}
+		if exists(next) {
+			if err := os.Rename(next, now); err != nil {
+				return fmt.Errorf("putting %s in its place: %w", now, err)
+			}
+		}
+	}
+	if err := durable.SyncDir(u.p.Data); err != nil {
+		return err
+	}
+	if u.state.Archive != "" {
+		if err := durable.SyncDir(u.state.Archive); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(s.Data)
+}
+
+// Unswitch is not asked for: nothing is started, so nothing can fail then.
+func (u *unpacking) Unswitch() error {
+	return errs.New(errs.Failure, "what was restored is not taken back; what was before is in %s", u.state.Archive)
+}
+
+func (*unpacking) Start(context.Context) error  { return nil }
+func (*unpacking) Resume(context.Context) error { return nil }
+
+// Discard removes what was made. Of what has been put aside there are at most copies.
+func (u *unpacking) Discard() error {
+	err := os.RemoveAll(u.state.Staged)
+	if u.state.Archive != "" && isOnly(u.state.Archive, "config") {
+		err = errors.Join(err, os.RemoveAll(u.state.Archive))
+	}
+	return err
+}
+
+// isOnly tells that there is nothing in a directory but an entry of that name.
+func isOnly(dir, name string) bool {
+	all, err := os.ReadDir(dir)
+	return err == nil && !slices.ContainsFunc(all, func(e fs.DirEntry) bool { return e.Name() != name })
+}
+
+func readUnpacking(p paths.Paths) (restore.State[backup.Origin], error) {
+	b, err := os.ReadFile(p.Restore())
+	if errors.Is(err, fs.ErrNotExist) {
+		return restore.State[backup.Origin]{}, nil
+	}
+	var s restore.State[backup.Origin]
+	if err == nil {
+		s, err = restore.Unmarshal[backup.Origin](b)
+	}
+	if err != nil {
+		return s, errs.Hint(fmt.Errorf("reading how far the last restore of a backup came from %s: %w", p.Restore(), err),
+			"look for %s: while it is there the restore is not done; remove both, and restore again", p.RestoreStaged("…"))
+	}
+	return s, nil
+}
+
+// endRestore brings a restore of a backup to its end that broke off: back, or if the new state has begun to take its place, forward. The
+// caller holds the lock of the data directory.
+func endRestore(ctx context.Context, p paths.Paths) error {
+	s, err := readUnpacking(p)
+	if err != nil || !s.Active() {
+		return err
+	}
+	u := &unpacking{p: p, state: s}
+	if s, err = restore.Recover(u, s); err == nil && s.Active() {
+		_, err = restore.Run(ctx, u, s)
+	}
+	return err
+}
+
+// resumeRestore is endRestore at the start of a node, which does not hold the lock yet.
+func resumeRestore(ctx context.Context, o Options) error {
+	s, err := readUnpacking(o.Paths)
+	if err != nil || !s.Active() {
+		return err
+	}
+	unlock, err := lock(ctx, o.Paths)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := endRestore(ctx, o.Paths); err != nil {
+		return err
+	}
+	s, err = readUnpacking(o.Paths)
+	o.Log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
+	return err
+}
+
+// peeked is what has been read of an archive before anything is decided, in a directory of its own.
+type peeked struct {
+	paths.Paths
+	manifest backup.Manifest
+}
+
+// peek reads a whole archive, checks it, and writes its keys and its configuration to a directory, which the caller removes.
+func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
+	k := peeked{Paths: paths.Paths{Data: dir, Config: path.Join(dir, "config")}}
+	f, err := os.Open(file)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errs.Hint(errs.As(errs.NotFound, err), "see: k1s backup ls")
+		}
+		return k, err
+	}
+	defer f.Close() // it is only read
+	a, err := backup.Open(f, key)
+	if err != nil {
+		return k, fmt.Errorf("%s: %w", file, err)
+	}
+	defer a.Close()
+	small, err := a.Verify()
+	if err != nil {
+		return k, fmt.Errorf("%s: %w", file, err)
+	}
+	k.manifest = a.Manifest
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return k, err
+	}
+	defer root.Close() // nothing is written through it
+	for _, name := range slices.Sorted(maps.Keys(small)) {
+		if err := writeBelow(root, name, strings.NewReader(string(small[name]))); err != nil {
+			return k, err
+		}
+	}
+	if _, err := pki.ReadBundle(k.Paths); err != nil {
+		return k, errs.New(errs.Invalid, "%s: %w", file, err)
+	}
+	if pin := caPin(k.Paths); pin != k.manifest.CA {
+		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
+	}
+	return k, nil
+}
+
+// VerifyBackup reads an archive and checks everything in it, keys and datastore included.
+func VerifyBackup(file string, key backup.Key) (_ backup.Manifest, err error) {
+	dir, err := os.MkdirTemp("", "k1s-verify-")
+	if err != nil {
+		return backup.Manifest{}, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	k, err := peek(file, key, dir)
+	return k.manifest, err
+}
+
+// hasConfig tells that there is a configuration somebody has written.
+func hasConfig(p paths.Paths) bool {
+	dropIns, err := filepath.Glob(path.Join(p.ConfigDropIns(), "*.yaml"))
+	return exists(p.ConfigFile()) || err == nil && len(dropIns) > 0
+}
+
+// decide finds out everything that a restore of what was read needs, and changes nothing.
+func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpackPlan, error) {
+	p, m := o.Paths, k.manifest
+	u := &unpackPlan{RestorePlan: RestorePlan{File: r.File, Manifest: m, Config: r.Config}, key: r.Key, dropIns: map[string][]byte{}}
+	if u.Config == ConfigAuto || u.Config == "" {
+		u.Config = ConfigMachine
+		if !hasConfig(p) && m.Has(backup.Config) {
+			u.Config = ConfigBackup
+		}
+	}
+	// The configuration as it will be, which is in its place only at the end.
+	will := paths.Paths{Data: k.Data, Config: k.Config}
+	if u.Config == ConfigMachine {
+		will.Config = p.Config
+	}
+	c, err := r.Load(will.ConfigFile(), will.ConfigDropIns())
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration the node will have: %w", err)
+	}
+	if r.To != nil {
+		u.dropIns[path.Base(p.DatastoreDropIn())] = dropIn(*r.To, "k1s backup restore")
+	}
+	if missing := settingsFrom(m, c); len(missing) > 0 {
+		u.dropIns[path.Base(p.RestoreDropIn())] = settingsDropIn(missing)
+	}
+	if len(u.dropIns) > 0 {
+		if c, err = u.withDropIns(will, path.Join(k.Data, "dropins"), r.Load); err != nil {
+			return nil, err
+		}
+	}
+	if !c.Spec.ControlPlane() {
+		return nil, errs.Hint(errs.New(errs.Invalid, "the configuration makes this machine an agent (spec.role)"), "restore where a server is to be")
+	}
+	if r.To != nil && c.Spec.Datastore != *r.To {
+		return nil, errs.Hint(errs.New(errs.Invalid, "something stronger than %s sets spec.datastore, to %s", p.DatastoreDropIn(), c.Spec.Datastore.Endpoint),
+			"it is a variable K1S_DATASTORE_… or a file that sorts behind; take it out")
+	}
+	was := c.Spec.Datastore
+	c.Spec.Datastore = relocated(was, p, will)
+	if err := resolveDatastore(&c); err != nil {
+		return nil, errs.Hint(err, "or say where the state is to be: --to sqlite")
+	}
+	was.Endpoint = c.Spec.Datastore.Endpoint
+	c.Spec.Datastore = was
+	o.Config = c
+	u.in = component.Input{Config: c, Paths: p}
+	if u.in.Facts, err = detectFacts(ctx, o); err != nil {
+		return nil, err
+	}
+	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c), CA: caPin(p)}
+	u.Unfit, u.Foreign, u.Datastore = m.Unfit(here), m.Foreign(here), place(c.Spec.Datastore)
+	for _, item := range replaced {
+		if file := path.Join(p.Data, item); exists(file) && !isEmpty(file) {
+			u.Present = append(u.Present, item)
+		}
+	}
+	if db := path.Join(p.DB(), "state.db"); !u.Foreign && exists(db) {
+		u.old.OldSQLite = db
+	}
+	if !u.Foreign && hasEtcd(p) {
+		u.old.OldEtcd = p.Etcd()
+	}
+	if u.Config == ConfigBackup {
+		u.Written, err = filesBelow(k.Config)
+	}
+	for name := range u.dropIns {
+		if name = path.Join("config.d", name); !slices.Contains(u.Written, name) {
+			u.Written = append(u.Written, name)
+		}
+	}
+	slices.Sort(u.Written)
+	if len(u.Present) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
+		u.Archive = p.RestoreArchive(time.Now().UTC().Format("20060102T150405Z"))
+	}
+	u.NeededBytes = uint64(m.Bytes()) + times*uint64(m.Store.Bytes) + spare
+	if free, ferr := platform.FreeBytes(existing(p.Data)); ferr == nil {
+		u.FreeBytes = free
+	}
+	return u, err
+}
+
+// withDropIns is the configuration of somewhere with our files among its own.
+func (u *unpackPlan) withDropIns(p paths.Paths, dir string, load func(file, dropIns string) (config.Config, error)) (config.Config, error) {
+	all := maps.Clone(u.dropIns)
+	theirs, err := filepath.Glob(path.Join(p.ConfigDropIns(), "*.yaml"))
+	if err != nil {
+		return config.Config{}, err
+	}
+	for _, file := range theirs {
+		if _, ours := all[path.Base(file)]; !ours {
+			if all[path.Base(file)], err = os.ReadFile(file); err != nil {
+				return config.Config{}, err
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return config.Config{}, err
+	}
+	for name, content := range all {
+		if err := os.WriteFile(path.Join(dir, name), content, 0o600); err != nil {
+			return config.Config{}, err
+		}
+	}
+	c, err := load(p.ConfigFile(), dir)
+	if err != nil {
+		err = fmt.Errorf("reading the configuration the node will have: %w", err)
+	}
+	return c, err
+}
+
+// existing is the nearest directory that is there.
+func existing(dir string) string {
+	for dir != "/" && !exists(dir) {
+		dir = path.Dir(dir)
+	}
+	return dir
+}
+
+// settingsFrom are the settings of the cluster that a configuration leaves at other defaults.
+func settingsFrom(m backup.Manifest, c config.Config) map[string]json.RawMessage {
+	ours, defaults, out := config.Shared(c), config.Shared(config.Default()), map[string]json.RawMessage{}
+	for name, theirs := range m.Settings {
+		if mine, known := ours[name]; known && string(mine) == string(defaults[name]) && string(mine) != string(theirs) {
+			out[name] = theirs
+		}
+	}
+	return out
+}
+
+// settingsDropIn is a file with settings that are given by path. JSON is YAML.
+func settingsDropIn(settings map[string]json.RawMessage) []byte {
+	root := map[string]any{"apiVersion": "k1s.io/v1alpha1", "kind": "Config"}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		at := root
+		elems := strings.Split(name, ".")
+		for _, e := range elems[:len(elems)-1] {
+			next, ok := at[e].(map[string]any)
+			if !ok {
+				next = map[string]any{}
+				at[e] = next
+			}
+			at = next
+		}
+		at[elems[len(elems)-1]] = settings[name]
+	}
+	b, err := json.MarshalIndent(root, "", "  ")
+	if err != nil {
+		panic(err) // it was JSON before
+	}
+	return append([]byte("# Written by k1s backup restore: what the cluster is, and this configuration says nothing of.\n"), append(b, '\n')...)
+}
+
+// allowedToUnpack tells whether a plan may be carried out.
+func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
+	if len(u.Unfit) > 0 {
+		return errs.Hint(errs.New(errs.Invalid, "the backup %s cannot be restored here: %s", u.Manifest.Name, strings.Join(u.Unfit, "; ")),
+			"correct the configuration (--config says whose is used), or take a k1s that fits")
+	}
+	if u.Foreign && !r.Foreign {
+		return errs.Hint(errs.New(errs.Exists, "another cluster than that of the backup is on this machine"), "to put its state aside all the same, add --foreign")
+	}
+	if u.FreeBytes != 0 && u.FreeBytes < u.NeededBytes {
+		return errs.Hint(errs.New(errs.Failure, "%d MiB are free for %s, and restoring this may need %d", u.FreeBytes>>20, u.in.Paths.Data, u.NeededBytes>>20), "make room")
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is no such thing on every platform
+		return err
+	}
+	for _, item := range u.Present {
+		if file := path.Join(u.in.Paths.Data, item); slices.Contains(mountsBelow(string(mounts), u.in.Paths.Data), file) {
+			return errs.Hint(errs.New(errs.Unsupported, "%s is a mount of its own, and cannot be put aside", file), "unmount it, restore, and move what is restored onto it afterwards")
+		}
+	}
+	return nil
+}
+
+// RestoreBackup restores an archive while nothing runs. With DryRun the state is nil.
+func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm func(RestorePlan) error) (_ RestorePlan, _ *restore.State[backup.Origin], err error) {
+	p := o.Paths
+	if exists(p.Agent()) {
+		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
+	}
+	dir, err := os.MkdirTemp("", "k1s-restore-")
+	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	k, err := peek(r.File, r.Key, dir)
+	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if r.DryRun {
+		u, err := decide(ctx, o, r, k)
+		if err != nil {
+			return RestorePlan{}, nil, err
+		}
+		return u.RestorePlan, nil, nil
+	}
+	unlock, err := lock(ctx, p)
+	if err != nil {
+		return RestorePlan{}, nil, errs.Hint(err, "stop it first: k1s stop. Its pods run on, and those that are in the backup are found again")
+	}
+	defer unlock()
+	pids, err := runningPIDs(p)
+	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if len(pids) > 0 {
+		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
+	}
+	if err := endRestore(ctx, p); err != nil {
+		return RestorePlan{}, nil, err
+	}
+	u, err := decide(ctx, o, r, k)
+	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if err := allowedToUnpack(u, r); err != nil {
+		return u.RestorePlan, nil, err
+	}
+	if err := confirm(u.RestorePlan); err != nil {
+		return u.RestorePlan, nil, err
+	}
+	last, err := readUnpacking(p)
+	if err != nil {
+		return u.RestorePlan, nil, err
+	}
+	o.Config = u.in.Config
+	in, err := offline(ctx, o)
+	if err != nil {
+		return u.RestorePlan, nil, err
+	}
+	u.in = in
+	id := u.Manifest.ID()
+	state, err := last.Begin(restore.State[backup.Origin]{
+		ID: id, From: u.Manifest.Origin(r.File), Archive: u.Archive, Staged: p.RestoreStaged(id), Since: time.Now().UTC().Truncate(time.Second),
+	})
+	if err != nil {
+		return u.RestorePlan, nil, err
+	}
+	state, err = restore.Run(ctx, &unpacking{p: p, state: state, plan: u, warn: r.Warn}, state)
+	return u.RestorePlan, &state, err
+}
