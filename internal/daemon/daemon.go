@@ -64,6 +64,7 @@ type Daemon struct {
 
 	renewing sync.Mutex // held while certificates and what is made from them are written
 	planning sync.Mutex // held while a move of the datastore is looked at
+	keyring  sync.Mutex // held while this server's keys of Secrets follow from what all agree about
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
@@ -276,7 +277,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	if spec.ControlPlane() {
-		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(in), d.prepareMove(in)); err != nil {
+		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(ctx, in), d.prepareMove(in)); err != nil {
 			return nil, err
 		}
 		if err := mayStartEtcd(in); err != nil {

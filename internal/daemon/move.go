@@ -187,7 +187,7 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:
 		return control.Datastore{}, errs.Hint(errs.New(errs.NotRunning, "the node is not running yet, or not any more"), "try again when it runs: k1s status")
-	case changing != nil:
+	case changing != nil && !several: // a change waits for the server that joins
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "the encryption of Secrets is being changed"), "wait for its end: k1s encryption")
 	}
 	if restoring {

@@ -575,11 +575,8 @@ func archive(dir string, now time.Time) error {
 // bootstrap is what another server needs to be one.
 func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	d.mu.Lock()
-	in, changing := d.in, d.secrets.state.Change
+	in := d.in
 	d.mu.Unlock()
-	if changing != nil {
-		return join.Bootstrap{}, errs.New(errs.NotRunning, "the encryption of Secrets is being changed; a server can join after that")
-	}
 	var b join.Bootstrap
 	c := in.Config.Spec.Datastore
 	switch e := components.Engine(in); {

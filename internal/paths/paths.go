@@ -2,7 +2,10 @@
 // touches nothing. docs/data-dir.md describes the same tree for users.
 package paths
 
-import "path"
+import (
+	"path"
+	"time"
+)
 
 // Defaults of the three roots.
 const (
@@ -78,6 +81,13 @@ func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.
 // EncryptionKeys holds the keys Secrets are encrypted with; EncryptionConfig is what follows from it for API servers.
 func (p Paths) EncryptionKeys() string   { return path.Join(p.Data, "encryption", "keys.json") }
 func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption", "config.json") }
+
+// EncryptionServers are the other servers, to be asked for keys at the next start; EncryptionKeysAside are keys that were
+// replaced by those of another time.
+func (p Paths) EncryptionServers() string { return path.Join(p.Data, "encryption", "servers") }
+func (p Paths) EncryptionKeysAside(t time.Time) string {
+	return path.Join(p.Data, "encryption", "keys-"+t.UTC().Format("20060102T150405Z")+".json")
+}
 
 // Agent is what a node that joined keeps of its cluster, Servers the API servers it has learned of.
 func (p Paths) Agent() string   { return path.Join(p.Data, "agent.json") }
