@@ -83,6 +83,7 @@ var layers = []struct {
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
 	{"internal/etcdcare", 5},
+	{"internal/claim", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},

@@ -80,6 +80,7 @@ type Daemon struct {
 	upkeep  upkeepState
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
+	refused  error // why the node ended by itself
 
 	several chan struct{} // holds one: another server joins
 	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by
@@ -229,6 +230,11 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	if spec.ControlPlane() {
 		// An etcd that runs on says it again.
 		if err := removeIfThere(components.EtcdRemoved(in)); err != nil {
+			return nil, err
+		}
+	}
+	if spec.ControlPlane() {
+		if err := d.prepareClaim(in, arriving != nil); err != nil {
 			return nil, err
 		}
 	}
@@ -401,6 +407,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchSeveral(ctx) })
 		wg.Go(func() { d.watchMembership(ctx) })
 		wg.Go(func() { d.keepPeerURL(ctx) })
+		wg.Go(func() { d.watchClaim(ctx) })
 	}
 
 	stopPods := func() error { return nil }
@@ -423,6 +430,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	}
 	d.stop(errStop)
 	wg.Wait()
+	err = errors.Join(err, d.refusal(d.o.Paths))
 	d.log.Info("stopped", "err", err)
 	return err
 }

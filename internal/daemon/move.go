@@ -25,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/wait"
 )
@@ -473,7 +474,11 @@ func (m *move) job(mode migration.Mode) (migration.Job, error) {
 	var err, also error
 	j.Source, err = private(m.from, "source")
 	j.Target, also = private(m.to, "target")
-	return j, errors.Join(err, also)
+	if err = errors.Join(err, also); err == nil && components.Engine(m.to).External() {
+		j.Node = m.from.Facts.NodeName
+		j.CA, err = os.ReadFile(pki.CertFile(m.from.Paths, pki.CA))
+	}
+	return j, err
 }
 
 // plan looks at both sides.

@@ -40,6 +40,8 @@ type peers struct {
 	Etcd *etcdPart `json:"etcd,omitempty"`
 	// Removed tells that the others have removed it.
 	Removed bool `json:"removed,omitempty"`
+	// Founding tells that its cluster is one only if the database it names is nobody's: until then everything can be given up.
+	Founding bool `json:"founding,omitempty"`
 }
 
 type joinedCluster struct {

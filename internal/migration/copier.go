@@ -33,6 +33,10 @@ type Job struct {
 	Target Store `json:"target"`
 	// Replace overwrites what is in the target.
 	Replace bool `json:"replace,omitempty"`
+	// CA, PEM, is the cluster's where the target is a database of others, which then becomes this cluster's, in the name of Node; one
+	// that is another cluster's is refused.
+	CA   []byte `json:"ca,omitempty"`
+	Node string `json:"node,omitempty"`
 }
 
 // Store is how a datastore is reached. At most one of Kine and Etcd is set: then the copier runs it itself.

@@ -107,6 +107,9 @@ func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd")
 func (p Paths) JoinSocket() string       { return path.Join(p.Run, "join.sock") }
 func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
 
+// Claim is where the API server tells whose a database of others is.
+func (p Paths) Claim() string { return path.Join(p.Run, "claim.json") }
+
 // Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
 func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }
 
