@@ -86,6 +86,7 @@ var layers = []struct {
 	{"internal/backup/dump", 4},
 	{"internal/backup", 5},
 	{"internal/restore", 4},
+	{"internal/claim", 5},
 	{"internal/health", 4},
 	{"internal/ledger", 4},
 	{"internal/component", 4},

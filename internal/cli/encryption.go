@@ -90,7 +90,24 @@ func printEncryption(w io.Writer, f printer.Format, e control.Encryption) error 
 			}
 			rows = append(rows, []string{name, k.Provider, use})
 		}
-		return printer.Columns(w, []string{"KEY", "PROVIDER", "USE"}, rows)
+		if err := printer.Columns(w, []string{"KEY", "PROVIDER", "USE"}, rows); err != nil || len(e.Servers) == 0 {
+			return err
+		}
+		if _, err := io.WriteString(w, "\n"); err != nil {
+			return err
+		}
+		var servers [][]string
+		for _, s := range e.Servers {
+			state := "uses these keys"
+			switch {
+			case s.Error != "":
+				state = "does not answer: " + s.Error
+			case !s.Loaded:
+				state = "has not loaded them yet"
+			}
+			servers = append(servers, []string{s.Name, state})
+		}
+		return printer.Columns(w, []string{"SERVER", "KEYS"}, servers)
 	})
 }
 
@@ -101,13 +118,16 @@ func progress(c control.EncryptionChange) string {
 		to = "no key"
 	}
 	s := map[string]string{
-		"adding":    "the API server learns to read what is written with " + to,
-		"switching": "the API server learns to write with " + to,
+		"adding":    "the API servers learn to read what is written with " + to,
+		"switching": "the API servers learn to write with " + to,
 		"rewriting": "every Secret is written again with " + to,
-		"removing":  "the API server forgets what is not needed any more",
+		"removing":  "the API servers forget what is not needed any more",
 	}[c.Stage]
 	if s == "" {
 		s = c.Stage
+	}
+	if c.Leader != "" {
+		s += ", led by " + c.Leader
 	}
 	if c.All > 0 {
 		s += fmt.Sprintf(", %d of %d", c.Done, c.All)

@@ -142,12 +142,22 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		env = map[string]string{}
 	}
 	env[EnvJoin] = p.JoinSocket()
+	if Engine(in).External() {
+		env[EnvClaim], env[EnvClaimNode] = p.Claim(), in.Facts.NodeName
+	}
 	env[EnvTunnels] = p.Tunnels()
 	if c.Network.Backend == "none" {
 		env[EnvTunnelPods] = "1"
 	}
 	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files}, nil
 }
+
+// How the API server is told to find out whose a database of others is before it writes to it: where it tells the answer
+// (claim.Report), and in which server's name it takes one that is nobody's.
+const (
+	EnvClaim     = "K1S_CLAIM"
+	EnvClaimNode = "K1S_CLAIM_NODE"
+)
 
 // EnvJoin tells the API server at which socket the daemon answers machines that join; they come to the API's port.
 const EnvJoin = "K1S_JOIN_SOCKET"

@@ -175,6 +175,17 @@ type Encryption struct {
 	Keys    []EncryptionKey    `json:"keys"`
 	Change  *EncryptionChange  `json:"change,omitempty"`
 	Checked *EncryptionChecked `json:"checked,omitempty"`
+	// Servers are all of a cluster of several, and whether each uses these keys.
+	Servers []EncryptionServer `json:"servers,omitempty"`
+}
+
+// EncryptionServer is what is known of the keys of one server.
+type EncryptionServer struct {
+	Name string `json:"name"`
+	// Loaded tells that its API server uses the keys as they are here.
+	Loaded bool `json:"loaded"`
+	// Error is why nothing is known.
+	Error string `json:"error,omitempty"`
 }
 
 // EncryptionKey is a key by its name; the provider identity has none.
@@ -190,6 +201,7 @@ type EncryptionChange struct {
 	Stage  string    `json:"stage"`
 	Key    string    `json:"key,omitempty"` // "" is identity
 	Since  time.Time `json:"since"`
+	Leader string    `json:"leader,omitempty"` // the server that does it
 	// Done and All count objects while they are written again.
 	Done int `json:"done,omitempty"`
 	All  int `json:"all,omitempty"`

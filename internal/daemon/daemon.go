@@ -64,6 +64,7 @@ type Daemon struct {
 
 	renewing sync.Mutex // held while certificates and what is made from them are written
 	planning sync.Mutex // held while a move of the datastore is looked at
+	keyring  sync.Mutex // held while this server's keys of Secrets follow from what all agree about
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
@@ -79,6 +80,7 @@ type Daemon struct {
 	upkeep  upkeepState
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
+	refused  error // why the node ended by itself
 
 	several chan struct{} // holds one: another server joins
 	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by
@@ -234,6 +236,11 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 			return nil, err
 		}
 	}
+	if spec.ControlPlane() {
+		if err := d.prepareClaim(in, arriving != nil); err != nil {
+			return nil, err
+		}
+	}
 	d.step("issuing certificates")
 	if arriving != nil {
 		if err := arriving.settle(ctx, &in); err != nil {
@@ -279,7 +286,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	if spec.ControlPlane() {
-		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(in), d.prepareMove(in)); err != nil {
+		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(ctx, in), d.prepareMove(in)); err != nil {
 			return nil, err
 		}
 		if err := mayStartEtcd(in); err != nil {
@@ -403,6 +410,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchSeveral(ctx) })
 		wg.Go(func() { d.watchMembership(ctx) })
 		wg.Go(func() { d.keepPeerURL(ctx) })
+		wg.Go(func() { d.watchClaim(ctx) })
 	}
 
 	stopPods := func() error { return nil }
@@ -425,6 +433,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	}
 	d.stop(errStop)
 	wg.Wait()
+	err = errors.Join(err, d.refusal(d.o.Paths))
 	d.log.Info("stopped", "err", err)
 	return err
 }

@@ -6,22 +6,29 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/component"
-	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/encryption"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -33,6 +40,11 @@ const (
 	loadTime = time.Minute
 	// goOnAfter is how long a change pauses that could not go on.
 	goOnAfter = 5 * time.Second
+	// lookForChange is how often one of several servers looks whether another one changes the keys; followChange, while that is so.
+	lookForChange = 3 * time.Second
+	followChange  = time.Second
+	// askServer bounds a question to another server about its keys.
+	askServer = 5 * time.Second
 	// providerArg is the API server's own argument; a user who sets it manages keys in another way, such as KMS.
 	providerArg = "encryption-provider-config"
 )
@@ -44,6 +56,12 @@ type secretsState struct {
 	done, all int
 	note      string
 	wake      chan struct{}
+	// unreadable tells that Secrets could not be read when they were last.
+	unreadable bool
+	// leader and servers are what is known of the others while keys are changed.
+	leader  string
+	servers []encryption.Standing
+	asked   time.Time // about servers
 }
 
 // keysError is a file of keys that cannot be used.
@@ -86,7 +104,7 @@ func readKeys(p paths.Paths) (encryption.State, bool, error) {
 
 // prepareEncryption writes the configuration an API server starts with. Only a cluster that has no database yet starts
 // with a new key; an existing one is encrypted while it runs.
-func (d *Daemon) prepareEncryption(in component.Input) error {
+func (d *Daemon) prepareEncryption(ctx context.Context, in component.Input) error {
 	s, kept, err := readKeys(in.Paths)
 	if err != nil {
 		return err
@@ -97,10 +115,103 @@ func (d *Daemon) prepareEncryption(in component.Input) error {
 		}
 		kept = true
 	}
+	if kept && in.Several && !ownProviders(in) {
+		if s, err = d.newerKeys(ctx, in, s); err != nil {
+			return err
+		}
+	}
 	d.mu.Lock()
 	d.secrets = secretsState{state: s, kept: kept, wake: make(chan struct{}, 1)}
 	d.mu.Unlock()
 	return keep(in.Paths, s, kept)
+}
+
+// newerKeys asks the other servers, before this one's API server writes with keys that the others may have forgotten. Where
+// none answers it has the right ones: no change goes on without a server that is away.
+func (d *Daemon) newerKeys(ctx context.Context, in component.Input, ours encryption.State) (encryption.State, error) {
+	raw, err := os.ReadFile(in.Paths.EncryptionServers())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return ours, err
+	}
+	peers, err := readPeers(in.Paths)
+	if err != nil {
+		return ours, err
+	}
+	servers := strings.Fields(string(raw))
+	if len(servers) == 0 && peers.Joined != nil {
+		servers = peers.Joined.Servers
+	}
+	if len(servers) == 0 {
+		return ours, nil
+	}
+	d.step("asking the other servers for the keys of Secrets")
+	for _, a := range askKeys(ctx, in, servers) {
+		switch {
+		case a.err == nil && a.state.Serial > ours.Serial:
+			d.log.Info("newer keys of secrets", "from", a.server, "state", a.state.String())
+			if ours.Loses(a.state) {
+				if err := keysAside(in.Paths, time.Now()); err != nil {
+					return ours, err
+				}
+			}
+			ours = a.state
+		case errs.Is(a.err, errs.Denied) && !components.UsesEtcd(in): // with etcd it finds out from that
+			peers.Removed = true
+			return ours, errs.Hint(errors.Join(errs.New(errs.Invalid, "this server was removed from its cluster: %w", a.err), peers.keep(in.Paths)),
+				"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
+		case a.err != nil:
+			d.log.Debug("no keys of secrets", "from", a.server, "err", a.err)
+		}
+	}
+	return ours, nil
+}
+
+// keysOf is what one server has.
+type keysOf struct {
+	server string
+	state  encryption.State
+	err    error
+}
+
+// askKeys asks servers, as host:port, for their keys, all at once.
+func askKeys(ctx context.Context, in component.Input, servers []string) []keysOf {
+	ctx, cancel := context.WithTimeoutCause(ctx, askServer, fmt.Errorf("no answer within %s", askServer))
+	defer cancel()
+	identity, err := pki.Identity(in.Paths)
+	ca, caErr := pki.ReadCA(in.Paths)
+	err = errors.Join(err, caErr)
+	out := make([]keysOf, len(servers))
+	var all sync.WaitGroup
+	for i, server := range servers {
+		all.Go(func() {
+			out[i] = keysOf{server: server, err: err}
+			if err != nil {
+				return
+			}
+			raw, err := join.Client{Server: server, CA: ca}.Keys(ctx, identity, in.Facts.NodeName)
+			if err == nil {
+				out[i].state, err = encryption.Unmarshal(raw)
+			}
+			out[i].err = err
+		})
+	}
+	all.Wait()
+	return out
+}
+
+// keysAside keeps a copy of keys that are about to be replaced by those of another time.
+func keysAside(p paths.Paths, now time.Time) error {
+	raw, err := os.ReadFile(p.EncryptionKeys())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = durable.WriteFile(p.EncryptionKeysAside(now), raw, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the keys of Secrets of before: %w", err)
+	}
+	return nil
 }
 
 // keep writes the keys, and then what an API server reads, so that a key is never used that is not kept.
@@ -157,16 +268,18 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 		}
 	}
 	for {
-		for d.finishChange(ctx) != nil && ctx.Err() == nil {
-			select {
-			case <-ctx.Done():
-			case <-time.After(goOnAfter):
-			}
+		pause := d.agreeOnKeys(ctx)
+		var later <-chan time.Time
+		if pause > 0 {
+			later = time.After(pause)
+		} else if pause == 0 {
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-wake:
+		case <-later:
 		}
 	}
 }
@@ -180,9 +293,12 @@ func (d *Daemon) secretsReadable(ctx context.Context) error {
 	var st *kubeapi.StatusError
 	switch {
 	case err == nil:
+		d.setUnreadable(false)
 		d.board.Report("secrets", nil)
 	case errors.As(err, &st) && st.Code == http.StatusInternalServerError && slices.ContainsFunc(undecryptable, func(s string) bool { return strings.Contains(st.Message, s) }):
-		d.log.Error("secrets cannot be read", "err", err)
+		if d.setUnreadable(true) {
+			d.log.Error("secrets cannot be read", "err", err)
+		}
 		d.board.Report("secrets", []health.Problem{health.New(health.SecretsUnreadable, "Secrets in the database cannot be read: %v", err)})
 	default:
 		return err // it is starting
@@ -190,30 +306,116 @@ func (d *Daemon) secretsReadable(ctx context.Context) error {
 	return nil
 }
 
-// finishChange goes on with the change there is, if any, to its end.
-func (d *Daemon) finishChange(ctx context.Context) error {
+// setUnreadable tells whether that is new.
+func (d *Daemon) setUnreadable(so bool) bool {
 	d.mu.Lock()
-	s, p := d.secrets.state, d.in.Paths
+	defer d.mu.Unlock()
+	was := d.secrets.unreadable
+	d.secrets.unreadable = so
+	return was != so
+}
+
+// agreeOnKeys brings this server into agreement with the others about the keys, and does the next stage of a change where it is
+// the one to do it. The answer is after what time there is something to do again: less than nothing for when somebody asks.
+func (d *Daemon) agreeOnKeys(ctx context.Context) time.Duration {
+	d.mu.Lock()
+	p, self, several, before, kept, unreadable := d.in.Paths, d.in.Facts.NodeName, d.in.Several, d.secrets.state, d.secrets.kept, d.secrets.unreadable
 	d.mu.Unlock()
-	if s.Change == nil {
-		return nil
+	idle := time.Duration(-1)
+	if several {
+		idle = lookForChange
 	}
 	// Somebody may have damaged the file meanwhile; going on would write it anew.
-	if _, _, err := readKeys(p); err != nil {
-		d.reportStuck(err)
-		return err
+	if kept {
+		if _, _, err := readKeys(p); err != nil {
+			d.reportStuck(err)
+			return goOnAfter
+		}
 	}
-	err := encryption.Run(ctx, changer{d}, s)
+	d.keyring.Lock()
+	state, duty, err := encryption.Sync(ctx, changer{d}, self, d.keysState())
+	d.keyring.Unlock()
+	if err == nil && unreadable {
+		_ = d.secretsReadable(ctx) // the keys that were missing may be there now
+	}
+	if err == nil && duty == encryption.Lead {
+		var found encryption.Check
+		if found, err = encryption.Do(ctx, changer{d}, state); err == nil {
+			d.keyring.Lock()
+			state, err = encryption.Conclude(ctx, changer{d}, self, state, found)
+			d.keyring.Unlock()
+		}
+	}
 	if ctx.Err() != nil {
-		return err
+		return goOnAfter
 	}
-	d.reportStuck(err)
-	if err != nil {
+	if several && (err == nil && state.Serial != before.Serial || before.Serial != 0 && !d.serversKept()) {
+		d.keepServers(ctx)
+	}
+	switch {
+	case err != nil && before.Change == nil && state.Change == nil && !errs.Is(err, errs.NotFound):
+		// Nothing is being changed, and what is wrong with the API shows elsewhere.
+		d.log.Debug("not known whether the keys of secrets are changed", "err", err)
+		return goOnAfter
+	case err != nil:
+		d.reportStuck(err)
 		d.log.Warn("the change of the encryption of secrets does not go on", "err", err)
-		return err
+		return goOnAfter
 	}
-	d.log.Info("the encryption of secrets is changed", "action", string(s.Change.Action), "after", time.Since(s.Change.Since).Round(time.Second))
-	return nil
+	d.reportStuck(nil)
+	if c := before.Change; c != nil && state.Change == nil {
+		d.log.Info("the encryption of secrets is changed", "action", string(c.Action), "after", time.Since(c.Since).Round(time.Second))
+	}
+	switch {
+	case duty == encryption.Lead:
+		return 0
+	case state.Change != nil:
+		return followChange
+	case d.isUnreadable():
+		return goOnAfter
+	}
+	return idle
+}
+
+func (d *Daemon) isUnreadable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.secrets.unreadable
+}
+
+func (d *Daemon) keysState() encryption.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.secrets.state
+}
+
+func (d *Daemon) serversKept() bool {
+	_, err := os.Stat(d.o.Paths.EncryptionServers())
+	return err == nil
+}
+
+// keepServers keeps for the next start whom to ask for keys.
+func (d *Daemon) keepServers(ctx context.Context) {
+	others, err := d.otherServers(ctx)
+	if err == nil {
+		err = writeIfChanged(d.o.Paths.EncryptionServers(), []byte(strings.Join(others, "\n")+"\n"), 0o600)
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("the other servers are not kept for the next start", "err", err)
+	}
+}
+
+// otherServers are those whose API is there, as host:port.
+func (d *Daemon) otherServers(ctx context.Context) ([]string, error) {
+	d.mu.Lock()
+	in, api := d.in, d.api
+	d.mu.Unlock()
+	all, err := api.Servers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("finding the other servers: %w", err)
+	}
+	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
+	return slices.DeleteFunc(all, func(s string) bool { return s == own }), nil
 }
 
 func (d *Daemon) reportStuck(err error) {
@@ -239,29 +441,191 @@ type changer struct{ d *Daemon }
 
 var _ encryption.World = changer{}
 
-func (c changer) Keep(s encryption.State) error {
+// recordName is the ConfigMap of kube-system that has what the servers agree about. It is none of the Secrets: a server that
+// lacks a key has to be able to read which.
+const (
+	recordName = "k1s-encryption"
+	recordKey  = "record"
+)
+
+func (c changer) Record(ctx context.Context) (*encryption.Record, error) {
+	m, err := c.d.client().ConfigMap(ctx, systemNamespace, recordName)
+	if errs.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding out what the servers agree about the keys of Secrets: %w", err)
+	}
+	r, err := encryption.UnmarshalRecord([]byte(m.Data[recordKey]))
+	if err != nil {
+		return nil, errs.Hint(fmt.Errorf("the configmap %s/%s is damaged: %w", systemNamespace, recordName, err),
+			"delete it: k1s kubectl -n %s delete configmap %s; the servers make it anew from their keys", systemNamespace, recordName)
+	}
+	r.Version = m.Metadata.ResourceVersion
+	c.d.mu.Lock()
+	c.d.secrets.leader = r.Leader
+	c.d.mu.Unlock()
+	return &r, nil
+}
+
+func (c changer) Agree(ctx context.Context, r encryption.Record) error {
+	err := c.d.client().WriteConfigMap(ctx, systemNamespace, kubeapi.ConfigMap{
+		Metadata: kubeapi.SecretMeta{Name: recordName, ResourceVersion: r.Version}, Data: map[string]string{recordKey: string(r.Marshal())},
+	})
+	if errs.Is(err, errs.Exists) {
+		return errs.Hint(errs.New(errs.Exists, "another server was changing the keys of Secrets in the same moment"), "see: k1s encryption")
+	}
+	if err != nil {
+		return fmt.Errorf("letting the servers agree about the keys of Secrets: %w", err)
+	}
+	return nil
+}
+
+// servers are those that have the cluster's keys, by name, and where their APIs are.
+func (c changer) servers(ctx context.Context) (map[string]string, error) {
+	c.d.mu.Lock()
+	in, api := c.d.in, c.d.api
+	c.d.mu.Unlock()
+	port := strconv.Itoa(in.Config.Spec.API.Port)
+	out := map[string]string{in.Facts.NodeName: ""}
+	if !in.Several {
+		return out, nil
+	}
+	all, err := clusterStore{api: api}.Bindings(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("finding the other servers: %w", err)
+	}
+	answering, err := api.Servers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("finding the other servers: %w", err)
+	}
+	for _, b := range all {
+		if b.Role != token.Server || b.Node == in.Facts.NodeName {
+			continue
+		}
+		// Each has the port it likes; one that is away had the same as this one, most likely.
+		out[b.Node] = net.JoinHostPort(b.IP.String(), port)
+		for _, a := range answering {
+			if host, _, err := net.SplitHostPort(a); err == nil && host == b.IP.String() {
+				out[b.Node] = a
+			}
+		}
+	}
+	return out, nil
+}
+
+func (c changer) Servers(ctx context.Context) ([]string, error) {
+	all, err := c.servers(ctx)
+	return slices.Sorted(maps.Keys(all)), err
+}
+
+func (c changer) Fetch(ctx context.Context, names []string) ([]encryption.Key, error) {
+	c.d.mu.Lock()
+	in := c.d.in
+	c.d.mu.Unlock()
+	// Not by their bindings, which are Secrets.
+	others, err := c.d.otherServers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var keys []encryption.Key
+	var failed []error
+	for _, a := range askKeys(ctx, in, others) {
+		if a.err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", a.server, a.err))
+			continue
+		}
+		keys = append(keys, a.state.Keys()...)
+	}
+	for _, n := range names {
+		if !slices.ContainsFunc(keys, func(k encryption.Key) bool { return k.Name == n }) && len(failed) > 0 {
+			return keys, errs.New(errs.NotFound, "the key %s is not here, and: %w", n, errors.Join(failed...))
+		}
+	}
+	return keys, nil
+}
+
+func (c changer) Keep(s encryption.State, aside bool) error {
+	// Who joins through this server gets the keys of before and is known to the others, or gets these.
+	c.d.admitting.Lock()
+	defer c.d.admitting.Unlock()
+	if aside {
+		c.d.log.Warn("the cluster's keys of secrets are not those this server had", "state", s.String())
+		if err := keysAside(c.d.o.Paths, time.Now()); err != nil {
+			return err
+		}
+	}
 	if err := keep(c.d.o.Paths, s, true); err != nil {
 		return err
 	}
 	c.d.mu.Lock()
 	c.d.secrets.state, c.d.secrets.kept, c.d.secrets.done, c.d.secrets.all = s, true, 0, 0
 	c.d.mu.Unlock()
-	c.d.log.Info("encryption of secrets", "state", s.String())
+	c.d.log.Info("encryption of secrets", "state", s.String(), "serial", s.Serial)
 	return nil
 }
 
 func (c changer) Loaded(ctx context.Context, file []byte) error {
-	want := encryption.Hash(file)
 	ctx, cancel := context.WithTimeout(ctx, loadTime)
 	defer cancel()
-	return wait.Until(ctx, askMetrics, "the API server to load its encryption configuration", func(ctx context.Context) error {
-		got, err := c.d.client().EncryptionConfig(ctx)
-		if err == nil && got != want {
-			err = errors.New("it looks at the file every few seconds")
+	return wait.Until(ctx, askMetrics, "the API servers to load their encryption configuration", func(ctx context.Context) error {
+		before, err := c.servers(ctx)
+		if err == nil {
+			err = encryption.Waiting(c.standing(ctx, before, file))
+		}
+		if err == nil {
+			// Who became known meanwhile may have older keys.
+			var after map[string]string
+			if after, err = c.servers(ctx); err == nil && len(after) != len(before) {
+				err = errs.New(errs.NotRunning, "another server joins in this moment")
+			}
+			for name := range after {
+				if _, ok := before[name]; !ok && err == nil {
+					err = errs.New(errs.NotRunning, "%s joins in this moment", name)
+				}
+			}
 		}
 		c.note(err)
 		return err
 	})
+}
+
+// standing asks servers which keys their API servers use, all at once, and keeps the answers for who wants to know.
+func (c changer) standing(ctx context.Context, servers map[string]string, file []byte) []encryption.Standing {
+	ctx, cancel := context.WithTimeoutCause(ctx, askServer, fmt.Errorf("no answer within %s", askServer))
+	defer cancel()
+	c.d.mu.Lock()
+	in, own := c.d.in, c.d.api
+	c.d.mu.Unlock()
+	want := encryption.Hash(file)
+	names := slices.Sorted(maps.Keys(servers))
+	out := make([]encryption.Standing, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
+		all.Go(func() {
+			api, err := own, error(nil)
+			if at := servers[name]; at != "" {
+				if api, err = serverClient(in, at); err == nil {
+					defer api.Close()
+				}
+			}
+			got := ""
+			if err == nil {
+				got, err = api.EncryptionConfig(ctx)
+			}
+			out[i] = encryption.Standing{Server: name, Err: err, Loaded: got == want}
+		})
+	}
+	all.Wait()
+	c.d.mu.Lock()
+	c.d.secrets.servers, c.d.secrets.asked = out, time.Now()
+	c.d.mu.Unlock()
+	return out
+}
+
+// serverClient asks another server's API with this one's rights.
+func serverClient(in component.Input, server string) (*kubeapi.Client, error) {
+	return kubeapi.NewNamed("https://"+server, join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
 }
 
 func (c changer) Rewrite(ctx context.Context) (encryption.Check, error) {
@@ -318,13 +682,26 @@ func (d *Daemon) encryptionProblems() []health.Problem {
 }
 
 // Encryption implements control.Backend.
-func (d *Daemon) Encryption(context.Context) (control.Encryption, error) {
+func (d *Daemon) Encryption(ctx context.Context) (control.Encryption, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.encryptionKnown(); err != nil {
+	err := d.encryptionKnown()
+	in, known := d.in, d.secrets
+	d.mu.Unlock()
+	if err != nil {
 		return control.Encryption{}, err
 	}
-	return wireEncryption(d.secrets, d.in.Config.Spec.Secrets), nil
+	if in.Several && time.Since(known.asked) > askMetrics {
+		c := changer{d}
+		servers, err := c.servers(ctx)
+		if err != nil {
+			d.log.Debug("nothing is known of the keys of the other servers", "err", err)
+			servers = map[string]string{in.Facts.NodeName: ""}
+		}
+		c.standing(ctx, servers, known.state.File())
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return wireEncryption(d.secrets, d.in), nil
 }
 
 // encryptionKnown is an error where this node does not manage keys, or not yet; d.mu is held.
@@ -367,49 +744,73 @@ func (d *Daemon) ChangeEncryption(ctx context.Context, r control.EncryptionReque
 		}
 		return encryption.NewKey(p, time.Now(), rand.Reader)
 	}
-	if next, err := before.Begin(action, time.Now().UTC(), newKey); err != nil {
-		return control.Encryption{}, err
-	} else if next.Change != before.Change {
-		d.admitting.Lock() // until the change is kept
-		defer d.admitting.Unlock()
-		if err := d.alone(ctx, in, "changing the encryption of Secrets"); err != nil {
+	if before.Change == nil || before.Change.Action != action {
+		if err := d.beginChange(ctx, in, action, newKey); err != nil {
 			return control.Encryption{}, err
-		}
-		// A change that begins with Secrets nobody can read would not end.
-		if _, _, err := readKeys(in.Paths); err != nil {
-			return control.Encryption{}, err
-		}
-		if err := d.client().Readable(ctx, "secrets"); err != nil {
-			return control.Encryption{}, errs.Hint(fmt.Errorf("cannot %s the encryption of Secrets: %w", action, err), "every Secret has to be readable first; see: k1s status")
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next, err := d.secrets.state.Begin(action, time.Now().UTC().Truncate(time.Second), newKey)
-	if err != nil {
-		return control.Encryption{}, err
-	}
-	if next.Change != d.secrets.state.Change {
-		if err := keep(in.Paths, next, true); err != nil {
-			return control.Encryption{}, err
-		}
-		d.secrets.state, d.secrets.kept, d.secrets.note = next, true, ""
-		select {
-		case d.secrets.wake <- struct{}{}:
-		default:
-		}
-	}
-	return wireEncryption(d.secrets, spec), nil
+	return wireEncryption(d.secrets, in), nil
 }
 
-func wireEncryption(s secretsState, spec config.Secrets) control.Encryption {
-	out := control.Encryption{Enabled: !s.state.Key.None(), Configured: spec.Encryption, Resources: encryption.Resources()}
+// beginChange lets the servers agree that there is a change, and wakes who does it.
+func (d *Daemon) beginChange(ctx context.Context, in component.Input, action encryption.Action, newKey func() (encryption.Key, error)) error {
+	d.keyring.Lock()
+	defer d.keyring.Unlock()
+	world, self := changer{d}, in.Facts.NodeName
+	cannot := func(err error, hint string) error {
+		return errs.Hint(fmt.Errorf("cannot %s the encryption of Secrets: %w", action, err), "%s", hint)
+	}
+	now, _, err := encryption.Sync(ctx, world, self, d.keysState())
+	if err != nil {
+		return cannot(err, "the API has to work, and the servers have to agree, first; see: k1s status")
+	}
+	next, err := now.Begin(action, time.Now().UTC(), newKey)
+	if err != nil || next.Change == now.Change {
+		return err
+	}
+	// A change that begins with Secrets nobody can read would not end.
+	if _, _, err := readKeys(in.Paths); err != nil {
+		return err
+	}
+	if err := d.client().Readable(ctx, "secrets"); err != nil {
+		return cannot(err, "every Secret has to be readable first; see: k1s status")
+	}
+	if _, err := encryption.Start(ctx, world, self, now, action, time.Now().UTC().Truncate(time.Second), newKey); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.secrets.note = ""
+	wake := d.secrets.wake
+	d.mu.Unlock()
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func wireEncryption(s secretsState, in component.Input) control.Encryption {
+	out := control.Encryption{Enabled: !s.state.Key.None(), Configured: in.Config.Spec.Secrets.Encryption, Resources: encryption.Resources()}
 	for i, k := range s.state.Providers() {
 		out.Keys = append(out.Keys, control.EncryptionKey{Provider: string(k.Kind()), Name: k.Name, Writes: i == 0})
 	}
 	if c := s.state.Change; c != nil {
 		out.Enabled = !c.To.None()
-		out.Change = &control.EncryptionChange{Action: string(c.Action), Stage: string(c.Stage), Key: c.To.Name, Since: c.Since, Done: s.done, All: s.all, Note: s.note}
+		out.Change = &control.EncryptionChange{Action: string(c.Action), Stage: string(c.Stage), Key: c.To.Name, Since: c.Since, Leader: s.leader, Done: s.done, All: s.all, Note: s.note}
+		if waits := encryption.Waiting(s.servers); s.leader != in.Facts.NodeName && s.note == "" && waits != nil {
+			out.Change.Note = waits.Error()
+		}
+	}
+	if in.Several {
+		for _, st := range s.servers {
+			o := control.EncryptionServer{Name: st.Server, Loaded: st.Loaded}
+			if st.Err != nil {
+				o.Error = st.Err.Error()
+			}
+			out.Servers = append(out.Servers, o)
+		}
 	}
 	if c := s.state.Checked; c != nil {
 		out.Checked = &control.EncryptionChecked{At: c.At, Objects: c.Objects, Rewritten: c.Rewritten, Key: c.Key}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/component"
-	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/encryption"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
@@ -41,7 +40,7 @@ func providers(t *testing.T, p paths.Paths) string {
 
 func TestANodeThatIsNotAskedWritesNoKey(t *testing.T) {
 	d, in := preparing(t, "")
-	if err := d.prepareEncryption(in); err != nil {
+	if err := d.prepareEncryption(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
 	if got := providers(t, in.Paths); got != string(encryption.State{}.File()) {
@@ -57,14 +56,14 @@ func TestANodeThatIsNotAskedWritesNoKey(t *testing.T) {
 
 func TestOnlyANewClusterStartsWithANewKey(t *testing.T) {
 	d, in := preparing(t, "secretbox")
-	if err := d.prepareEncryption(in); err != nil {
+	if err := d.prepareEncryption(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
 	first := providers(t, in.Paths)
 	if !strings.Contains(first, "secretbox") {
 		t.Errorf("a new cluster: %s", first)
 	}
-	if err := d.prepareEncryption(in); err != nil || providers(t, in.Paths) != first {
+	if err := d.prepareEncryption(t.Context(), in); err != nil || providers(t, in.Paths) != first {
 		t.Errorf("the next start has another key (%v)", err)
 	}
 	d, in = preparing(t, "secretbox")
@@ -74,7 +73,7 @@ func TestOnlyANewClusterStartsWithANewKey(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(in.Paths.DB(), "state.db"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.prepareEncryption(in); err != nil || strings.Contains(providers(t, in.Paths), "secretbox") {
+	if err := d.prepareEncryption(t.Context(), in); err != nil || strings.Contains(providers(t, in.Paths), "secretbox") {
 		t.Errorf("a cluster with a database got a key before its Secrets were read (%v)", err)
 	}
 }
@@ -87,7 +86,7 @@ func TestLostOrDamagedKeysAreNeverReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, in := preparing(t, "aescbc")
-			if err := d.prepareEncryption(in); err != nil {
+			if err := d.prepareEncryption(t.Context(), in); err != nil {
 				t.Fatal(err)
 			}
 			before := providers(t, in.Paths)
@@ -97,7 +96,7 @@ func TestLostOrDamagedKeysAreNeverReplaced(t *testing.T) {
 			if p := d.encryptionProblems(); len(p) != 1 || p[0].Code != health.EncryptionKeys {
 				t.Errorf("while it runs: %v", p)
 			}
-			err := d.prepareEncryption(in)
+			err := d.prepareEncryption(t.Context(), in)
 			if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(hint, "backup") {
 				t.Errorf("at the next start: %v, hint %q", err, hint)
 			}
@@ -110,7 +109,7 @@ func TestLostOrDamagedKeysAreNeverReplaced(t *testing.T) {
 
 func TestAChangedCopyIsWrittenAgainAtTheNextStart(t *testing.T) {
 	d, in := preparing(t, "aescbc")
-	if err := d.prepareEncryption(in); err != nil {
+	if err := d.prepareEncryption(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
 	before := providers(t, in.Paths)
@@ -120,7 +119,7 @@ func TestAChangedCopyIsWrittenAgainAtTheNextStart(t *testing.T) {
 	if p := d.encryptionProblems(); len(p) != 1 || !strings.Contains(p[0].Remedy, "restart k1s") {
 		t.Errorf("problems: %v", p)
 	}
-	if err := d.prepareEncryption(in); err != nil || providers(t, in.Paths) != before {
+	if err := d.prepareEncryption(t.Context(), in); err != nil || providers(t, in.Paths) != before {
 		t.Errorf("it is not as before (%v)", err)
 	}
 }
@@ -134,7 +133,7 @@ func TestWhatIsShownNamesKeysAndHoldsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := wireEncryption(secretsState{state: s, done: 3, all: 7, note: "waits"}, config.Secrets{})
+	e := wireEncryption(secretsState{state: s, done: 3, all: 7, note: "waits"}, component.Input{})
 	if e.Enabled || len(e.Keys) != 2 || e.Keys[0].Name != k.Name || e.Change.Stage != "adding" || e.Change.All != 7 || e.Change.Note != "waits" {
 		t.Errorf("%+v", e)
 	}

@@ -14,8 +14,6 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/join"
-	"k1s.io/k1s/internal/kubeapi"
-	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/step"
 )
 
@@ -101,7 +99,7 @@ func handOver(ctx context.Context, c *etcdapi.Client, self uint64, all []etcdapi
 
 // forget lets another server forget this one's node.
 func forget(ctx context.Context, in component.Input, server string) error {
-	api, err := kubeapi.NewNamed("https://"+server, join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	api, err := serverClient(in, server)
 	if err != nil {
 		return err
 	}

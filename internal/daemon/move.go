@@ -25,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/wait"
 )
@@ -187,7 +188,7 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:
 		return control.Datastore{}, errs.Hint(errs.New(errs.NotRunning, "the node is not running yet, or not any more"), "try again when it runs: k1s status")
-	case changing != nil:
+	case changing != nil && !several: // a change waits for the server that joins
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "the encryption of Secrets is being changed"), "wait for its end: k1s encryption")
 	}
 	if restoring {
@@ -473,7 +474,11 @@ func (m *move) job(mode migration.Mode) (migration.Job, error) {
 	var err, also error
 	j.Source, err = private(m.from, "source")
 	j.Target, also = private(m.to, "target")
-	return j, errors.Join(err, also)
+	if err = errors.Join(err, also); err == nil && components.Engine(m.to).External() {
+		j.Node = m.from.Facts.NodeName
+		j.CA, err = os.ReadFile(pki.CertFile(m.from.Paths, pki.CA))
+	}
+	return j, err
 }
 
 // plan looks at both sides.

@@ -40,6 +40,8 @@ type peers struct {
 	Etcd *etcdPart `json:"etcd,omitempty"`
 	// Removed tells that the others have removed it.
 	Removed bool `json:"removed,omitempty"`
+	// Founding tells that its cluster is one only if the database it names is nobody's: until then everything can be given up.
+	Founding bool `json:"founding,omitempty"`
 }
 
 type joinedCluster struct {
@@ -575,11 +577,8 @@ func archive(dir string, now time.Time) error {
 // bootstrap is what another server needs to be one.
 func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	d.mu.Lock()
-	in, changing := d.in, d.secrets.state.Change
+	in := d.in
 	d.mu.Unlock()
-	if changing != nil {
-		return join.Bootstrap{}, errs.New(errs.NotRunning, "the encryption of Secrets is being changed; a server can join after that")
-	}
 	var b join.Bootstrap
 	c := in.Config.Spec.Datastore
 	switch e := components.Engine(in); {

@@ -1,12 +1,11 @@
 // Package encryption is how the keys of Secrets at rest change on a cluster whose API servers run: a state
-// machine, the file that keeps it, and the EncryptionConfiguration that follows from it. It encrypts nothing,
-// which upstream's API server does, and touches nothing: what a stage needs done is asked of a World, which the
-// daemon is. A stage ends only when every API server has done its part, so it holds for several of them too.
+// machine, the file that keeps it, the EncryptionConfiguration that follows from it, and how several servers agree
+// about it (agreement.go). It encrypts nothing, which upstream's API server does, and touches nothing: what a stage
+// needs done is asked of a World, which the daemon is. A stage ends only when every API server has done its part.
 package encryption
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -111,6 +110,8 @@ type State struct {
 	Key     Key // everything is written with it, but for a change
 	Change  *Change
 	Checked *Check
+	// Serial is that of the Record this state follows from; 0 for none.
+	Serial int64
 }
 
 // String tells of keys only their names. Without it %s shows what is behind the pointer, methods or not.
@@ -194,42 +195,6 @@ func (s State) Advance(found Check) State {
 	return s
 }
 
-// World is where a change happens. Each method may be called again for what is done already.
-type World interface {
-	// Keep puts the state on the disk, and then its EncryptionConfiguration where API servers read it; both
-	// survive a power cut when it returns.
-	Keep(s State) error
-	// Loaded returns when every API server uses an EncryptionConfiguration, or when ctx ends.
-	Loaded(ctx context.Context, file []byte) error
-	// Rewrite writes every object as it is, and returns when a whole pass has found nothing that was not written
-	// with the first provider.
-	Rewrite(ctx context.Context) (Check, error)
-}
-
-// Run goes on with a change to its end. After an error, or the end of the process at any point, it can be called
-// again with the state that was kept last.
-func Run(ctx context.Context, w World, s State) error {
-	for {
-		if err := w.Keep(s); err != nil {
-			return err
-		}
-		if s.Change == nil {
-			return nil
-		}
-		var found Check
-		var err error
-		if s.Change.Stage == Rewriting {
-			found, err = w.Rewrite(ctx)
-		} else {
-			err = w.Loaded(ctx, s.File())
-		}
-		if err != nil {
-			return err
-		}
-		s = s.Advance(found)
-	}
-}
-
 // File is the EncryptionConfiguration of a state. JSON is YAML too.
 func (s State) File() []byte {
 	type key struct {
@@ -275,6 +240,7 @@ type (
 		Key     wireKey     `json:"key"`
 		Change  *wireChange `json:"change,omitempty"`
 		Checked *Check      `json:"checked,omitempty"`
+		Serial  int64       `json:"serial,omitempty"`
 	}
 	sealed struct {
 		// Checksum is that of State: a key of which a letter is wrong is a key too.
@@ -288,15 +254,19 @@ const version = 1
 
 // Marshal is the state as its file keeps it, keys included.
 func (s State) Marshal() []byte {
-	w := wireState{Version: version, Key: toWire(s.Key), Checked: s.Checked}
-	if c := s.Change; c != nil {
-		w.Change = &wireChange{Action: c.Action, Stage: c.Stage, To: toWire(c.To), Since: c.Since}
-	}
-	b, err := json.Marshal(w)
+	b, err := json.Marshal(s.wire())
 	if err != nil {
 		panic(err) // plain data
 	}
 	return encode(sealed{Hash(b), b})
+}
+
+func (s State) wire() wireState {
+	w := wireState{Version: version, Key: toWire(s.Key), Checked: s.Checked, Serial: s.Serial}
+	if c := s.Change; c != nil {
+		w.Change = &wireChange{Action: c.Action, Stage: c.Stage, To: toWire(c.To), Since: c.Since}
+	}
+	return w
 }
 
 // Unmarshal reads what Marshal wrote, and refuses what could not be used as it is.
@@ -313,16 +283,21 @@ func Unmarshal(file []byte) (State, error) {
 	if err := json.Unmarshal(outer.State, &w); err != nil {
 		return State{}, fmt.Errorf("it does not hold a state of keys")
 	}
+	return w.state(fromWire)
+}
+
+// state reads one, whose keys are read by key.
+func (w wireState) state(key func(wireKey) (Key, error)) (State, error) {
 	if w.Version != version {
 		return State{}, fmt.Errorf("it has version %d, and this k1s knows %d", w.Version, version)
 	}
-	s := State{Checked: w.Checked}
+	s := State{Checked: w.Checked, Serial: w.Serial}
 	var err error
-	if s.Key, err = fromWire(w.Key); err != nil {
+	if s.Key, err = key(w.Key); err != nil {
 		return State{}, err
 	}
 	if c := w.Change; c != nil {
-		to, err := fromWire(c.To)
+		to, err := key(c.To)
 		if err != nil {
 			return State{}, err
 		}

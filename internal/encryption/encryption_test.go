@@ -2,9 +2,7 @@ package encryption
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -102,159 +100,11 @@ func TestWhatCannotBeginIsRefusedAndWhatIsAlreadySoStays(t *testing.T) {
 	}
 }
 
-var errCrash = errors.New("killed")
-
-// cluster is a World of several API servers and a store, which is killed at a point.
-type cluster struct {
-	disk      []byte // the kept state
-	file      []byte // the EncryptionConfiguration
-	servers   [][]byte
-	config    map[string]State // what a file means
-	store     map[string]string
-	writes    int
-	point     int // killed at
-	at        int
-	serverToo bool // the API servers are killed with the daemon, and start with the file as it is
-	broken    []string
-}
-
-func (c *cluster) tick() error {
-	c.at++
-	c.users()
-	if c.at == c.point {
-		if c.serverToo {
-			for i := range c.servers {
-				c.servers[i] = c.file
-			}
-		}
-		c.users()
-		return errCrash
-	}
-	return nil
-}
-
-// users read everything and write one object through every API server.
-func (c *cluster) users() {
-	for i, file := range c.servers {
-		providers := c.config[string(file)].Providers()
-		c.writes++
-		c.store[fmt.Sprintf("new-%d", c.writes)] = providers[0].Name
-		for j, other := range c.servers {
-			known := map[string]bool{}
-			for _, k := range c.config[string(other)].Providers() {
-				known[k.Name] = true
-			}
-			for name, key := range c.store {
-				if !known[key] {
-					c.broken = append(c.broken, fmt.Sprintf("server %d cannot read %s of server %d, written with %q", j, name, i, key))
-				}
-			}
-		}
-	}
-}
-
-func (c *cluster) Keep(s State) error {
-	if err := c.tick(); err != nil {
-		return err
-	}
-	c.disk = s.Marshal()
-	c.config[string(s.File())] = s
-	if err := c.tick(); err != nil {
-		return err
-	}
-	c.file = s.File()
-	return c.tick()
-}
-
-func (c *cluster) Loaded(_ context.Context, file []byte) error {
-	if !bytes.Equal(file, c.file) {
-		c.broken = append(c.broken, "waits for what is not in the file")
-	}
-	for i := range c.servers { // one after the other
-		if err := c.tick(); err != nil {
-			return err
-		}
-		c.servers[i] = c.file
-	}
-	return c.tick()
-}
-
-func (c *cluster) Rewrite(context.Context) (Check, error) {
-	n := 0
-	for name := range c.store {
-		if n++; n == 3 {
-			if err := c.tick(); err != nil {
-				return Check{}, err
-			}
-		}
-		c.store[name] = c.config[string(c.servers[0])].Providers()[0].Name
-	}
-	return Check{Objects: len(c.store)}, c.tick()
-}
-
-// Every action is killed at every point, with and without the API servers, and resumed from what was kept.
-func TestKilledAnywhereAChangeGoesOnAndEverythingIsReadableAllTheTime(t *testing.T) {
-	old := newKey(t, Secretbox)
-	for _, action := range []Action{Enable, Rotate, Disable} {
-		for _, serverToo := range []bool{false, true} {
-			point := 0
-			for done := false; !done; {
-				point++
-				s := State{Key: old}
-				if action == Enable {
-					s = State{}
-				}
-				c := &cluster{config: map[string]State{string(s.File()): s}, file: s.File(), servers: [][]byte{s.File(), s.File(), s.File()},
-					store: map[string]string{"a": s.Key.Name, "b": s.Key.Name, "c": s.Key.Name}, point: point, serverToo: serverToo, disk: s.Marshal()}
-				begun, err := s.Begin(action, now, func() (Key, error) { return NewKey(Secretbox, now, rand.Reader) })
-				if err != nil {
-					t.Fatal(err)
-				}
-				err = Run(t.Context(), c, begun)
-				switch {
-				case err == nil:
-					done = true // there are no more points
-				case !errors.Is(err, errCrash):
-					t.Fatal(err)
-				}
-				c.point = 0
-				kept, err := Unmarshal(c.disk)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if again, err := kept.Begin(action, now, func() (Key, error) { return NewKey(Secretbox, now, rand.Reader) }); err != nil && !done {
-					t.Fatal(err)
-				} else if !done {
-					kept = again // the same command
-				}
-				if err := Run(t.Context(), c, kept); err != nil {
-					t.Fatalf("%s, killed at %d: going on: %v", action, point, err)
-				}
-				end, err := Unmarshal(c.disk)
-				if err != nil || end.Change != nil || end.Key.None() != (action == Disable) {
-					t.Errorf("%s, killed at %d: ends as %+v, %v", action, point, end, err)
-				}
-				for name, key := range c.store {
-					if key != end.Key.Name {
-						t.Errorf("%s, killed at %d: %s is written with %q", action, point, name, key)
-					}
-				}
-				if len(c.broken) > 0 {
-					t.Errorf("%s, killed at %d (API servers too: %t): %s", action, point, serverToo, c.broken[0])
-				}
-			}
-			if point < 15 {
-				t.Errorf("%s has only %d points", action, point)
-			}
-		}
-	}
-}
-
 func TestAStateIsKeptWhole(t *testing.T) {
 	a, b := newKey(t, Secretbox), newKey(t, AESCBC)
 	for _, s := range []State{
 		{}, {Key: a}, {Key: a, Change: &Change{Action: Rotate, Stage: Removing, To: b, Since: now}},
-		{Key: a, Change: &Change{Action: Disable, Stage: Adding, Since: now}, Checked: &Check{At: now, Objects: 3, Rewritten: 2, Key: a.Name}},
+		{Key: a, Change: &Change{Action: Disable, Stage: Adding, Since: now}, Checked: &Check{At: now, Objects: 3, Rewritten: 2, Key: a.Name}, Serial: 7},
 	} {
 		got, err := Unmarshal(s.Marshal())
 		if err != nil || !bytes.Equal(got.Marshal(), s.Marshal()) || got.Key != s.Key {

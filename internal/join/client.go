@@ -84,6 +84,27 @@ func (c Client) Member(ctx context.Context, identity crypto.Signer, r MemberRequ
 	return m, err
 }
 
+// Keys asks another server for the keys of Secrets. Errors are as those of Ask.
+func (c Client) Keys(ctx context.Context, identity crypto.Signer, node string) ([]byte, error) {
+	own, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the keys of Secrets: %w", err)
+	}
+	r := KeysRequest{Node: node, Seal: own.PublicKey().Bytes()}
+	if r.Identity, err = x509.MarshalPKIXPublicKey(identity.Public()); err != nil {
+		return nil, fmt.Errorf("asking for the keys of Secrets: %w", err)
+	}
+	var k Keys
+	if err := c.post(ctx, pathKeys, identity, r, nil, &k); err != nil {
+		return nil, err
+	}
+	plain, err := k.Envelope.unsealed(keysInfo, token.Token{}, node, own)
+	if err != nil {
+		return nil, errs.New(errs.Denied, "the keys of Secrets cannot be unsealed: %w", err)
+	}
+	return plain, nil
+}
+
 // post sends what is to be signed and reads the answer.
 func (c Client) post(ctx context.Context, path string, identity crypto.Signer, what any, t *token.Token, into any) error {
 	ca := c.CA

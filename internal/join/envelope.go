@@ -39,7 +39,8 @@ type Datastore struct {
 
 // Envelope is a Bootstrap on its way. Who sees it needs both the token's secret and the key that the machine made for
 // this one request to open it, so that neither a token that is found later opens what was recorded before, nor
-// somebody who reads along inside of TLS learns anything.
+// somebody who reads along inside of TLS learns anything. A server that has joined shows no token; for it the keys of
+// Secrets are sealed with the key of its request alone.
 //
 // The key is HKDF-SHA-256 (RFC 5869) of the X25519 shared secret (RFC 7748) followed by the token's secret; the cipher is
 // AES-256-GCM with the nonce in front of the ciphertext.
@@ -51,15 +52,24 @@ type Envelope struct {
 
 const (
 	sealInfo   = "k1s bootstrap v1"
+	keysInfo   = "k1s keys of secrets v1"
 	saltLength = 32
 	keyLength  = 32 // AES-256
 )
 
 // seal closes an envelope for the machine that has made the request: recipient is its half of X25519.
 func seal(b Bootstrap, t token.Token, node string, recipient []byte) (Envelope, error) {
+	plain, err := json.Marshal(b)
+	if err != nil {
+		return Envelope{}, fmt.Errorf("sealing the cluster's keys: %w", err)
+	}
+	return sealed(plain, sealInfo, t, node, recipient)
+}
+
+func sealed(plain []byte, info string, t token.Token, node string, recipient []byte) (Envelope, error) {
 	pub, err := ecdh.X25519().NewPublicKey(recipient)
 	if err != nil {
-		return Envelope{}, errs.New(errs.Invalid, "the request to join has no key to seal for: %w", err)
+		return Envelope{}, errs.New(errs.Invalid, "the request has no key to seal for: %w", err)
 	}
 	own, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
@@ -67,54 +77,51 @@ func seal(b Bootstrap, t token.Token, node string, recipient []byte) (Envelope, 
 	}
 	shared, err := own.ECDH(pub)
 	if err != nil {
-		return Envelope{}, errs.New(errs.Invalid, "the request to join has a key that nothing can be sealed for: %w", err)
+		return Envelope{}, errs.New(errs.Invalid, "the request has a key that nothing can be sealed for: %w", err)
 	}
 	e := Envelope{Salt: make([]byte, saltLength), Public: own.PublicKey().Bytes()}
 	if _, err := rand.Read(e.Salt); err != nil {
 		return Envelope{}, fmt.Errorf("sealing the cluster's keys: %w", err)
 	}
-	plain, err := json.Marshal(b)
+	aead, err := e.cipher(shared, info, t)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("sealing the cluster's keys: %w", err)
 	}
-	aead, err := e.cipher(shared, t)
-	if err != nil {
-		return Envelope{}, fmt.Errorf("sealing the cluster's keys: %w", err)
-	}
-	e.Sealed = aead.Seal(nil, nil, plain, e.bound(t, node, recipient))
+	e.Sealed = aead.Seal(nil, nil, plain, e.bound(info, t, node, recipient))
 	return e, nil
 }
 
 // open reads an envelope. The error is of kind errs.Denied: whoever sealed it did not know the token.
 func (e Envelope) open(t token.Token, node string, own *ecdh.PrivateKey) (Bootstrap, error) {
-	bad := func(err error) (Bootstrap, error) {
-		return Bootstrap{}, errs.New(errs.Denied, "the cluster's keys cannot be unsealed with this token: %w", err)
-	}
-	pub, err := ecdh.X25519().NewPublicKey(e.Public)
-	if err != nil {
-		return bad(err)
-	}
-	shared, err := own.ECDH(pub)
-	if err != nil {
-		return bad(err)
-	}
-	aead, err := e.cipher(shared, t)
-	if err != nil {
-		return bad(err)
-	}
-	plain, err := aead.Open(nil, nil, e.Sealed, e.bound(t, node, own.PublicKey().Bytes()))
-	if err != nil {
-		return bad(err)
-	}
 	var b Bootstrap
-	if err := json.Unmarshal(plain, &b); err != nil {
-		return bad(err)
+	plain, err := e.unsealed(sealInfo, t, node, own)
+	if err == nil {
+		err = json.Unmarshal(plain, &b)
+	}
+	if err != nil {
+		return Bootstrap{}, errs.New(errs.Denied, "the cluster's keys cannot be unsealed with this token: %w", err)
 	}
 	return b, nil
 }
 
-func (e Envelope) cipher(shared []byte, t token.Token) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, append(shared[:len(shared):len(shared)], t.Secret...), e.Salt, sealInfo, keyLength)
+func (e Envelope) unsealed(info string, t token.Token, node string, own *ecdh.PrivateKey) ([]byte, error) {
+	pub, err := ecdh.X25519().NewPublicKey(e.Public)
+	if err != nil {
+		return nil, err
+	}
+	shared, err := own.ECDH(pub)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := e.cipher(shared, info, t)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Open(nil, nil, e.Sealed, e.bound(info, t, node, own.PublicKey().Bytes()))
+}
+
+func (e Envelope) cipher(shared []byte, info string, t token.Token) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, append(shared[:len(shared):len(shared)], t.Secret...), e.Salt, info, keyLength)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +133,6 @@ func (e Envelope) cipher(shared []byte, t token.Token) (cipher.AEAD, error) {
 }
 
 // bound is what an envelope is for: it opens nowhere else.
-func (e Envelope) bound(t token.Token, node string, recipient []byte) []byte {
-	return fmt.Appendf(nil, "%s\x00%s\x00%s\x00%x\x00%x", sealInfo, t.ID, node, recipient, e.Public)
+func (e Envelope) bound(info string, t token.Token, node string, recipient []byte) []byte {
+	return fmt.Appendf(nil, "%s\x00%s\x00%s\x00%x\x00%x", info, t.ID, node, recipient, e.Public)
 }

@@ -35,6 +35,8 @@ const (
 	pathNode = Prefix + "node" // POST: Request in, Welcome out; certificates for a node, or the cluster's keys for a server
 	// POST: MemberRequest in, Membership out; a server's part in the cluster's datastore
 	pathMember = Prefix + "member"
+	// POST: KeysRequest in, Keys out; the keys of Secrets, for a server that has come late for them
+	pathKeys = Prefix + "keys"
 )
 
 // ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,
@@ -92,6 +94,19 @@ type MemberRequest struct {
 type Member struct {
 	Name    string `json:"name"`
 	PeerURL string `json:"peerURL"`
+}
+
+// KeysRequest asks another server for the keys of Secrets. It is signed with the identity key of a server that is known.
+type KeysRequest struct {
+	Node     string `json:"node"`
+	Identity []byte `json:"identity"`
+	// Seal is the X25519 key, made for this request, that the keys are to be sealed for.
+	Seal []byte `json:"seal"`
+}
+
+// Keys are the keys of Secrets on their way.
+type Keys struct {
+	Envelope Envelope `json:"envelope"`
 }
 
 // Membership is how to start as a member.

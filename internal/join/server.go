@@ -54,6 +54,8 @@ type Server struct {
 	Members Members
 	// Bootstrap are the keys that go to servers.
 	Bootstrap func(context.Context) (Bootstrap, error)
+	// Secrets are the keys of Secrets, as they are kept.
+	Secrets func() ([]byte, error)
 	// Authority signs, with the CA's key; CA is its certificate, which anybody may see.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
@@ -120,6 +122,21 @@ func (s *Server) Handler() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(m)
+	})
+	mux.HandleFunc("POST "+pathKeys, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			s.refuse(w, errs.New(errs.Invalid, "reading the request for the keys of Secrets: %w", err))
+			return
+		}
+		k, err := s.keys(r.Context(), body, r.Header.Get(signatureHeader))
+		if err != nil {
+			s.Log.Warn("the keys of secrets are not given", "from", r.Header.Get("X-Forwarded-For"), "err", err)
+			s.refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(k)
 	})
 	return mux
 }
@@ -247,13 +264,9 @@ func (s *Server) member(ctx context.Context, body []byte, signature string) (Mem
 	if err := signedBy(r.Identity, pathMember, body, signature); err != nil {
 		return Membership{}, err
 	}
-	all, err := s.Store.Bindings(ctx)
+	b, err := s.known(ctx, r.Node, r.Identity)
 	if err != nil {
-		return Membership{}, fmt.Errorf("finding out who asks: %w", err)
-	}
-	b := claims{bindings: all}.binding(r.Node)
-	if b == nil || b.Identity != fingerprint(r.Identity) || b.Role != token.Server {
-		return Membership{}, errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(r.Node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")
+		return Membership{}, err
 	}
 	// It is a member under its own name and at its own address, whatever it says.
 	u, err := url.Parse(r.Member.PeerURL)
@@ -264,6 +277,44 @@ func (s *Server) member(ctx context.Context, body []byte, signature string) (Mem
 		return Membership{}, s.Members.Promote(ctx, r.Member)
 	}
 	return s.Members.Join(ctx, r.Member)
+}
+
+// known is the binding of a server that asks, which has to be its own.
+func (s *Server) known(ctx context.Context, node string, identity []byte) (*Binding, error) {
+	all, err := s.Store.Bindings(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("finding out who asks: %w", err)
+	}
+	b := claims{bindings: all}.binding(node)
+	if b == nil || b.Identity != fingerprint(identity) || b.Role != token.Server {
+		return nil, errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")
+	}
+	return b, nil
+}
+
+// keys gives a server the keys of Secrets. It has had the keys of the cluster, so no token is asked for; a server that was
+// removed is none any more.
+func (s *Server) keys(ctx context.Context, body []byte, signature string) (Keys, error) {
+	var r KeysRequest
+	if err := json.Unmarshal(body, &r); err != nil {
+		return Keys{}, errs.New(errs.Invalid, "the request for the keys of Secrets cannot be read: %w", err)
+	}
+	if err := signedBy(r.Identity, pathKeys, body, signature); err != nil {
+		return Keys{}, err
+	}
+	if _, err := s.known(ctx, r.Node, r.Identity); err != nil {
+		return Keys{}, err
+	}
+	plain, err := s.Secrets()
+	if err != nil {
+		return Keys{}, err
+	}
+	e, err := sealed(plain, keysInfo, token.Token{}, r.Node, r.Seal)
+	if err != nil {
+		return Keys{}, err
+	}
+	s.Log.Info("the keys of secrets given to a server", "node", r.Node)
+	return Keys{Envelope: e}, nil
 }
 
 // admit finds out whether the machine is the node already, or has a token with which it may become it. The answer is the

@@ -282,3 +282,53 @@ func TestTheFirstServerKeepsItsOwnName(t *testing.T) {
 		t.Errorf("an agent at its address: %v", err)
 	}
 }
+
+func TestAServerGetsTheKeysOfSecretsAndNobodyElse(t *testing.T) {
+	c, _ := ofServers(t)
+	c.server.Secrets = func() ([]byte, error) { return []byte("the newest keys of secrets"), nil }
+	m, tok := newServer(t, "server-1"), c.token(t, token.Server, time.Hour)
+	if _, _, err := m.joinAsServer(t, c, tok); err != nil {
+		t.Fatal(err)
+	}
+	delete(c.tokens, tok.ID) // it needs none any more
+	agent := newMachine(t, "agent-0")
+	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ReadCA(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := Client{Server: c.addr, CA: ca}
+	if got, err := client.Keys(t.Context(), m.identity, "server-1"); err != nil || string(got) != "the newest keys of secrets" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for name, ask := range map[string]func() ([]byte, error){
+		"an agent":         func() ([]byte, error) { return client.Keys(t.Context(), agent.identity, "agent-0") },
+		"as somebody else": func() ([]byte, error) { return client.Keys(t.Context(), agent.identity, "server-1") },
+		"a stranger":       func() ([]byte, error) { return client.Keys(t.Context(), newServer(t, "x").identity, "server-2") },
+		"a server of the past": func() ([]byte, error) {
+			delete(c.bindings, "server-1")
+			return client.Keys(t.Context(), m.identity, "server-1")
+		},
+	} {
+		if got, err := ask(); !errs.Is(err, errs.Denied) || got != nil {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	// What goes over the line is sealed for the request.
+	k, err := sealed([]byte("the newest keys of secrets"), keysInfo, token.Token{}, "server-1", []byte{1})
+	if !errs.Is(err, errs.Invalid) || k.Sealed != nil {
+		t.Errorf("sealed for nobody: %v", err)
+	}
+	own, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err = sealed([]byte("the newest keys of secrets"), keysInfo, token.Token{}, "server-1", own.PublicKey().Bytes()); err != nil || bytes.Contains(k.Sealed, []byte("keys")) {
+		t.Errorf("sealed %q, %v", k.Sealed, err)
+	}
+	if _, err := k.open(token.Token{}, "server-1", own); err == nil {
+		t.Error("it opens as the keys of a cluster")
+	}
+}

@@ -53,6 +53,10 @@ type Job struct {
 	// OldSQLite or OldEtcd is the file or the data directory of the datastore that is replaced on this machine.
 	OldSQLite string `json:"oldSQLite,omitempty"`
 	OldEtcd   string `json:"oldEtcd,omitempty"`
+	// CA, PEM, is the cluster's where the target is a database of others, which then becomes this cluster's, in the name of Node; one
+	// that is another cluster's is refused.
+	CA   []byte `json:"ca,omitempty"`
+	Node string `json:"node,omitempty"`
 }
 
 // Store is how a datastore is reached. At most one of Kine and Etcd is set: then the copier runs it itself.

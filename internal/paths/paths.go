@@ -2,7 +2,10 @@
 // touches nothing. docs/data-dir.md describes the same tree for users.
 package paths
 
-import "path"
+import (
+	"path"
+	"time"
+)
 
 // Defaults of the three roots.
 const (
@@ -79,6 +82,13 @@ func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.
 func (p Paths) EncryptionKeys() string   { return path.Join(p.Data, "encryption", "keys.json") }
 func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption", "config.json") }
 
+// EncryptionServers are the other servers, to be asked for keys at the next start; EncryptionKeysAside are keys that were
+// replaced by those of another time.
+func (p Paths) EncryptionServers() string { return path.Join(p.Data, "encryption", "servers") }
+func (p Paths) EncryptionKeysAside(t time.Time) string {
+	return path.Join(p.Data, "encryption", "keys-"+t.UTC().Format("20060102T150405Z")+".json")
+}
+
 // Agent is what a node that joined keeps of its cluster, Servers the API servers it has learned of.
 func (p Paths) Agent() string   { return path.Join(p.Data, "agent.json") }
 func (p Paths) Servers() string { return path.Join(p.Data, "servers.json") }
@@ -96,6 +106,9 @@ func (p Paths) ContainerdSocket() string { return path.Join(p.Run, "containerd",
 func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd") }
 func (p Paths) JoinSocket() string       { return path.Join(p.Run, "join.sock") }
 func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
+
+// Claim is where the API server tells whose a database of others is.
+func (p Paths) Claim() string { return path.Join(p.Run, "claim.json") }
 
 // Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
 func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }

@@ -139,6 +139,10 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		}
 		app.reach(t, 4)
 	})
+	t.Run("Secrets are encrypted on all of them, also on one that was dead", func(t *testing.T) {
+		encrypts(t, c, servers[1], servers[0], servers[2])
+		goesOn("after it")
+	})
 	t.Run("one that is removed learns of it and comes back with a token", func(t *testing.T) {
 		// The first one: it was never let in, and knows its cluster by heart.
 		s := servers[0]

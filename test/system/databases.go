@@ -10,12 +10,14 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +30,7 @@ import (
 // where it may be. It asks for TLS, a client certificate and, but for etcd, a password.
 type database struct {
 	in   network
+	addr string // where it listens
 	dir  string
 	argv []string
 	root bool
@@ -51,11 +54,16 @@ const (
 // newDatabase makes the directory with certificates; it goes with the test.
 func newDatabase(t *testing.T, in network) *database {
 	t.Helper()
+	return newDatabaseAt(t, in, "127.0.0.1")
+}
+
+func newDatabaseAt(t *testing.T, in network, addr string) *database {
+	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "k1s-db-") // not below the bench, which only root may enter
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &database{in: in, dir: dir, quit: unix.SIGTERM}
+	d := &database{in: in, addr: addr, dir: dir, quit: unix.SIGTERM}
 	t.Cleanup(func() {
 		d.stop(t)
 		if t.Failed() {
@@ -126,7 +134,7 @@ func (d *database) start(t *testing.T, port string) {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		conn, err := d.in.dial(t.Context(), "tcp", "127.0.0.1:"+port)
+		conn, err := d.in.dial(t.Context(), "tcp", net.JoinHostPort(d.addr, port))
 		if err == nil {
 			conn.Close()
 			return
@@ -150,6 +158,35 @@ func (d *database) stop(t *testing.T) {
 	defer late.Stop()
 	_ = d.cmd.Wait() // how it ends by a signal is up to it
 	d.cmd = nil
+}
+
+// processes are the server's, with those it has started.
+func (d *database) processes(t *testing.T) []int {
+	t.Helper()
+	pid := d.cmd.Process.Pid
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []int{pid}
+	for f := range strings.FieldsSeq(string(raw)) {
+		child, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, child)
+	}
+	return all
+}
+
+// signal sends one to processes; one of them may have ended meanwhile.
+func (d *database) signal(t *testing.T, all []int, s unix.Signal) {
+	t.Helper()
+	for _, pid := range all {
+		if err := unix.Kill(pid, s); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Error(err)
+		}
+	}
 }
 
 // certificates makes an authority, and certificates for the server and for a client.
@@ -183,7 +220,7 @@ func (d *database) certificates(t *testing.T) {
 	for i, name := range []string{"server", "client"} {
 		issue(name, &x509.Certificate{
 			SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: map[string]string{"server": "database", "client": databaseUser}[name]},
-			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.ParseIP(d.addr)}, KeyUsage: x509.KeyUsageDigitalSignature,
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}, key())
 	}
@@ -204,25 +241,28 @@ func program(t *testing.T, name, debian string, globs ...string) string {
 	return ""
 }
 
-func postgres(t *testing.T, in network) *database {
+func postgres(t *testing.T, in network) *database { t.Helper(); return postgresAt(t, in, "127.0.0.1") }
+
+// postgresAt is one at an address of the network, with two databases of its user, k1s and another.
+func postgresAt(t *testing.T, in network, addr string) *database {
 	t.Helper()
 	const bin = "/usr/lib/postgresql/*/bin/"
-	d := newDatabase(t, in)
+	d := newDatabaseAt(t, in, addr)
 	d.quit = unix.SIGINT
 	data := d.path("data")
 	d.prepare(t, "", program(t, "initdb", "postgresql", bin+"initdb"), "-D", data, "-U", "postgres", "-A", "reject", "-E", "UTF8", "--no-sync")
 	server := program(t, "postgres", "postgresql", bin+"postgres")
-	d.prepare(t, "CREATE ROLE k1s LOGIN PASSWORD '"+databasePassword+"'\nCREATE ROLE guest LOGIN PASSWORD '"+databasePassword+"'\nCREATE DATABASE k1s OWNER k1s\n",
+	d.prepare(t, "CREATE ROLE k1s LOGIN PASSWORD '"+databasePassword+"'\nCREATE ROLE guest LOGIN PASSWORD '"+databasePassword+"'\nCREATE DATABASE k1s OWNER k1s\nCREATE DATABASE another OWNER k1s\n",
 		server, "--single", "-D", data, "postgres")
-	d.write(t, "data/pg_hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n")
+	d.write(t, "data/pg_hba.conf", "hostssl all all all scram-sha-256 clientcert=verify-ca\n")
 	d.argv = []string{
-		server, "-D", data, "-k", "", "-h", "127.0.0.1", "-c", "ssl=on", "-c", "ssl_cert_file=" + d.path("server.crt"),
+		server, "-D", data, "-k", "", "-h", addr, "-c", "ssl=on", "-c", "ssl_cert_file=" + d.path("server.crt"),
 		"-c", "ssl_key_file=" + d.path("server.key"), "-c", "ssl_ca_file=" + d.path("ca.crt"),
 	}
 	d.dsn = func(password string) string {
-		return "postgres://" + databaseUser + ":" + password + "@127.0.0.1:5432/k1s"
+		return "postgres://" + databaseUser + ":" + password + "@" + addr + ":5432/k1s"
 	}
-	d.guest = "postgres://guest:" + databasePassword + "@127.0.0.1:5432/k1s"
+	d.guest = "postgres://guest:" + databasePassword + "@" + addr + ":5432/k1s"
 	return d
 }
 

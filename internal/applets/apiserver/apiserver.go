@@ -1,6 +1,7 @@
 // Package apiserver is upstream's kube-apiserver as an applet. It differs from upstream's program in when the
 // bootstrap objects are written, see bootstrap.go, when OpenAPI documents are built, see openapi.go, how many
-// connections to the datastore it opens, see connections.go, and how it reaches nodes and pods, see tunnel.go.
+// connections to the datastore it opens, see connections.go, how it reaches nodes and pods, see tunnel.go, and that it first finds
+// out whose a database of others is, see claim.go.
 package apiserver
 
 import (
@@ -68,6 +69,9 @@ func Run(ctx context.Context, args []string) error {
 				klog.ErrorS(err, "Connections to the datastore not closed")
 			}
 		}()
+	}
+	if err := claimDatabase(ctx, completed); err != nil {
+		return err
 	}
 	tunnels, err := newTunnels()
 	if err != nil {

@@ -14,6 +14,11 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	claiming "k1s.io/k1s/internal/applets/claim"
+	"k1s.io/k1s/internal/claim"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/migration"
 )
@@ -131,6 +136,9 @@ func (c *copier) look(ctx context.Context) error {
 	if err := c.open(ctx, &c.target, "new", c.Target, 0); err != nil {
 		return err
 	}
+	if err := c.ours(ctx, false); err != nil {
+		return err
+	}
 	if seen.TargetKeys, seen.TargetRevision, err = c.target.count(ctx, c.Root); err != nil {
 		return fmt.Errorf("looking into the new datastore: %w", err)
 	}
@@ -140,6 +148,36 @@ func (c *copier) look(ctx context.Context) error {
 	}
 	seen.Resumes = c.ID != "" && mark == c.ID
 	return c.tell(migration.Event{Seen: &seen})
+}
+
+// ours finds out whose the target is, and takes one that is nobody's.
+func (c *copier) ours(ctx context.Context, take bool) error {
+	if len(c.CA) == 0 {
+		return nil
+	}
+	is, err := claim.Of(c.CA, c.Node, time.Now())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
+	defer cancel()
+	if take && !c.Replace {
+		_, err = claiming.Make(ctx, c.target.client, c.Root, c.CA, is)
+	} else {
+		err = claiming.Look(ctx, c.target.client, c.Root, c.CA, is)
+	}
+	var foreign *claim.Foreign
+	switch {
+	case errors.As(err, &foreign) && foreign.By.Server == "" && c.Replace:
+		return nil // what is there is to be overwritten; it says of nobody that it is his
+	case errors.As(err, &foreign):
+		return errs.Hint(errs.New(errs.Exists, "the new datastore cannot be used: %w", foreign), "name another one, or empty that one with its own tools")
+	case status.Code(err) == codes.PermissionDenied:
+		return nil
+	case err != nil:
+		return fmt.Errorf("finding out whose the new datastore is: %w", err)
+	}
+	return nil
 }
 
 // headroom is how far ahead of the source the target begins, so that it is ahead at the end too. At the end it is made
@@ -159,7 +197,11 @@ func (c *copier) copy(ctx context.Context) error {
 	if err := c.open(ctx, &c.target, "new", c.Target, 0); err != nil {
 		return err
 	}
-	var err error
+	// Before it is read: what is another cluster's is not overwritten, whatever the user says.
+	err := c.ours(ctx, true)
+	if err != nil {
+		return err
+	}
 	if c.known, _, err = c.target.read(ctx, c.Root, nil); err != nil {
 		return fmt.Errorf("reading the new datastore: %w", err)
 	}

@@ -1,0 +1,95 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	claiming "k1s.io/k1s/internal/applets/claim"
+	ownership "k1s.io/k1s/internal/claim"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/durable"
+)
+
+const (
+	claimEvery  = 2 * time.Second  // while the database does not answer
+	claimAnswer = 10 * time.Second // it may take
+)
+
+// claimDatabase makes a database of others this cluster's before anything is written to it, and tells the daemon whose it is.
+// It waits for one that is away. With one that is somebody else's it goes no further: it returns when ctx ends.
+func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
+	file := os.Getenv(components.EnvClaim)
+	if file == "" {
+		return nil
+	}
+	ca, err := os.ReadFile(o.Authentication.ClientCert.ClientCA)
+	if err != nil {
+		return fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	ours, err := ownership.Of(ca, os.Getenv(components.EnvClaimNode), time.Now())
+	if err != nil {
+		return err
+	}
+	for said := ""; ; {
+		report, err := claimOnce(ctx, o, ca, ours)
+		if err == nil {
+			raw, err := json.Marshal(report)
+			if err != nil {
+				return err
+			}
+			if err := durable.WriteFile(file, raw, 0o600); err != nil {
+				return fmt.Errorf("telling whose the database is: %w", err)
+			}
+			if report.Ours {
+				return nil
+			}
+			slog.Error("the database is another cluster's")
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if text := err.Error(); text != said {
+			said = text
+			slog.Warn("not known yet whose the database is", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+func claimOnce(ctx context.Context, o options.CompletedOptions, ca []byte, ours ownership.Claim) (ownership.Report, error) {
+	c, err := newETCD3Client(o.Etcd.StorageConfig.Transport)
+	if err != nil {
+		return ownership.Report{}, err
+	}
+	defer c.Close()
+	asked, cancel := context.WithTimeoutCause(ctx, claimAnswer, fmt.Errorf("no answer within %s", claimAnswer))
+	defer cancel()
+	is, err := claiming.Make(asked, c.KV, o.Etcd.StorageConfig.Prefix, ca, ours)
+	var foreign *ownership.Foreign
+	switch {
+	case errors.As(err, &foreign):
+		return ownership.Report{Foreign: &foreign.By}, nil
+	case status.Code(err) == codes.PermissionDenied:
+		slog.Warn("the database does not let us tell whose it is, so nothing keeps another cluster out of it", "key", ownership.Key(o.Etcd.StorageConfig.Prefix), "err", err)
+		return ownership.Report{Ours: true}, nil
+	case err != nil:
+		return ownership.Report{}, err
+	}
+	slog.Info("the database is this cluster's", "founder", is.Server, "since", is.Since)
+	return ownership.Report{Ours: true}, nil
+}

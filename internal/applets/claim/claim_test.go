@@ -1,0 +1,164 @@
+package claim
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"k1s.io/k1s/internal/applets/kine"
+	"k1s.io/k1s/internal/claim"
+)
+
+const root = "/registry"
+
+// database is a kine in front of SQLite, and a client of it.
+func database(t *testing.T) *clientv3.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "k1s") // short: the name of a socket has room for a hundred letters
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	socket := "unix://" + dir + "/kine.sock"
+	go func() {
+		ended <- kine.Run(ctx, []string{"--listen=" + socket, "--endpoint=sqlite://" + dir + "/state.db?_journal_mode=WAL&_busy_timeout=30000&_txlock=immediate"})
+	}()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{socket}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Close()
+		cancel()
+		<-ended
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func ca(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func TestOfManyWhoFoundAtOnceOneHasTheDatabase(t *testing.T) {
+	db := database(t)
+	const founders = 8
+	var won, lost []string
+	var mu sync.Mutex // guards won and lost
+	var all sync.WaitGroup
+	by := make([]claim.Claim, founders)
+	cas := make([][]byte, founders)
+	for i := range founders {
+		cas[i] = ca(t)
+		name := fmt.Sprintf("server-%d", i)
+		ours, err := claim.Of(cas[i], name, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			is, err := Make(t.Context(), db, root, cas[i], ours)
+			mu.Lock()
+			defer mu.Unlock()
+			var foreign *claim.Foreign
+			switch {
+			case err == nil:
+				won, by[i] = append(won, name), is
+			case errors.As(err, &foreign):
+				lost, by[i] = append(lost, name), foreign.By
+			default:
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	all.Wait()
+	if len(won) != 1 || len(lost) != founders-1 {
+		t.Fatalf("won: %v, lost: %v", won, lost)
+	}
+	for i, c := range by {
+		if c.Server != won[0] {
+			t.Errorf("server-%d takes %q for the founder, which is %s", i, c.Server, won[0])
+		}
+	}
+	// The next start finds it, and so does another server of the same cluster.
+	i := slices.IndexFunc(by, func(c claim.Claim) bool { return c.Server == won[0] })
+	for n := range founders {
+		if fmt.Sprintf("server-%d", n) == won[0] {
+			i = n
+		}
+	}
+	joined, err := claim.Of(cas[i], "server-9", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is, err := Make(t.Context(), db, root, cas[i], joined); err != nil || is.Server != won[0] {
+		t.Errorf("a server that has joined: %+v, %v", is, err)
+	}
+	// While the CA is replaced the claim knows both, and afterwards the new one is enough.
+	next := ca(t)
+	both, err := claim.Of(slices.Concat(next, cas[i]), won[0], time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is, err := Make(t.Context(), db, root, slices.Concat(next, cas[i]), both); err != nil || len(is.Pins) != 2 || is.Server != won[0] {
+		t.Errorf("with two CAs: %+v, %v", is, err)
+	}
+	alone, err := claim.Of(next, won[0], time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Look(t.Context(), db, root, next, alone); err != nil {
+		t.Errorf("with the new one: %v", err)
+	}
+}
+
+func TestLookingTakesNothing(t *testing.T) {
+	db := database(t)
+	file := ca(t)
+	ours, err := claim.Of(file, "server-0", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Look(t.Context(), db, root, file, ours); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := db.Get(t.Context(), claim.Key(root)); err != nil || len(r.Kvs) != 0 {
+		t.Errorf("there is %v, %v", r.Kvs, err)
+	}
+	// A cluster that is older than its claim.
+	key := claim.PublishedKey(root)
+	if _, err := db.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, "k8s"+string(ca(t)))).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	var foreign *claim.Foreign
+	if _, err := Make(t.Context(), db, root, file, ours); !errors.As(err, &foreign) {
+		t.Errorf("an older cluster's database: %v", err)
+	}
+}
