@@ -143,6 +143,7 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	}
 	env[EnvJoin] = p.JoinSocket()
 	env[EnvTunnels] = p.Tunnels()
+	maps.Copy(env, trustEnv(in))
 	if c.Network.Backend == "none" {
 		env[EnvTunnelPods] = "1"
 	}
