@@ -82,6 +82,7 @@ var layers = []struct {
 	{"internal/audit", 5},
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
+	{"internal/rotation", 5},
 	{"internal/etcdcare", 5},
 	{"internal/backup/dump", 4},
 	{"internal/backup", 5},
@@ -199,6 +200,7 @@ var pure = map[string]struct {
 	"internal/etcdcare":   {[]string{"os", "net", "net/http", "os/exec"}, "what is done to a database, and every crash of a restore, is tested by tables; what touches the world is the daemon's and the applet's"},
 	"internal/restore":    {[]string{"os", "net", "net/http", "os/exec"}, "every phase and every crash of a restore is tested by tables; what touches the world is the daemon's"},
 	"internal/backup":     {[]string{"os", "net", "net/http", "os/exec"}, "an archive is bytes: whatever can be wrong with one is tested without a disk"},
+	"internal/rotation":   {[]string{"os", "net", "net/http", "os/exec"}, "every stage and every crash is tested by tables; what touches the world is the daemon's"},
 	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,14 +24,16 @@ func newCertsCmd(deps Deps, runF func(certsOptions) error) *cobra.Command {
 	o := certsOptions{deps: deps, format: printer.Table}
 	cmd := &cobra.Command{
 		Use:   "certs",
-		Short: "Show this node's certificates and how long they last; renew them",
+		Short: "Show this node's certificates and how long they last; renew them; replace the cluster's CA",
 		Long: "Shows every certificate of this node. Those that are no authority are renewed by themselves when a third of\n" +
 			"their lifetime is left, at start and while the node runs; nothing is restarted for that.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return runF(o) },
 	}
 	cmd.Flags().VarP(&o.format, "output", "o", "output format")
-	cmd.AddCommand(newCertsRenewCmd(deps, runCertsRenew))
+	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "Show this node's certificates, who signed them, and how long they last", Args: noArgs, RunE: cmd.RunE}
+	ls.Flags().VarP(&o.format, "output", "o", "output format")
+	cmd.AddCommand(ls, newCertsRenewCmd(deps, runCertsRenew), newCertsRotateCmd(deps, runCertsRotate))
 	return cmd
 }
 
@@ -52,9 +55,16 @@ func runCerts(o certsOptions) error {
 					left = printer.Age(d)
 				}
 			}
-			rows = append(rows, []string{c.Name, expires, left, c.Subject})
+			name, issuer := c.Name, strings.TrimPrefix(c.Issuer, "CN=")
+			if c.Also > 0 {
+				name += " (also trusted)"
+			}
+			if c.Authority && c.Issuer == c.Subject {
+				issuer = "itself"
+			}
+			rows = append(rows, []string{name, expires, left, issuer, c.Subject})
 		}
-		return printer.Columns(w, []string{"NAME", "EXPIRES", "LEFT", "SUBJECT"}, rows)
+		return printer.Columns(w, []string{"NAME", "EXPIRES", "LEFT", "ISSUER", "SUBJECT"}, rows)
 	})
 }
 

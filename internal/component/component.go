@@ -151,6 +151,9 @@ type Input struct {
 	Etcd EtcdMember
 	// Several tells that the cluster has, or had, more than one server, so that some things are done by one of them.
 	Several bool
+	// Trust differs between any two sets of authorities this cluster has had, for programs that read them only when they start;
+	// "" before they were replaced for the first time.
+	Trust string
 	// Server is where this agent was told to find its cluster, as host:port; "" on servers.
 	Server string
 	// PayloadID is the payload's hash, for objects that must change when the programs change.

@@ -146,6 +146,7 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		env[EnvClaim], env[EnvClaimNode] = p.Claim(), in.Facts.NodeName
 	}
 	env[EnvTunnels] = p.Tunnels()
+	maps.Copy(env, trustEnv(in))
 	if c.Network.Backend == "none" {
 		env[EnvTunnelPods] = "1"
 	}

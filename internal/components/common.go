@@ -216,6 +216,16 @@ func UsesEtcd(in component.Input) bool {
 // Engine is what the datastore is.
 func Engine(in component.Input) config.Engine { return in.Config.Spec.Datastore.Endpoint.Engine() }
 
+// trustEnv makes a change of the cluster's authorities a change of those who read some of them only when they start: etcd its
+// own, the API server etcd's and the keys of service accounts, the controller manager the CA for pods. Everything else reads
+// the files again.
+func trustEnv(in component.Input) map[string]string {
+	if in.Trust == "" {
+		return nil
+	}
+	return map[string]string{"K1S_TRUST_ID": in.Trust}
+}
+
 // datastoreEnv makes a change of a database's DSN, and of the files it is reached with, a change of those who use it.
 func datastoreEnv(in component.Input) map[string]string {
 	if in.Datastore == "" {

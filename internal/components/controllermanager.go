@@ -28,7 +28,7 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 	f.add("cluster-cidr", c.Network.PodCIDR)
 	f.add("node-cidr-mask-size", strconv.Itoa(nodeCIDRMaskLength))
 	f.add("service-cluster-ip-range", c.Network.ServiceCIDR)
-	f.add("cluster-signing-cert-file", p.PKI("ca.crt"))
+	f.add("cluster-signing-cert-file", p.PKI("ca-signing.pem")) // the one that signs; ca.crt may hold more
 	f.add("cluster-signing-key-file", p.PKI("ca.key"))
 	f.add("root-ca-file", p.PKI("ca.crt"))
 	f.add("service-account-private-key-file", p.PKI("sa.key"))
@@ -40,5 +40,5 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 		ours = map[string]bool{"ControllerManagerReleaseLeaderElectionLockOnExit": true}
 	}
 	f.gatesWith(in, ours)
-	return component.Spec{Applet: "kube-controller-manager", Args: f}, nil
+	return component.Spec{Applet: "kube-controller-manager", Args: f, Env: trustEnv(in)}, nil
 }

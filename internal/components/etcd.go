@@ -49,6 +49,7 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 	}
 	return component.Spec{
 		Applet: "etcd",
+		Env:    trustEnv(in),
 		Args:   []string{"--config-file=" + file.Path, "--removed-file=" + EtcdRemoved(in)},
 		Files:  []component.File{file},
 		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},

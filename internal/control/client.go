@@ -79,6 +79,16 @@ func (c *Client) Renew(ctx context.Context, r RenewRequest) (Renewed, error) {
 	return call[Renewed](ctx, c, http.MethodPost, "/v1/certificates/renew", r)
 }
 
+// Rotation tells how far the replacement of the cluster's authorities is.
+func (c *Client) Rotation(ctx context.Context) (Rotation, error) {
+	return call[Rotation](ctx, c, http.MethodGet, "/v1/certificates/rotation", nil)
+}
+
+// RotateCA begins to replace them; how far it is tells Rotation.
+func (c *Client) RotateCA(ctx context.Context, r RotateRequest) (Rotation, error) {
+	return call[Rotation](ctx, c, http.MethodPost, "/v1/certificates/rotation", r)
+}
+
 // Encryption tells how Secrets are kept.
 func (c *Client) Encryption(ctx context.Context) (Encryption, error) {
 	return call[Encryption](ctx, c, http.MethodGet, "/v1/encryption", nil)

@@ -17,6 +17,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -54,6 +55,17 @@ func (n *node) Renew(_ context.Context, r RenewRequest) (Renewed, error) {
 		return Renewed{}, errs.New(errs.NotRunning, "the node is starting")
 	}
 	return Renewed{Certificates: []Certificate{{Name: "apiserver", Reason: "asked for"}}}, nil
+}
+
+func (n *node) Rotation(context.Context) (Rotation, error) {
+	return Rotation{State: rotation.State{Number: 1, Stage: rotation.Overlapping}, Behind: []string{"agent-0"}}, nil
+}
+
+func (n *node) RotateCA(_ context.Context, r RotateRequest) (Rotation, error) {
+	if r.Finish {
+		return Rotation{}, errs.Hint(errs.New(errs.NotFound, "no CA is being replaced"), "begin")
+	}
+	return Rotation{State: rotation.State{Number: 2, Stage: rotation.Trusting, Keep: r.Keep}, Warnings: []string{r.Dir}}, nil
 }
 
 func (n *node) Encryption(context.Context) (Encryption, error) {

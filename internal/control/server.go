@@ -28,6 +28,10 @@ type Backend interface {
 	Restart(ctx context.Context, component string) error
 	// Renew issues certificates anew while everything runs.
 	Renew(ctx context.Context, r RenewRequest) (Renewed, error)
+	// Rotation tells how far the replacement of the cluster's authorities is.
+	Rotation(ctx context.Context) (Rotation, error)
+	// RotateCA begins to replace them, or ends it sooner, and returns at once.
+	RotateCA(ctx context.Context, r RotateRequest) (Rotation, error)
 	// Encryption tells how Secrets are kept.
 	Encryption(ctx context.Context) (Encryption, error)
 	// ChangeEncryption begins a change, or finds that it is on its way or done, and returns at once.
@@ -247,6 +251,8 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 		}
 		reply(w, s)
 	})
+	handle(mux, "GET /v1/certificates/rotation", func(ctx context.Context, _ struct{}) (Rotation, error) { return b.Rotation(ctx) })
+	handle(mux, "POST /v1/certificates/rotation", b.RotateCA)
 	handle(mux, "GET /v1/etcd", func(ctx context.Context, _ struct{}) (Etcd, error) { return b.Etcd(ctx) })
 	handle(mux, "POST /v1/etcd/defragment", func(ctx context.Context, _ struct{}) (EtcdDefragmented, error) { return b.DefragmentEtcd(ctx) })
 	handle(mux, "GET /v1/etcd/snapshots", func(ctx context.Context, _ struct{}) (Snapshots, error) { return b.Snapshots(ctx) })

@@ -11,6 +11,7 @@ import (
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -162,6 +163,42 @@ type Renewed struct {
 type Certificate struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
+}
+
+// Rotation is how the cluster's authorities are replaced, or would be.
+type Rotation struct {
+	State rotation.State `json:"state"`
+	// Waits is what the stage waits for, and Note why that is not known now, or why it does not go on.
+	Waits []string `json:"waits,omitempty"`
+	Note  string   `json:"note,omitempty"`
+	// Behind are the nodes that are there and not where the stage wants them; Away those that are not there: they find their way.
+	Behind   []string       `json:"behind,omitempty"`
+	Away     []string       `json:"away,omitempty"`
+	Nodes    []RotationNode `json:"nodes,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"`
+}
+
+// RotationNode is what a node has said of itself.
+type RotationNode struct {
+	Name   string `json:"name"`
+	Server bool   `json:"server,omitempty"`
+	Ready  bool   `json:"ready"`
+	// Trusts are the CAs it trusts, and Issuer is that of its certificates: "old", "new", or the beginning of another pin; "" is
+	// not known.
+	Trusts []string `json:"trusts,omitempty"`
+	Issuer string   `json:"issuer,omitempty"`
+}
+
+// RotateRequest is the body of POST /v1/certificates/rotation.
+type RotateRequest struct {
+	// DryRun answers with what would be done.
+	DryRun bool `json:"dryRun,omitempty"`
+	// Dir has authorities of the user's in it; "" is none.
+	Dir string `json:"dir,omitempty"`
+	// Keep is for how long the old ones are trusted beside the new ones, in nanoseconds.
+	Keep time.Duration `json:"keep"`
+	// Finish stops trusting the old ones of the replacement that is on its way; nothing else is looked at.
+	Finish bool `json:"finish,omitempty"`
 }
 
 // Encryption is how Secrets are kept in the database. It names keys and never holds one.

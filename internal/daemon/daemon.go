@@ -68,16 +68,17 @@ type Daemon struct {
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
-	mu      sync.Mutex // guards what follows
-	in      component.Input
-	doing   string
-	readyAt *time.Time
-	stopped *control.StopRequest // set once the node has been asked to end
-	api     *kubeapi.Client
-	secrets secretsState
-	moving  moveState
-	care    careState
-	upkeep  upkeepState
+	mu       sync.Mutex // guards what follows
+	in       component.Input
+	doing    string
+	readyAt  *time.Time
+	stopped  *control.StopRequest // set once the node has been asked to end
+	api      *kubeapi.Client
+	secrets  secretsState
+	moving   moveState
+	care     careState
+	upkeep   upkeepState
+	rotating rotationState
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
@@ -247,6 +248,11 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 			return nil, err
 		}
 	}
+	if spec.ControlPlane() {
+		if err := d.prepareRotation(ctx, &in); err != nil {
+			return nil, err
+		}
+	}
 	var report pki.Report
 	if member != nil {
 		report, err = member.settle(ctx, d.log, in)
@@ -399,6 +405,9 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
+	if !d.o.Config.Spec.ControlPlane() {
+		wg.Go(func() { d.watchTrust(ctx) })
+	}
 	if d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchEncryption(ctx) })
 		wg.Go(func() { d.watchEtcd(ctx) })
@@ -411,6 +420,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchMembership(ctx) })
 		wg.Go(func() { d.keepPeerURL(ctx) })
 		wg.Go(func() { d.watchClaim(ctx) })
+		wg.Go(func() { d.watchRotation(ctx) })
 	}
 
 	stopPods := func() error { return nil }

@@ -178,7 +178,7 @@ func askKeys(ctx context.Context, in component.Input, servers []string) []keysOf
 	ctx, cancel := context.WithTimeoutCause(ctx, askServer, fmt.Errorf("no answer within %s", askServer))
 	defer cancel()
 	identity, err := pki.Identity(in.Paths)
-	ca, caErr := pki.ReadCA(in.Paths)
+	cas, caErr := pki.ReadTrusted(in.Paths)
 	err = errors.Join(err, caErr)
 	out := make([]keysOf, len(servers))
 	var all sync.WaitGroup
@@ -188,7 +188,7 @@ func askKeys(ctx context.Context, in component.Input, servers []string) []keysOf
 			if err != nil {
 				return
 			}
-			raw, err := join.Client{Server: server, CA: ca}.Keys(ctx, identity, in.Facts.NodeName)
+			raw, err := join.Client{Server: server, CAs: cas}.Keys(ctx, identity, in.Facts.NodeName)
 			if err == nil {
 				out[i].state, err = encryption.Unmarshal(raw)
 			}

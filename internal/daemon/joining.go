@@ -77,6 +77,7 @@ func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
 	b := join.Binding{
 		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Role: token.Role(cmp.Or(string(sec.Data["role"]), string(token.Agent))), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
 		Version: sec.Metadata.ResourceVersion,
+		Trusts:  string(sec.Data["trusts"]), Issuer: string(sec.Data["issuer"]),
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(b.Identity)
 	if err == nil && len(raw) == 0 {
@@ -104,6 +105,12 @@ func (s clusterStore) Bind(ctx context.Context, b join.Binding) error {
 			"role": []byte(b.Role), "identity": []byte(b.Identity), "ip": []byte(b.IP.String()), "token": []byte(b.Token),
 			"since": []byte(b.Since.UTC().Format(time.RFC3339)), "until": []byte(b.Until.UTC().Format(time.RFC3339)),
 		},
+	}
+	if b.Trusts != "" {
+		sec.Data["trusts"] = []byte(b.Trusts)
+	}
+	if b.Issuer != "" {
+		sec.Data["issuer"] = []byte(b.Issuer)
 	}
 	if b.Version == "" {
 		return s.api.CreateSecret(ctx, systemNamespace, sec)
@@ -154,7 +161,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		Admitting: &d.admitting,
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },
-		CA:        func() ([]byte, error) { return os.ReadFile(pki.CertFile(in.Paths, pki.CA)) },
+		CA:        func() ([]byte, error) { return pki.Published(in.Paths) },
 		Domain:    c.Cluster.Domain,
 		Reserved: func() ([]string, error) {
 			names, err := pki.Names(in.Paths, pki.APIServer)

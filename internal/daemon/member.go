@@ -93,22 +93,31 @@ func (d *Daemon) join(ctx context.Context, in *component.Input) (*membership, er
 	}
 	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
 	due := pki.DueOf(in.Paths, leaves, time.Now())
-	if before == nil || !due.Usable {
+	must := before == nil || !due.Usable
+	// What begins with a CA that the cluster has replaced meanwhile would find no server for minutes.
+	if must || strangers(ctx, *in) {
 		d.step("joining the cluster at " + m.kept.Server)
 		if m.requests, err = pki.NewRequests(leaves); err != nil {
 			return nil, err
 		}
-		err = d.askServers(ctx, func(ctx context.Context) error {
+		once := func(ctx context.Context) error {
 			w, err := ask(ctx, *in, m.candidates(in.Paths), m.requests)
 			if err == nil {
 				m.welcome = &w
 			}
 			return err
-		})
+		}
+		if must {
+			err = d.askServers(ctx, once)
+		} else if err := once(ctx); err != nil {
+			d.log.Warn("who answers in the place of the servers is not known to this node", "err", err)
+		}
 		if err != nil {
 			return nil, err
 		}
-		m.kept.Servers, m.kept.Settings = m.welcome.Servers, m.welcome.Settings
+		if m.welcome != nil {
+			m.kept.Servers, m.kept.Settings = m.welcome.Servers, m.welcome.Settings
+		}
 	}
 	in.Server = m.kept.Server
 	return m, adopt(in, m.kept.Settings)
@@ -161,20 +170,21 @@ func ask(ctx context.Context, in component.Input, servers []string, requests pki
 	if err != nil {
 		return join.Welcome{}, err
 	}
-	ca, err := pki.ReadCA(in.Paths)
+	cas, err := pki.ReadTrusted(in.Paths)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return join.Welcome{}, err
 	}
 	t, tokenErr := readToken(in.Config.Spec.Join)
-	if tokenErr != nil && ca == nil {
+	if tokenErr != nil && cas == nil {
 		return join.Welcome{}, tokenErr // once it has joined, what has become of its token does not matter
 	}
 	r := join.Request{
 		Role: token.Agent, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, CSRs: requests.CSRs, K1s: version.K1s, Kubernetes: version.Kubernetes,
+		Trusts: pki.Pins(cas),
 	}
 	var first error
 	for _, s := range servers {
-		w, err := join.Client{Server: s, CA: ca}.Ask(ctx, identity, r, t)
+		w, err := join.Client{Server: s, CAs: cas}.Ask(ctx, identity, r, t)
 		if err == nil {
 			return w, nil
 		}
@@ -248,37 +258,62 @@ func memberReport(in component.Input, issued []pki.Change) pki.Report {
 }
 
 // refreshMember asks a server what has changed, and renews certificates that are due, or all of them. The node's own way to
-// the servers leads to one that is well.
+// the servers leads to one that is well; where it does not, as when the cluster has replaced its CA while this node was
+// away, servers are asked directly.
 func (d *Daemon) refreshMember(ctx context.Context, in component.Input, all bool) (pki.Report, error) {
-	leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
-	issued := pki.DueOf(in.Paths, leaves, time.Now()).Changes
-	if all {
-		issued = nil
-		for _, l := range leaves {
-			issued = append(issued, pki.Change{Name: l.Name, Reason: "asked for"})
-		}
-	}
-	leaves = slices.DeleteFunc(leaves, func(l pki.Leaf) bool {
-		return !slices.ContainsFunc(issued, func(c pki.Change) bool { return c.Name == l.Name })
-	})
-	requests, err := pki.NewRequests(leaves)
-	if err != nil {
-		return pki.Report{}, err
-	}
 	own := net.JoinHostPort("127.0.0.1", strconv.Itoa(in.Config.Spec.API.Port))
-	w, err := ask(ctx, in, []string{own, in.Server}, requests)
-	if err != nil {
-		return pki.Report{}, fmt.Errorf("asking the cluster for certificates: %w", err)
-	}
-	if len(issued) > 0 {
-		if err := requests.Install(ctx, in.Paths, w.CA, w.Certificates); err != nil {
+	m := membership{kept: kept{Server: in.Server}}
+	servers := append([]string{own}, m.candidates(in.Paths)...)
+	var issued []pki.Change
+	// What the servers trust may have changed: then they are told that this node does too, and what it has may be due.
+	const rounds = 3
+	for range rounds {
+		leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
+		due := pki.DueOf(in.Paths, leaves, time.Now()).Changes
+		if all {
+			due = nil
+			for _, l := range leaves {
+				due = append(due, pki.Change{Name: l.Name, Reason: "asked for"})
+			}
+		}
+		leaves = slices.DeleteFunc(leaves, func(l pki.Leaf) bool {
+			return !slices.ContainsFunc(due, func(c pki.Change) bool { return c.Name == l.Name })
+		})
+		requests, err := pki.NewRequests(leaves)
+		if err != nil {
 			return pki.Report{}, err
 		}
+		w, err := ask(ctx, in, servers, requests)
+		if err != nil {
+			return pki.Report{}, fmt.Errorf("asking the cluster for certificates: %w", err)
+		}
+		before, err := os.ReadFile(pki.CertFile(in.Paths, pki.CA))
+		if err != nil {
+			return pki.Report{}, fmt.Errorf("reading the cluster's CA: %w", err)
+		}
+		if len(due) > 0 {
+			err = requests.Install(ctx, in.Paths, w.CA, w.Certificates)
+		} else {
+			err = pki.Trust(ctx, in.Paths, w.CA)
+		}
+		if err != nil {
+			return pki.Report{}, err
+		}
+		all, issued = false, append(issued, due...)
+		if err := d.noteSettings(in, w); err != nil {
+			return pki.Report{}, err
+		}
+		if bytes.Equal(before, w.CA) {
+			break
+		}
+		d.log.Info("the cluster trusts other CAs than before", "servers", servers)
+	}
+	if len(issued) > 0 {
 		if err := kubeconfigs(ctx, d.log, in); err != nil {
 			return pki.Report{}, err
 		}
 	}
-	return memberReport(in, issued), d.noteSettings(in, w)
+	return memberReport(in, issued), nil
 }
 
 // noteSettings keeps what the cluster says now for the next start, and tells when this one is another.

@@ -105,6 +105,11 @@ func asServer(in *component.Input) error {
 	if err != nil {
 		return err
 	}
+	r, err := readRotation(in.Paths)
+	if err != nil {
+		return err
+	}
+	in.Trust = r.Epoch()
 	return s.into(in)
 }
 
@@ -134,7 +139,7 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 		return nil, err
 	}
 	if ca != nil && s.Joined == nil && !s.Removed {
-		if t != nil && t.Pin != token.Pin(ca) {
+		if t != nil && !pinned(in.Paths, t.Pin) {
 			return nil, errs.Hint(errs.New(errs.Invalid, "this machine is a server of a cluster of its own (%s); it cannot join %s", in.Paths.Data, where.Server),
 				"leave out spec.join (--server), or give up what is on it: k1s reset")
 		}
@@ -170,6 +175,12 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 	}
 	a.peers = peers{Several: true, Joined: &joinedCluster{Pending: true, Servers: append([]string{addr}, a.welcome.Servers...), Settings: a.welcome.Settings}}
 	return a, a.peers.into(in)
+}
+
+// pinned tells that a token's pin is of the CA that is here, or of one before it.
+func pinned(p paths.Paths, pin string) bool {
+	b, err := pki.Published(p)
+	return err == nil && slices.Contains(pki.PinsOf(b), pin)
 }
 
 // askAgainAfter is how long to wait before servers are asked again that did not answer. A node adds to it by chance, so that
@@ -395,13 +406,13 @@ func (d *Daemon) askMember(ctx context.Context, in component.Input, s peers, pro
 	if err != nil {
 		return join.Membership{}, err
 	}
-	ca, err := pki.ReadCA(in.Paths)
+	cas, err := pki.ReadTrusted(in.Paths)
 	if err != nil {
 		return join.Membership{}, err
 	}
 	var first error
 	for _, server := range s.Joined.Servers {
-		m, err := join.Client{Server: server, CA: ca}.Member(ctx, identity, join.MemberRequest{Node: in.Facts.NodeName, Member: s.Etcd.Member, Promote: promote})
+		m, err := join.Client{Server: server, CAs: cas}.Member(ctx, identity, join.MemberRequest{Node: in.Facts.NodeName, Member: s.Etcd.Member, Promote: promote})
 		if err == nil {
 			return m, nil
 		}
@@ -577,8 +588,11 @@ func archive(dir string, now time.Time) error {
 // bootstrap is what another server needs to be one.
 func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	d.mu.Lock()
-	in := d.in
+	in, replacing := d.in, d.rotating.state
 	d.mu.Unlock()
+	if replacing.Active() {
+		return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", replacing.Stage), "to stop trusting the old one now, on that server: k1s certs rotate-ca --finish")
+	}
 	var b join.Bootstrap
 	c := in.Config.Spec.Datastore
 	switch e := components.Engine(in); {

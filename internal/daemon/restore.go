@@ -388,6 +388,9 @@ func planRestore(ctx context.Context, in component.Input, api *kubeapi.Client, r
 		return control.RestorePlan{}, far, errs.Hint(errs.New(errs.Invalid, "the snapshot %s is %s: %s", e.Where, e.State, e.Problem), "take another one; see: k1s etcd snapshot ls")
 	}
 	here := identity(in, secretKeys(in.Paths))
+	if pinned(in.Paths, e.CA) {
+		here.CA = e.CA // this cluster had it before
+	}
 	plan := control.RestorePlan{Snapshot: e, Unfit: e.Unfit(etcdcare.Here{CA: here.CA, Kubernetes: here.Kubernetes, SecretKeys: here.SecretKeys})}
 	if !isEmpty(in.Paths.Etcd()) {
 		plan.Archive = in.Paths.EtcdArchive(time.Now().UTC().Format("20060102T150405Z"))

@@ -59,6 +59,7 @@ const (
 	ComponentDegraded  Code = "component-degraded"
 	CertExpiring       Code = "cert-expiring"
 	CAUnusable         Code = "ca-unusable"
+	CARotation         Code = "ca-rotation"
 	DatabaseCorrupt    Code = "database-corrupt"
 	EncryptionKeys     Code = "encryption-keys"
 	EncryptionStuck    Code = "encryption-stuck"
@@ -152,8 +153,9 @@ func registry() []section {
 			{PayloadRepaired, Info, "A file of the unpacked programs was missing or changed and has been unpacked again.", "check the disk when it happens more than once"},
 			{ComponentCrashloop, Error, "A component ends again and again; it is restarted with growing pauses.", "read its log: k1s logs COMPONENT"},
 			{ComponentDegraded, Warning, "A component runs but its readiness check fails.", "read its log: k1s logs COMPONENT"},
-			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not.", "see: k1s certs; renew with: k1s certs renew"},
+			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not.", "see: k1s certs; renew with: k1s certs renew, and a certificate authority with: k1s certs rotate-ca"},
 			{CAUnusable, Error, "A certificate authority or the service account key is there but cannot be used. k1s never replaces one: all nodes and tokens depend on it.", "restore the pki directory from a backup"},
+			{CARotation, Warning, "Replacing the cluster's CA does not go on, or nodes that are there have no certificates of the new one. The old one is trusted meanwhile.", "see for whom it waits: k1s certs rotate-ca --status; a node that is gone for good: k1s node remove NAME"},
 			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},
 			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
 			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},

@@ -15,9 +15,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -25,8 +27,9 @@ import (
 type Client struct {
 	// Server is host:port.
 	Server string
-	// CA is the cluster's; nil before the first time, then the token tells which is right.
-	CA *x509.Certificate
+	// CAs are what this machine trusts as the cluster's CA; none before the first time, then the token tells which is right.
+	// If the cluster has another one by now, it is trusted when one of these has vouched for it.
+	CAs []*x509.Certificate
 }
 
 // askLimit bounds one question. A server that is just starting refuses, it does not keep us waiting.
@@ -107,18 +110,16 @@ func (c Client) Keys(ctx context.Context, identity crypto.Signer, node string) (
 
 // post sends what is to be signed and reads the answer.
 func (c Client) post(ctx context.Context, path string, identity crypto.Signer, what any, t *token.Token, into any) error {
-	ca := c.CA
-	if ca == nil {
+	roots := c.CAs
+	if len(roots) == 0 {
 		if t == nil {
 			return errs.Hint(errs.New(errs.Invalid, "cannot join: there is neither a token nor the CA of the cluster"), "give a token: --token-file FILE")
 		}
 		var err error
-		if ca, err = c.pinned(ctx, t.Pin); err != nil {
+		if roots, err = c.pinned(ctx, t.Pin); err != nil {
 			return err
 		}
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca)
 	body, err := json.Marshal(what)
 	if err != nil {
 		return fmt.Errorf("joining: %w", err)
@@ -132,7 +133,18 @@ func (c Client) post(ctx context.Context, path string, identity crypto.Signer, w
 	if t != nil {
 		header.Set("Authorization", "Bearer "+t.Text())
 	}
-	answer, err := c.do(ctx, &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodPost, path, header, body)
+	answer, err := c.do(ctx, conf(roots), http.MethodPost, path, header, body)
+	var stranger *strangerError
+	if errors.As(err, &stranger) && len(c.CAs) > 0 {
+		// The cluster may have replaced its CA while this machine was away.
+		vouched, verr := c.successors(ctx, c.CAs, func(cert *x509.Certificate) bool { return slices.ContainsFunc(c.CAs, cert.Equal) })
+		if verr != nil {
+			return verr
+		}
+		if len(vouched) > len(c.CAs) {
+			answer, err = c.do(ctx, conf(vouched), http.MethodPost, path, header, body)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -142,24 +154,58 @@ func (c Client) post(ctx context.Context, path string, identity crypto.Signer, w
 	return nil
 }
 
-// pinned gets the CA whose key the token names. The connection is not trusted, and nothing is told on it.
-func (c Client) pinned(ctx context.Context, pin string) (*x509.Certificate, error) {
-	// #nosec G402: what is fetched is public, and checked against the pin.
+func conf(roots []*x509.Certificate) *tls.Config {
+	pool := x509.NewCertPool()
+	for _, r := range roots {
+		pool.AddCert(r)
+	}
+	return &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS13}
+}
+
+// pinned gets the CA whose key the token names, and those it has vouched for.
+func (c Client) pinned(ctx context.Context, pin string) ([]*x509.Certificate, error) {
+	found, err := c.successors(ctx, nil, func(cert *x509.Certificate) bool { return token.Pin(cert) == pin })
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, errs.Hint(errs.New(errs.Denied, "%s is not a server of the cluster that the token is for: its CA is another one", c.Server),
+			"check the address and the token; if they are right, somebody else answers in the server's place")
+	}
+	return found, nil
+}
+
+// successors asks for the cluster's CAs and takes those that known says yes to, and those that follow from them. The
+// connection is not trusted, and nothing is told on it.
+func (c Client) successors(ctx context.Context, more []*x509.Certificate, known func(*x509.Certificate) bool) ([]*x509.Certificate, error) {
+	// #nosec G402: what is fetched is public, and checked by what is known.
 	answer, err := c.do(ctx, &tls.Config{InsecureSkipVerify: true, ServerName: ServerName, MinVersion: tls.VersionTLS13}, http.MethodGet, pathCA, nil, nil)
 	if err != nil {
 		return nil, err
 	}
+	all := slices.Clone(more)
 	for rest := answer; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && token.Pin(cert) == pin {
-			return cert, nil
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err == nil && !slices.ContainsFunc(all, cert.Equal) {
+			all = append(all, cert)
 		}
 	}
-	return nil, errs.Hint(errs.New(errs.Denied, "%s is not a server of the cluster that the token is for: its CA is another one", c.Server),
-		"check the address and the token; if they are right, somebody else answers in the server's place")
+	return pki.Successors(all, known), nil
+}
+
+// strangerError says that a server's certificate is of none of the CAs that are trusted.
+type strangerError struct{ err error }
+
+func (e *strangerError) Error() string { return e.err.Error() }
+func (e *strangerError) Unwrap() error { return e.err }
+
+// Published is what the server tells anybody about the cluster's CAs, read over a connection that is trusted.
+func (c Client) Published(ctx context.Context) ([]byte, error) {
+	return c.do(ctx, conf(c.CAs), http.MethodGet, pathCA, nil, nil)
 }
 
 func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, header http.Header, body []byte) ([]byte, error) {
@@ -177,8 +223,8 @@ func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, h
 	if err != nil {
 		var unknown x509.UnknownAuthorityError
 		if errors.As(err, &unknown) {
-			return nil, errs.Hint(errs.New(errs.Denied, "%s is not a server of this cluster: its certificate is signed by another CA", c.Server),
-				"check the address; a machine that is to join another cluster is reset first: k1s reset")
+			return nil, &strangerError{errs.Hint(errs.New(errs.Denied, "%s is not a server of this cluster: its certificate is signed by another CA", c.Server),
+				"check the address; a machine that is to join another cluster is reset first: k1s reset")}
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

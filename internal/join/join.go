@@ -31,7 +31,7 @@ const Prefix = "/k1s/v1/"
 
 // The paths below it.
 const (
-	pathCA   = Prefix + "ca"   // GET: the cluster's CA, PEM, for anybody: it is public, and the token tells which is right
+	pathCA   = Prefix + "ca"   // GET: the cluster's CA and those before it, PEM, for anybody: they are public, and the token tells which is right
 	pathNode = Prefix + "node" // POST: Request in, Welcome out; certificates for a node, or the cluster's keys for a server
 	// POST: MemberRequest in, Membership out; a server's part in the cluster's datastore
 	pathMember = Prefix + "member"
@@ -60,6 +60,8 @@ type Request struct {
 	Identity []byte `json:"identity"`
 	// CSRs by name of the certificate, see pki.JoinedLeaves; DER, PKCS #10.
 	CSRs map[string][]byte `json:"csrs"`
+	// Trusts are the pins (see package token) of the CAs the machine trusts; none before the first time.
+	Trusts []string `json:"trusts,omitempty"`
 	// Seal is the X25519 key, made for this request, that the cluster's keys are to be sealed for; servers only.
 	Seal []byte `json:"seal,omitempty"`
 	// K1s and Kubernetes are the versions of the node's programs.
@@ -69,7 +71,7 @@ type Request struct {
 
 // Welcome is what a node needs to be one.
 type Welcome struct {
-	// CA is PEM, and so are Certificates, by name.
+	// CA is what to trust as the cluster's CA, the one that signs first. It is PEM, and so are Certificates, by name.
 	CA           []byte            `json:"ca"`
 	Certificates map[string][]byte `json:"certificates"`
 	// Settings are those all nodes have to agree about, see config.Shared.
@@ -205,6 +207,10 @@ type Binding struct {
 	Until time.Time
 	// Token is the ID of the token it came with.
 	Token string
+	// Trusts are the pins of the CAs it has said it trusts, separated by spaces, Issuer that of the CA of its certificates.
+	// Both are empty where that is not known.
+	Trusts string
+	Issuer string
 	// Version is the store's, of what was read.
 	Version string
 }

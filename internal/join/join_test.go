@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -105,16 +104,15 @@ func newCluster(t *testing.T) *cluster {
 			names, err := pki.Names(c.paths, pki.APIServer)
 			return append(names, "*.example.com", "fd00::1"), err
 		},
-		CA: func() ([]byte, error) { return os.ReadFile(pki.CertFile(c.paths, pki.CA)) }, Domain: "cluster.local",
+		CA: func() ([]byte, error) { return pki.Published(c.paths) }, Domain: "cluster.local",
 		Private: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}, Kubernetes: "v1.36.3",
 		Now: func() time.Time { return c.now }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	srv := httptest.NewUnstartedServer(c.server.Handler())
-	cert, err := tls.LoadX509KeyPair(pki.CertFile(c.paths, pki.APIServer), pki.KeyFile(c.paths, pki.APIServer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	srv.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		now, err := tls.LoadX509KeyPair(pki.CertFile(c.paths, pki.APIServer), pki.KeyFile(c.paths, pki.APIServer))
+		return &now, err
+	}}
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError) // handshakes are refused on purpose
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
@@ -169,7 +167,11 @@ func (m *machine) join(t *testing.T, c *cluster, tok *token.Token) (Welcome, err
 			t.Fatal(err)
 		}
 	}
-	w, err := Client{Server: c.addr, CA: ca}.Ask(t.Context(), m.identity, m.req, tok)
+	client := Client{Server: c.addr}
+	if ca != nil {
+		client.CAs = []*x509.Certificate{ca}
+	}
+	w, err := client.Ask(t.Context(), m.identity, m.req, tok)
 	m.joined = m.joined || err == nil
 	return w, err
 }
@@ -239,7 +241,7 @@ func TestCertificatesOfANodeServeForNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Client{Server: strings.TrimPrefix(fake.URL, "https://"), CA: ca}.Ask(t.Context(), m.identity, m.req, nil)
+	_, err = Client{Server: strings.TrimPrefix(fake.URL, "https://"), CAs: []*x509.Certificate{ca}}.Ask(t.Context(), m.identity, m.req, nil)
 	var names x509.HostnameError
 	if !errors.As(err, &names) {
 		t.Errorf("asked in a server's place: %v", err)
@@ -542,4 +544,118 @@ func TestAddressesOfServers(t *testing.T) {
 			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
 		}
 	}
+}
+
+// replaced brings the cluster's CA into a phase of a replacement.
+func (c *cluster) replaced(t *testing.T, all []pki.Replacement, phase pki.Phase) {
+	t.Helper()
+	if err := pki.InstallReplacement(t.Context(), c.paths, all, phase); err != nil {
+		t.Fatal(err)
+	}
+	_, err := pki.Ensure(t.Context(), pki.Request{
+		Paths: c.paths, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), All: phase == pki.TrustNew,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMachinesFindTheWayToAClusterThatHasReplacedItsCA(t *testing.T) {
+	c := newCluster(t)
+	old := c.token(t, token.Agent, time.Hour)
+	there, away := newMachine(t, "agent-0"), newMachine(t, "agent-1")
+	away.req.IP = netip.MustParseAddr("10.0.0.31")
+	for _, m := range []*machine{there, away} {
+		w, err := m.join(t, c, old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.requests.Install(t.Context(), m.paths, w.CA, w.Certificates); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// asks is what a daemon does: it trusts what it is told, and tells that it does.
+	asks := func(m *machine) (Welcome, error) {
+		cas, err := pki.ReadTrusted(m.paths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := m.req
+		r.CSRs, r.Trusts = nil, pki.Pins(cas)
+		w, err := Client{Server: c.addr, CAs: cas}.Ask(t.Context(), m.identity, r, nil)
+		if err == nil {
+			err = pki.Trust(t.Context(), m.paths, w.CA)
+		}
+		return w, err
+	}
+	all, err := pki.PrepareReplacement(t.Context(), c.paths, "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := all[0].Old, all[0].New
+
+	c.replaced(t, all, pki.TrustBoth)
+	for range 2 {
+		if _, err := asks(there); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b := c.bindings["agent-0"]; b.Trusts != first+" "+second || b.Issuer != first {
+		t.Errorf("of a node that has learned of the new CA is kept that it trusts %s, and has certificates of %s", b.Trusts, b.Issuer)
+	}
+	version := c.bindings["agent-0"].Version
+	if _, err := asks(there); err != nil || c.bindings["agent-0"].Version != version {
+		t.Errorf("a node that has no news is kept again: %v", err)
+	}
+
+	c.replaced(t, all, pki.SignNew)
+	c.replaced(t, all, pki.TrustNew)
+	again, err := pki.PrepareReplacement(t.Context(), c.paths, "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, phase := range []pki.Phase{pki.TrustBoth, pki.SignNew, pki.TrustNew} {
+		c.replaced(t, again, phase)
+	}
+	third := again[0].New
+	for name, m := range map[string]*machine{"one that knows one CA of two": there, "one that was away during both replacements": away} {
+		if _, err := asks(m); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if cas, err := pki.ReadTrusted(m.paths); err != nil || !slices.Equal(pki.Pins(cas), []string{third}) {
+			t.Errorf("%s trusts %d, %v", name, len(cas), err)
+		}
+		due := pki.DueOf(m.paths, pki.JoinedLeaves(m.req.Node, m.req.IP), time.Now())
+		if len(due.Changes) != 4 || due.Changes[0].Reason != "signed by another authority" {
+			t.Errorf("%s: due are %v", name, due.Changes)
+		}
+	}
+	late := newMachine(t, "agent-2")
+	late.req.IP = netip.MustParseAddr("10.0.0.32")
+	if _, err := late.join(t, c, old); err != nil {
+		t.Errorf("a machine with a token from before both: %v", err)
+	}
+	if c.bindings["agent-2"].Issuer != third {
+		t.Errorf("it has certificates of %s", c.bindings["agent-2"].Issuer)
+	}
+
+	// A cluster that has nothing to do with it is not believed.
+	stranger := newCluster(t)
+	if _, err := (Client{Server: stranger.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), there.identity, there.req, nil); !errs.Is(err, errs.Denied) {
+		t.Errorf("another cluster: %v", err)
+	}
+	r := there.req
+	r.Trusts = []string{"everybody"}
+	if _, err := (Client{Server: c.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), there.identity, r, nil); !errs.Is(err, errs.Invalid) {
+		t.Errorf("a pin that is none: %v", err)
+	}
+}
+
+func mustTrusted(t *testing.T, m *machine) []*x509.Certificate {
+	t.Helper()
+	cas, err := pki.ReadTrusted(m.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cas
 }

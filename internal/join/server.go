@@ -2,6 +2,8 @@ package join
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -36,6 +38,7 @@ type Store interface {
 // Authority signs; it is a pki.Authority.
 type Authority interface {
 	PEM() []byte
+	Pin() string
 	Sign(l pki.Leaf, csr []byte, now time.Time) ([]byte, error)
 }
 
@@ -56,7 +59,7 @@ type Server struct {
 	Bootstrap func(context.Context) (Bootstrap, error)
 	// Secrets are the keys of Secrets, as they are kept.
 	Secrets func() ([]byte, error)
-	// Authority signs, with the CA's key; CA is its certificate, which anybody may see.
+	// Authority signs, with the CA's key; CA is what anybody may see, see pki.Published.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
 	// Settings are those all nodes have to agree about.
@@ -230,7 +233,18 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if w.Servers, err = s.Store.Servers(ctx); err != nil {
 		return Welcome{}, fmt.Errorf("finding the cluster's servers: %w", err)
 	}
-	if len(r.CSRs) == 0 && r.Seal == nil && bind.Version != "" {
+	if len(r.CSRs) > 0 {
+		bind.Issuer = a.Pin()
+	}
+	trusts := strings.Join(r.Trusts, " ")
+	news := trusts != "" && trusts != bind.Trusts
+	if news {
+		if err := checkPins(r.Trusts); err != nil {
+			return Welcome{}, err
+		}
+		bind.Trusts = trusts
+	}
+	if len(r.CSRs) == 0 && r.Seal == nil && bind.Version != "" && !news {
 		return w, nil // it only asks what has changed
 	}
 	// Kept before anything is handed out.
@@ -247,9 +261,22 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 		what = "the cluster's keys given to a server"
 	case bind.Version == "":
 		what = "a node joined"
+	case len(r.CSRs) == 0:
+		what = "a node trusts other CAs"
 	}
 	s.Log.Info(what, "node", r.Node, "role", r.Role, "ip", r.IP, "k1s", shorten(r.K1s), "token", bind.Token, "identity", bind.Identity, "certificates", slices.Sorted(maps.Keys(r.CSRs)), "until", bind.Until)
 	return w, nil
+}
+
+// checkPins keeps what is kept of a node small, and what it is.
+func checkPins(pins []string) error {
+	const most = 8
+	for _, p := range pins {
+		if raw, err := base64.RawURLEncoding.DecodeString(p); err != nil || len(raw) != sha256.Size || len(pins) > most {
+			return errs.New(errs.Invalid, "the request says in a way that cannot be read which CAs the machine trusts")
+		}
+	}
+	return nil
 }
 
 // endless is the end of what a server can do in the name of nodes: it does not come by itself.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -115,7 +116,7 @@ func TestAServerGetsTheKeysOfItsClusterAndAPlaceInItsDatastore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := Client{Server: c.addr, CA: ca}
+	client := Client{Server: c.addr, CAs: []*x509.Certificate{ca}}
 	member := MemberRequest{Node: "server-1", Member: Member{Name: "server-1-0a1b2c3d", PeerURL: "https://10.0.0.2:2380"}}
 	got, err := client.Member(t.Context(), m.identity, member)
 	if err != nil || got.InitialCluster != "server-0=https://10.0.0.1:2380,server-1-0a1b2c3d=https://10.0.0.2:2380" {
@@ -177,7 +178,7 @@ func TestWhoMayNotBeAServerIsToldWhyAndGetsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca, _ := pki.ReadCA(c.paths)
-	client := Client{Server: c.addr, CA: ca}
+	client := Client{Server: c.addr, CAs: []*x509.Certificate{ca}}
 	for name, tc := range map[string]struct {
 		who     *machine
 		request MemberRequest
@@ -295,11 +296,7 @@ func TestAServerGetsTheKeysOfSecretsAndNobodyElse(t *testing.T) {
 	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	ca, err := pki.ReadCA(c.paths)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := Client{Server: c.addr, CA: ca}
+	client := Client{Server: c.addr, CAs: mustTrusted(t, m)}
 	if got, err := client.Keys(t.Context(), m.identity, "server-1"); err != nil || string(got) != "the newest keys of secrets" {
 		t.Errorf("got %q, %v", got, err)
 	}

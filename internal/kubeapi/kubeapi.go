@@ -7,50 +7,54 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"time"
+
+	"k1s.io/k1s/internal/pki"
 )
 
-// Client asks one API server with one client certificate. The certificate is read for each new
-// connection, so a renewed one is used without a restart.
+// Client asks one API server with one client certificate. The certificate and the CA are read for each new
+// connection, so that renewed ones are used without a restart.
 type Client struct {
 	base string
 	http *http.Client
 }
 
-// New reads the CA; certificate and key are read when needed.
+// New looks whether there is a CA; it, certificate and key are read when needed.
 func New(server, caFile, certFile, keyFile string) (*Client, error) {
 	return NewNamed(server, "", caFile, certFile, keyFile)
 }
 
 // NewNamed is New for a server whose certificate is for another name than its address; "" is the address.
 func NewNamed(server, name, caFile, certFile, keyFile string) (*Client, error) {
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
+	if _, err := pki.Pool(caFile); err != nil {
+		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading the cluster's CA %s: no certificate in it", caFile)
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		pool, err := pki.Pool(caFile)
+		if err != nil {
+			return nil, err
+		}
+		d := tls.Dialer{Config: &tls.Config{
+			RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				c, err := tls.LoadX509KeyPair(certFile, keyFile)
+				return &c, err
+			},
+		}}
+		return d.DialContext(ctx, network, addr)
 	}
 	return &Client{base: server, http: &http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{
 			Proxy:           nil,
 			IdleConnTimeout: 5 * time.Second,
-			TLSClientConfig: &tls.Config{
-				RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12,
-				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-					c, err := tls.LoadX509KeyPair(certFile, keyFile)
-					return &c, err
-				},
-			},
+			DialTLSContext:  dial,
 		},
 	}}, nil
 }

@@ -45,6 +45,9 @@ func (p Paths) PKI(elem ...string) string {
 	return path.Join(append([]string{p.Data, "pki"}, elem...)...)
 }
 
+// Rotation keeps how far the replacement of the cluster's authorities is.
+func (p Paths) Rotation() string { return p.PKI("rotation.json") }
+
 // Kubeconfig is the client configuration of one component, e.g. "kubelet".
 func (p Paths) Kubeconfig(component string) string {
 	return path.Join(p.Data, "kubeconfig", component+".kubeconfig")

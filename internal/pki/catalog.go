@@ -54,6 +54,10 @@ func CertFile(p paths.Paths, name string) string {
 	return p.PKI(name + ".crt")
 }
 
+// SigningFile names the file with the certificate of the CA that signs now, and nothing else. CertFile of CA may hold more:
+// the one that signs comes first, the others are trusted too.
+func SigningFile(p paths.Paths) string { return p.PKI("ca-signing.pem") }
+
 // KeyFile names the private key file of name.
 func KeyFile(p paths.Paths, name string) string { return p.PKI(name + ".key") }
 

@@ -33,7 +33,7 @@ func newCA(name string, key crypto.Signer, now time.Time) (*x509.Certificate, er
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true,
+		// No limit to the path: the authority that takes its place is cross-signed by this one.
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
 	if err != nil {
@@ -78,6 +78,30 @@ func sign(l Leaf, key crypto.PublicKey, by issuer, now time.Time) (*x509.Certifi
 	return x509.ParseCertificate(der)
 }
 
+// crossSign certifies the key of another authority: who trusts by takes what subject has signed. It is valid as long as both.
+func crossSign(subject *x509.Certificate, by issuer) (*x509.Certificate, error) {
+	t := &x509.Certificate{
+		RawSubject:            subject.RawSubject,
+		SubjectKeyId:          subject.SubjectKeyId, // what it signs names it
+		NotBefore:             subject.NotBefore,
+		NotAfter:              subject.NotAfter,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	if t.NotBefore.Before(by.cert.NotBefore) {
+		t.NotBefore = by.cert.NotBefore
+	}
+	if t.NotAfter.After(by.cert.NotAfter) {
+		t.NotAfter = by.cert.NotAfter
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, subject.PublicKey, by.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
 func encodeCert(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
@@ -109,6 +133,29 @@ func parseCert(b []byte) (*x509.Certificate, error) {
 			return x509.ParseCertificate(block.Bytes)
 		}
 	}
+}
+
+// parseCerts reads all certificates of a file.
+func parseCerts(b []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("there is no PEM block of type CERTIFICATE in it")
+	}
+	return all, nil
 }
 
 // parseKey reads a private key in any of the usual forms: authorities may have been made elsewhere.

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -70,6 +71,9 @@ func Ensure(ctx context.Context, r Request) (Report, error) {
 		return Report{}, explain(r, fmt.Errorf("checking certificates: %w", err))
 	}
 	if err := p.makeAuthorities(r, t); err != nil {
+		return Report{}, fmt.Errorf("making certificate authorities: %w", err)
+	}
+	if err := p.writeSigning(r.Paths); err != nil {
 		return Report{}, fmt.Errorf("making certificate authorities: %w", err)
 	}
 	issued, err := p.issueLeaves(ctx, r, t)
@@ -164,6 +168,15 @@ func (p *plan) makeAuthorities(r Request, now time.Time) error {
 	return nil
 }
 
+// writeSigning keeps the certificate of the authority that signs in a file of its own: upstream's signer takes no bundle.
+func (p *plan) writeSigning(at paths.Paths) error {
+	want := encodeCert(p.issuers[CA].cert)
+	if have := readFile(SigningFile(at)); have.err == nil && bytes.Equal(have.data, want) {
+		return nil
+	}
+	return durable.WriteFile(SigningFile(at), want, 0o644)
+}
+
 func writeKey(r Request, name string, key crypto.Signer) error {
 	b, err := encodeKey(key)
 	if err != nil {
@@ -219,11 +232,11 @@ func issue(r Request, l Leaf, by issuer, now time.Time) (*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	return cert, writePair(r.Paths, l.Name, key, cert)
+	return cert, writePair(r.Paths, l.Name, key, cert, chain(r.Paths, l.CA, by.cert))
 }
 
-// writePair puts a key and its certificate in the place of what is there.
-func writePair(p paths.Paths, name string, key crypto.Signer, cert *x509.Certificate) error {
+// writePair puts a key and its certificate, with what others may need to verify it, in the place of what is there.
+func writePair(p paths.Paths, name string, key crypto.Signer, cert *x509.Certificate, chain []byte) error {
 	keyPEM, err := encodeKey(key)
 	if err != nil {
 		return err
@@ -234,7 +247,7 @@ func writePair(p paths.Paths, name string, key crypto.Signer, cert *x509.Certifi
 	if err != nil {
 		return err
 	}
-	c, err := durable.Stage(CertFile(p, name), encodeCert(cert), 0o644)
+	c, err := durable.Stage(CertFile(p, name), append(encodeCert(cert), chain...), 0o644)
 	if err != nil {
 		return errors.Join(err, k.Discard())
 	}

@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/token"
 )
 
 // NodeIdentity is the key by which the servers know a node that joined. It has no certificate, is never renewed and
@@ -53,14 +55,21 @@ func Identity(p paths.Paths) (crypto.Signer, error) {
 }
 
 // Authority signs certificates of nodes that join.
-type Authority struct{ by issuer }
+type Authority struct {
+	by     issuer
+	bundle []byte
+}
 
 // OpenAuthority reads the cluster's CA with its key. An error of kind errs.Unsupported says that the key is kept
 // elsewhere.
 func OpenAuthority(p paths.Paths) (*Authority, error) {
-	cert, err := readCert(CertFile(p, CA))
+	bundle, err := os.ReadFile(CertFile(p, CA))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	cert, err := parseCert(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate %s: %w", CertFile(p, CA), err)
 	}
 	b, err := os.ReadFile(KeyFile(p, CA))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,14 +85,17 @@ func OpenAuthority(p paths.Paths) (*Authority, error) {
 	if !samePublic(cert.PublicKey, key.Public()) {
 		return nil, fmt.Errorf("the CA's key %s does not belong to %s", KeyFile(p, CA), CertFile(p, CA))
 	}
-	return &Authority{issuer{cert, key}}, nil
+	return &Authority{issuer{cert, key}, bundle}, nil
 }
 
 // Certificate is the authority's own.
 func (a *Authority) Certificate() *x509.Certificate { return a.by.cert }
 
-// PEM is the authority's own certificate.
-func (a *Authority) PEM() []byte { return encodeCert(a.by.cert) }
+// PEM is what nodes have to trust: the authority's own certificate, and while it is being replaced the other one's too.
+func (a *Authority) PEM() []byte { return a.bundle }
+
+// Pin identifies the authority by its key.
+func (a *Authority) Pin() string { return token.Pin(a.by.cert) }
 
 // Sign issues l for the key of a request (DER, PKCS #10). Whatever else the request asks for is not looked at: who it
 // is for has been found out in another way. The certificate is PEM.
@@ -123,8 +135,42 @@ func readCert(file string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// ReadCA is the cluster's CA as it is on this machine; fs.ErrNotExist where there is none.
+// ReadCA is the cluster's CA as it is on this machine, the one that signs; fs.ErrNotExist where there is none.
 func ReadCA(p paths.Paths) (*x509.Certificate, error) { return readCert(CertFile(p, CA)) }
+
+// ReadTrusted are all that this machine trusts as the cluster's CA, the one that signs first; fs.ErrNotExist where there is
+// none.
+func ReadTrusted(p paths.Paths) ([]*x509.Certificate, error) {
+	b, err := os.ReadFile(CertFile(p, CA))
+	if err != nil {
+		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	all, err := parseCerts(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate %s: %w", CertFile(p, CA), err)
+	}
+	return all, nil
+}
+
+// Pins identify certificates by their keys.
+func Pins(all []*x509.Certificate) []string {
+	out := make([]string, 0, len(all))
+	for _, c := range all {
+		if pin := token.Pin(c); !slices.Contains(out, pin) {
+			out = append(out, pin)
+		}
+	}
+	return out
+}
+
+// PinsOf are the Pins of a file of certificates; of what cannot be read there are none.
+func PinsOf(file []byte) []string {
+	all, err := parseCerts(file)
+	if err != nil {
+		return nil
+	}
+	return Pins(all)
+}
 
 // Due is what a node that joined has to ask for.
 type Due struct {
@@ -185,12 +231,14 @@ func NewRequests(leaves []Leaf) (Requests, error) {
 // Install writes what a server has signed (PEM, by name), and the CA. Nothing is written unless all of it is there, was
 // signed by that CA and belongs to the keys.
 func (r Requests) Install(ctx context.Context, p paths.Paths, ca []byte, signed map[string][]byte) error {
-	root, err := parseCert(ca)
+	roots, err := parseCerts(ca)
 	if err != nil {
 		return fmt.Errorf("the server's answer has no CA in it: %w", err)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(root)
+	for _, root := range roots {
+		pool.AddCert(root)
+	}
 	certs := map[string]*x509.Certificate{}
 	for _, name := range sorted(r.keys) {
 		cert, err := parseCert(signed[name])
@@ -225,7 +273,7 @@ func (r Requests) Install(ctx context.Context, p paths.Paths, ca []byte, signed 
 		}
 	}
 	for _, name := range sorted(certs) {
-		if err := writePair(p, name, r.keys[name], certs[name]); err != nil {
+		if err := writePair(p, name, r.keys[name], certs[name], nil); err != nil {
 			return err
 		}
 	}

@@ -14,8 +14,13 @@ import (
 
 // Info is what a certificate file says about its certificate.
 type Info struct {
-	Name      string    `json:"name"`
-	Subject   string    `json:"subject"`
+	Name    string `json:"name"`
+	Subject string `json:"subject"`
+	// Issuer is the authority that has signed it.
+	Issuer string `json:"issuer,omitempty"`
+	// Also counts the further certificates in the file of an authority, which sign nothing and are trusted too: while an
+	// authority is replaced there is one.
+	Also      int       `json:"also,omitempty"`
 	Authority bool      `json:"authority,omitempty"`
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
@@ -32,6 +37,8 @@ func List(p paths.Paths) ([]Info, error) {
 			return nil
 		case err != nil:
 			return err
+		case d.IsDir() && d.Name() == rotationDir:
+			return filepath.SkipDir // in use is what was made from them
 		case d.IsDir() || filepath.Ext(file) != ".crt":
 			return nil
 		}
@@ -42,10 +49,17 @@ func List(p paths.Paths) ([]Info, error) {
 		info := Info{Name: strings.TrimSuffix(filepath.ToSlash(rel), ".crt")}
 		raw, err := os.ReadFile(file)
 		if err == nil {
-			cert, perr := parseCert(raw)
+			certs, perr := parseCerts(raw)
 			if err = perr; err == nil {
-				info.Subject, info.Authority = cert.Subject.String(), cert.IsCA
-				info.NotBefore, info.NotAfter = cert.NotBefore, cert.NotAfter
+				if !certs[0].IsCA {
+					certs = certs[:1] // what follows is for who has to verify it
+				}
+				for i, cert := range certs {
+					info.Subject, info.Issuer, info.Authority, info.Also = cert.Subject.String(), cert.Issuer.String(), cert.IsCA, i
+					info.NotBefore, info.NotAfter = cert.NotBefore, cert.NotAfter
+					all = append(all, info)
+				}
+				return nil
 			}
 		}
 		if err != nil {

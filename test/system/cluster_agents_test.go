@@ -215,6 +215,11 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("the cluster knows agent-9:\n%s", out)
 		}
 	})
+	t.Run("files are closed as the CIS benchmark has it", func(t *testing.T) {
+		filesAreClosed(t, member{c, "server-0"}, true)
+		filesAreClosed(t, agents[0], false)
+	})
+	t.Run("the cluster's CA is replaced", func(t *testing.T) { theCAIsReplaced(t, c, app, agents[0], agents[1]) })
 	t.Run("a name belongs to one machine", func(t *testing.T) {
 		a := agents[1]
 		a.must(t, a.nodeCommand(t, "stop"))

@@ -6,7 +6,6 @@ package balancer
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -34,6 +33,7 @@ import (
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/pki"
 )
 
 type options struct {
@@ -48,13 +48,8 @@ func Run(ctx context.Context, args []string) error {
 		return err
 	}
 	log := slog.With("component", "balancer")
-	pem, err := os.ReadFile(o.caFile)
-	if err != nil {
-		return fmt.Errorf("reading the cluster's CA: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("reading the cluster's CA %s: no certificate in it", o.caFile)
+	if _, err := pki.Pool(o.caFile); err != nil {
+		return err
 	}
 	known, err := readServers(o.serversFile)
 	if err != nil {
@@ -68,7 +63,7 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	n, err := newNode(o.node, pool, slog.With("component", "tunnel"))
+	n, err := newNode(o.node, o.caFile, slog.With("component", "tunnel"))
 	if err != nil {
 		return err
 	}
@@ -77,7 +72,7 @@ func Run(ctx context.Context, args []string) error {
 		return fmt.Errorf("opening this node's way to the servers: %w", err)
 	}
 	checker := &checker{http: &http.Client{Transport: &http.Transport{
-		TLSClientConfig:     &tls.Config{RootCAs: pool, ServerName: join.ServerName, MinVersion: tls.VersionTLS12},
+		DialTLSContext:      o.dial,
 		MaxIdleConnsPerHost: 1,
 	}}}
 	defer checker.http.CloseIdleConnections()
@@ -145,6 +140,16 @@ func parse(args []string) (options, error) {
 		bad = append(bad, fmt.Errorf("--listen %q is no address on loopback", o.listen))
 	}
 	return o, errs.As(errs.Usage, errors.Join(bad...))
+}
+
+// dial connects to a server, and reads the CA for it: the cluster may replace it.
+func (o options) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	pool, err := pki.Pool(o.caFile)
+	if err != nil {
+		return nil, err
+	}
+	d := tls.Dialer{Config: &tls.Config{RootCAs: pool, ServerName: join.ServerName, MinVersion: tls.VersionTLS12}}
+	return d.DialContext(ctx, network, addr)
 }
 
 type checker struct{ http *http.Client }

@@ -3,7 +3,6 @@ package balancer
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/tunnel"
 )
 
@@ -226,7 +226,7 @@ func interfaces() ([]netip.Addr, error) {
 }
 
 // newNode makes the node's end of the tunnels.
-func newNode(o nodeOptions, ca *x509.CertPool, log *slog.Logger) (*tunnel.Node, error) {
+func newNode(o nodeOptions, caFile string, log *slog.Logger) (*tunnel.Node, error) {
 	scope, err := o.scope()
 	if err != nil {
 		return nil, err
@@ -236,13 +236,17 @@ func newNode(o nodeOptions, ca *x509.CertPool, log *slog.Logger) (*tunnel.Node, 
 	return tunnel.NewNode(tunnel.NodeOptions{
 		Log: log, Allow: g.allow,
 		Connect: func(ctx context.Context, server string) (tunnel.Connection, error) {
-			return connect(ctx, o, ca, server)
+			return connect(ctx, o, caFile, server)
 		},
 	}), nil
 }
 
-// connect opens a connection to a server as this node, with the certificate it has now.
-func connect(ctx context.Context, o nodeOptions, ca *x509.CertPool, server string) (tunnel.Connection, error) {
+// connect opens a connection to a server as this node, with the certificate and the CA it has now.
+func connect(ctx context.Context, o nodeOptions, caFile, server string) (tunnel.Connection, error) {
+	ca, err := pki.Pool(caFile)
+	if err != nil {
+		return tunnel.Connection{}, err
+	}
 	cert, err := tls.LoadX509KeyPair(o.cert, o.key)
 	if err != nil {
 		return tunnel.Connection{}, fmt.Errorf("reading this node's certificate: %w", err)

@@ -56,7 +56,7 @@ func conflist(podCIDR netip.Prefix, mtu int, stateDir, policySocket string) []by
 func writeConflist(dir string, content []byte) (changed bool, err error) {
 	name := filepath.Join(dir, conflistName)
 	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, content) {
-		return false, nil
+		return false, os.Chmod(name, 0o600) // an older k1s has let others read it
 	}
 	// The runtime reads files by their ending, so it does not see this one.
 	f, err := os.CreateTemp(dir, conflistName+".*.tmp")
@@ -64,7 +64,7 @@ func writeConflist(dir string, content []byte) (changed bool, err error) {
 		return false, err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), name)
 	}

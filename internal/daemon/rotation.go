@@ -1,0 +1,573 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/token"
+)
+
+const (
+	// lookAgainAfter is how often a stage that is to end is looked at, and lookLaterAfter one that lasts for days.
+	lookAgainAfter = time.Second
+	lookLaterAfter = 30 * time.Second
+	// slowStage is after how long a stage that is to end by itself is told of as a problem.
+	slowStage = 15 * time.Minute
+	// askTrustEvery is how often an agent asks whether the cluster trusts other CAs. It is a TLS handshake for each.
+	askTrustEvery = 10 * time.Second
+)
+
+// rotationState is what the daemon knows of the replacement of its authorities; Daemon.mu guards it.
+type rotationState struct {
+	state rotation.State
+	facts rotation.Facts // as they were seen last
+	waits []string
+	note  string // why nothing is known now
+	wake  chan struct{}
+}
+
+// readRotation reads the state; a missing file is the zero state.
+func readRotation(p paths.Paths) (rotation.State, error) {
+	b, err := os.ReadFile(p.Rotation())
+	if errors.Is(err, fs.ErrNotExist) {
+		return rotation.State{}, nil
+	}
+	var s rotation.State
+	if err == nil {
+		s, err = rotation.Unmarshal(b)
+	}
+	if err != nil {
+		return s, errs.Hint(fmt.Errorf("reading how far the replacement of the cluster's CA is: %w", err), "restore %s from a backup, with the directory it is in", p.Rotation())
+	}
+	return s, nil
+}
+
+func replacements(all []rotation.Authority) []pki.Replacement {
+	out := make([]pki.Replacement, 0, len(all))
+	for _, a := range all {
+		out = append(out, pki.Replacement(a))
+	}
+	return out
+}
+
+func authorities(all []pki.Replacement) []rotation.Authority {
+	out := make([]rotation.Authority, 0, len(all))
+	for _, r := range all {
+		out = append(out, rotation.Authority(r))
+	}
+	return out
+}
+
+// phaseOf is what the files of a stage are like.
+func phaseOf(s rotation.Stage) pki.Phase {
+	switch s {
+	case rotation.Trusting:
+		return pki.TrustBoth
+	case rotation.Overlapping:
+		return pki.SignNew
+	}
+	return pki.TrustNew
+}
+
+// prepareRotation lets a start find the authorities of the stage a replacement is in: an earlier daemon may have been killed
+// between any two files.
+func (d *Daemon) prepareRotation(ctx context.Context, in *component.Input) error {
+	s, err := readRotation(in.Paths)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.rotating = rotationState{state: s, wake: make(chan struct{}, 1)}
+	d.mu.Unlock()
+	in.Trust = s.Epoch()
+	if !s.Active() {
+		return nil
+	}
+	return pki.InstallReplacement(ctx, in.Paths, replacements(s.Authorities), phaseOf(s.Stage))
+}
+
+// watchRotation goes on with a replacement there is, and with those that are asked for.
+func (d *Daemon) watchRotation(ctx context.Context) {
+	d.mu.Lock()
+	wake, s := d.rotating.wake, d.rotating.state
+	d.mu.Unlock()
+	if s.Number == 0 {
+		select { // the first one
+		case <-ctx.Done():
+			return
+		case <-wake:
+		}
+	}
+	if d.sup.Wait(ctx, "kube-apiserver", component.Open) != nil {
+		return
+	}
+	for {
+		d.mu.Lock()
+		s := d.rotating.state
+		d.mu.Unlock()
+		err := rotation.Run(ctx, rotator{d}, s)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.log.Warn("replacing the cluster's CA does not go on", "err", err)
+			d.noteRotation(nil, err)
+		} else if s.Active() {
+			d.noteRotation(nil, nil)
+			d.log.Info("the cluster's CA is replaced", "number", s.Number)
+		}
+		var again <-chan time.Time
+		if err != nil {
+			again = time.After(goOnAfter)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		case <-again:
+		}
+	}
+}
+
+// noteRotation tells what is waited for.
+func (d *Daemon) noteRotation(waits []string, err error) {
+	note := ""
+	if err != nil {
+		note = err.Error()
+	}
+	d.mu.Lock()
+	d.rotating.waits, d.rotating.note = waits, note
+	s, f := d.rotating.state, d.rotating.facts
+	d.mu.Unlock()
+	var problems []health.Problem
+	slow := s.Active() && time.Since(s.Since) > slowStage && (s.Stage != rotation.Overlapping || s.Hurry || time.Since(s.Until) > slowStage)
+	present, away := rotation.Behind(s, f)
+	switch {
+	case err != nil && slow:
+		problems = []health.Problem{health.FromError(err, health.CARotation, "")}
+	case slow:
+		problems = []health.Problem{health.New(health.CARotation, "replacing the cluster's CA waits in the stage %q: %s", s.Stage, strings.Join(waits, "; "))}
+	case s.Stage == rotation.Overlapping && time.Since(s.Since) > slowStage && len(present) > 0:
+		problems = []health.Problem{health.New(health.CARotation, "the cluster's CA was replaced, and these nodes have no certificates of the new one yet: %s", strings.Join(append(present, away...), ", "))}
+	}
+	d.board.Report("rotation", problems)
+}
+
+// rotator is this server as the World of a replacement.
+type rotator struct{ d *Daemon }
+
+var _ rotation.World = rotator{}
+
+func (r rotator) Keep(s rotation.State) error {
+	if err := keepRotation(r.d.o.Paths, s); err != nil {
+		return err
+	}
+	r.d.mu.Lock()
+	r.d.rotating.state = s
+	r.d.mu.Unlock()
+	r.d.log.Info("replacing the cluster's CA", "state", s.String())
+	return nil
+}
+
+func keepRotation(p paths.Paths, s rotation.State) error {
+	if err := writeIfChanged(p.Rotation(), s.Marshal(), 0o600); err != nil {
+		return fmt.Errorf("keeping how far the replacement of the cluster's CA is: %w", err)
+	}
+	return nil
+}
+
+// Install brings the files first and then what runs to the stage: a restart that finds the files as they are to be is the
+// only one.
+func (r rotator) Install(ctx context.Context, s rotation.State) error {
+	d := r.d
+	// A control plane that is stopped for something else would be started, and in its old place.
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	if err := d.unmoved(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	if err := d.installRotation(ctx, in, s); err != nil {
+		return err
+	}
+	if in.Trust == s.Epoch() {
+		return nil
+	}
+	in.Trust = s.Epoch()
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	d.log.Info("the control plane restarts: it reads authorities only then", "stage", string(s.Stage))
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.in.Trust = in.Trust
+	d.mu.Unlock()
+	return nil
+}
+
+func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rotation.State) error {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	if err := pki.InstallReplacement(ctx, in.Paths, replacements(s.Authorities), phaseOf(s.Stage)); err != nil {
+		return err
+	}
+	// The chain to the old CA is in the certificates, and is to go with it.
+	report, err := certificates(ctx, d.log, in, s.Stage == rotation.Removing)
+	if err == nil {
+		d.reportCertificates(report)
+	}
+	return err
+}
+
+func (r rotator) Look(ctx context.Context, _ rotation.State) (rotation.Facts, error) {
+	f, err := lookAtTrust(ctx, r.d.client(), r.d.o.Paths, r.d.self())
+	if err == nil {
+		r.d.mu.Lock()
+		r.d.rotating.facts = f
+		r.d.mu.Unlock()
+	}
+	return f, err
+}
+
+// self is this node's name.
+func (d *Daemon) self() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.in.Facts.NodeName
+}
+
+// lookAtTrust finds out what the nodes have said of themselves, and what pods are given.
+func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self string) (rotation.Facts, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
+	defer cancel()
+	f := rotation.Facts{Now: time.Now()}
+	want, err := os.ReadFile(pki.CertFile(p, pki.CA))
+	if err != nil {
+		return f, fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	published, err := api.RootCAs(ctx)
+	if err != nil {
+		return f, fmt.Errorf("asking which CA pods are given: %w", err)
+	}
+	for ns, got := range published {
+		if got != string(want) {
+			f.Unpublished = append(f.Unpublished, ns)
+		}
+	}
+	slices.Sort(f.Unpublished)
+	store := clusterStore{api: api}
+	bindings, err := store.Bindings(ctx)
+	if err != nil {
+		return f, fmt.Errorf("asking which CA nodes trust: %w", err)
+	}
+	nodes, err := store.Nodes(ctx)
+	if err != nil {
+		return f, fmt.Errorf("asking which nodes are there: %w", err)
+	}
+	f.Nodes = trustOf(bindings, nodes, self, pki.PinsOf(want))
+	return f, nil
+}
+
+// trustOf brings together what is known of nodes. ours are the pins this server trusts; it has certificates of the first.
+func trustOf(bindings []join.Binding, nodes []join.Node, self string, ours []string) []rotation.Node {
+	ready := map[string]bool{}
+	for _, n := range nodes {
+		ready[n.Name] = n.Ready
+	}
+	out := make([]rotation.Node, 0, len(bindings))
+	for _, b := range bindings {
+		n := rotation.Node{Name: b.Node, Server: b.Role == token.Server, Present: ready[b.Node], Trusts: strings.Fields(b.Trusts), Issuer: b.Issuer}
+		if b.Node == self && len(ours) > 0 {
+			n.Trusts, n.Issuer = ours, ours[0]
+		}
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b rotation.Node) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (r rotator) Wait(ctx context.Context, waits []string, err error) (rotation.State, error) {
+	d := r.d
+	d.noteRotation(waits, err)
+	d.mu.Lock()
+	s, wake := d.rotating.state, d.rotating.wake
+	d.mu.Unlock()
+	pause := lookAgainAfter
+	if s.Stage == rotation.Overlapping && !s.Hurry {
+		pause = lookLaterAfter
+	}
+	select {
+	case <-ctx.Done():
+		return s, context.Cause(ctx)
+	case <-wake:
+	case <-time.After(pause):
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rotating.state, nil
+}
+
+func (r rotator) Forget(ctx context.Context) error {
+	return pki.ForgetReplacement(ctx, r.d.o.Paths)
+}
+
+// Rotation implements control.Backend.
+func (d *Daemon) Rotation(ctx context.Context) (control.Rotation, error) {
+	in, api, err := d.server()
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	d.mu.Lock()
+	s := d.rotating
+	d.mu.Unlock()
+	out := control.Rotation{State: s.state, Waits: s.waits, Note: s.note}
+	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName)
+	if err != nil {
+		f, out.Note = s.facts, err.Error()
+	}
+	wireTrust(&out, f)
+	return out, nil
+}
+
+// wireTrust tells of nodes in words instead of pins.
+func wireTrust(out *control.Rotation, f rotation.Facts) {
+	known := map[string]string{}
+	for _, a := range out.State.Authorities {
+		if a.Name == rotation.CA {
+			known[a.Old], known[a.New] = "old", "new"
+		}
+	}
+	word := func(pin string) string {
+		switch {
+		case pin == "":
+			return ""
+		case known[pin] != "":
+			return known[pin]
+		}
+		return pin[:min(8, len(pin))]
+	}
+	out.Behind, out.Away = rotation.Behind(out.State, f)
+	for _, n := range f.Nodes {
+		w := control.RotationNode{Name: n.Name, Server: n.Server, Ready: n.Present, Issuer: word(n.Issuer)}
+		for _, pin := range n.Trusts {
+			w.Trusts = append(w.Trusts, word(pin))
+		}
+		out.Nodes = append(out.Nodes, w)
+	}
+}
+
+// RotateCA implements control.Backend.
+func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control.Rotation, error) {
+	in, api, err := d.server()
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	if r.Finish {
+		if err := d.finishRotation(in, r.DryRun); err != nil {
+			return control.Rotation{}, err
+		}
+		return d.Rotation(ctx)
+	}
+	d.mu.Lock()
+	before := d.rotating.state
+	d.mu.Unlock()
+	if err := before.MayBegin(); err != nil {
+		return control.Rotation{}, err
+	}
+	d.admitting.Lock() // until the replacement is kept
+	defer d.admitting.Unlock()
+	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), d.unmoved()); err != nil {
+		return control.Rotation{}, err
+	}
+	all, err := pki.Replaceable(in.Paths, r.Dir, time.Now())
+	if err != nil {
+		return control.Rotation{}, fmt.Errorf("the cluster's CA cannot be replaced: %w", err)
+	}
+	warnings, err := d.rotationWarnings(ctx, api, all)
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	next, err := before.Begin(authorities(all), r.Keep, time.Now())
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName)
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	if r.DryRun {
+		out := control.Rotation{State: next, Warnings: warnings}
+		wireTrust(&out, f)
+		return out, nil
+	}
+	d.renewing.Lock()
+	all, err = pki.PrepareReplacement(ctx, in.Paths, r.Dir, time.Now())
+	d.renewing.Unlock()
+	if err != nil {
+		return control.Rotation{}, err
+	}
+	next.Authorities = authorities(all)
+	if err := keepRotation(in.Paths, next); err != nil {
+		return control.Rotation{}, err
+	}
+	d.mu.Lock()
+	d.rotating.state, d.rotating.waits, d.rotating.note = next, nil, ""
+	d.mu.Unlock()
+	d.log.Info("replacing the cluster's CA begins", "number", next.Number, "keep", next.Keep)
+	d.wakeRotation()
+	out := control.Rotation{State: next, Warnings: warnings}
+	wireTrust(&out, f)
+	return out, nil
+}
+
+// finishRotation lets the old authorities go now.
+func (d *Daemon) finishRotation(in component.Input, dryRun bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next, err := d.rotating.state.Finish()
+	if err != nil || dryRun {
+		return err
+	}
+	if err := keepRotation(in.Paths, next); err != nil {
+		return err
+	}
+	d.rotating.state = next
+	d.wakeRotation()
+	return nil
+}
+
+func (d *Daemon) wakeRotation() {
+	select {
+	case d.rotating.wake <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+// rotationWarnings is what a user has to know of before.
+func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, all []pki.Replacement) ([]string, error) {
+	var out []string
+	for _, r := range all {
+		if r.Name == pki.CA && !r.Chained {
+			out = append(out, "the CA in use allows no other one below it, so programs that read it only when they start, as some pods do, have to be started again before the new one signs; that is not before ten minutes have passed")
+		}
+	}
+	legacy, err := api.ServiceAccountTokens(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking for tokens that do not end: %w", err)
+	}
+	if len(legacy) > 0 {
+		out = append(out, fmt.Sprintf("tokens of service accounts in Secrets are signed by the old key and end with it; make them anew when the new one signs: %s", strings.Join(legacy, ", ")))
+	}
+	tokens, err := d.Tokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	usable := 0
+	for _, t := range tokens {
+		if !t.Expired && t.Problem == "" {
+			usable++
+		}
+	}
+	if usable > 0 {
+		out = append(out, fmt.Sprintf("%d tokens to join name the old CA and go on working: it vouches for the new one. If its key is in wrong hands, revoke them: k1s token revoke", usable))
+	}
+	return out, nil
+}
+
+// watchTrust lets an agent learn of other CAs soon, and find its way back to a cluster that has replaced its CA while this
+// node was away. Servers are asked directly: the node's own way to them ends where their certificates are not trusted.
+func (d *Daemon) watchTrust(ctx context.Context) {
+	tick := time.NewTicker(askTrustEvery)
+	defer tick.Stop()
+	var last [sha256.Size]byte
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		d.mu.Lock()
+		in := d.in
+		d.mu.Unlock()
+		now, err := publishedCAs(ctx, in)
+		if err == nil && now == last {
+			continue
+		}
+		var away *join.Unreachable
+		if errors.As(err, &away) {
+			continue // the balancer tells that servers are away
+		}
+		// They trust something else, or are not trusted: what can be done about either is to ask as this node.
+		if _, err = d.renew(ctx, false); err == nil {
+			last, said = now, ""
+			continue
+		}
+		if ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			d.log.Warn("which CAs the cluster trusts is not known", "err", err)
+		}
+	}
+}
+
+// strangersLimit is for how long a start waits to find out whether its servers are strangers to it: they may be away.
+const strangersLimit = time.Second
+
+// strangers tells that a server answers whose certificate is of no CA this node trusts.
+func strangers(ctx context.Context, in component.Input) bool {
+	ctx, cancel := context.WithTimeout(ctx, strangersLimit)
+	defer cancel()
+	k, err := readKept(in.Paths)
+	if err != nil || k == nil {
+		return false
+	}
+	in.Server = k.Server
+	_, err = publishedCAs(ctx, in)
+	return errs.Is(err, errs.Denied)
+}
+
+// publishedCAs identifies what one of the servers tells of the cluster's CAs. Errors are those of the first.
+func publishedCAs(ctx context.Context, in component.Input) ([sha256.Size]byte, error) {
+	cas, err := pki.ReadTrusted(in.Paths)
+	if err != nil {
+		return [sha256.Size]byte{}, err
+	}
+	m := membership{kept: kept{Server: in.Server}}
+	if k, err := readKept(in.Paths); err == nil && k != nil {
+		m.kept.Servers = k.Servers
+	}
+	var first error
+	for _, s := range m.candidates(in.Paths) {
+		b, err := join.Client{Server: s, CAs: cas}.Published(ctx)
+		if err == nil {
+			return sha256.Sum256(bytes.TrimSpace(b)), nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return [sha256.Size]byte{}, first
+}

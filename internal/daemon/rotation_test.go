@@ -1,0 +1,494 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/kubeconfig"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/token"
+)
+
+// rotating is a server with certificates, and no components.
+func rotating(t *testing.T) (*Daemon, component.Input) {
+	t.Helper()
+	dir := t.TempDir()
+	in := component.Input{
+		Config: config.Default(), Paths: paths.Paths{Data: dir + "/data", Run: dir + "/run", Config: dir + "/etc"},
+		Facts: component.Facts{NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1")},
+	}
+	d := &Daemon{log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now), in: in, o: Options{Config: in.Config, Paths: in.Paths}}
+	if _, err := certificates(t.Context(), d.log, in, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.prepareRotation(t.Context(), &in); err != nil || in.Trust != "" {
+		t.Fatalf("%q, %v", in.Trust, err)
+	}
+	return d, in
+}
+
+// begin keeps a replacement as a user has asked for it.
+func begin(t *testing.T, d *Daemon, in component.Input) rotation.State {
+	t.Helper()
+	all, err := pki.PrepareReplacement(t.Context(), in.Paths, "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.rotating.state.Begin(authorities(all), time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (rotator{d}).Keep(s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func ca(s rotation.State) rotation.Authority { return s.Authorities[0] }
+
+func TestAStartGoesOnWithTheStageThatWasKept(t *testing.T) {
+	d, in := rotating(t)
+	s := begin(t, d, in)
+	for _, stage := range []rotation.Stage{rotation.Trusting, rotation.Overlapping, rotation.Removing} {
+		// The stage is kept, and the daemon is killed before it has done anything about it.
+		s.Stage = stage
+		if err := keepRotation(in.Paths, s); err != nil {
+			t.Fatal(err)
+		}
+		next := &Daemon{log: d.log, board: health.NewBoard(time.Now), in: in, o: d.o}
+		if err := next.prepareRotation(t.Context(), &in); err != nil {
+			t.Fatal(err)
+		}
+		if in.Trust != s.Epoch() || !next.rotating.state.Active() {
+			t.Errorf("%s: programs are to know %q", stage, in.Trust)
+		}
+		if _, err := certificates(t.Context(), d.log, in, false); err != nil {
+			t.Fatalf("%s: %v", stage, err)
+		}
+		trusted, err := pki.ReadTrusted(in.Paths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[rotation.Stage][]string{
+			rotation.Trusting: {ca(s).Old, ca(s).New}, rotation.Overlapping: {ca(s).New, ca(s).Old}, rotation.Removing: {ca(s).New},
+		}[stage]
+		if got := pki.Pins(trusted); !slices.Equal(got, want) {
+			t.Errorf("%s: trusted are %v, want %v", stage, got, want)
+		}
+		admin, err := kubeconfig.Load(in.Paths.AdminKubeconfig())
+		if err != nil || !slices.Equal(pki.PinsOf(admin.CA), want) {
+			t.Errorf("%s: the administrator's kubeconfig trusts %v, %v", stage, pki.PinsOf(admin.CA), err)
+		}
+	}
+	if err := os.RemoveAll(in.Paths.PKI("rotation")); err != nil {
+		t.Fatal(err)
+	}
+	err := d.prepareRotation(t.Context(), &in)
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(hint, "from a backup") {
+		t.Errorf("without what replaces what: %v (%s)", err, hint)
+	}
+	if err := os.WriteFile(in.Paths.Rotation(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.prepareRotation(t.Context(), &in); err == nil {
+		t.Error("half a file is gone on with")
+	}
+}
+
+func TestThePlanOfAReplacementRestartsTheControlPlaneAndNothingElse(t *testing.T) {
+	d, in := rotating(t)
+	before, err := planOf(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Trust = begin(t, d, in).Epoch()
+	after, err := planOf(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var changed []string
+	for name, hash := range after {
+		if before[name] != hash {
+			changed = append(changed, name)
+		}
+	}
+	if !slices.Equal(changed, []string{"control-plane"}) {
+		t.Errorf("changed are %v", changed)
+	}
+}
+
+// planOf are the hashes of the units, by name.
+func planOf(in component.Input) (map[string]string, error) {
+	in.Payload = "/payload"
+	units, err := components.Plan(in)
+	out := map[string]string{}
+	for _, u := range units {
+		out[u.Name] = u.Hash()
+	}
+	return out, err
+}
+
+// trustAPI is an API with nodes and what is published to pods.
+type trustAPI struct {
+	mu        sync.Mutex
+	published map[string]string
+	bindings  []map[string][]byte
+	ready     map[string]bool
+}
+
+func (a *trustAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	items := []any{}
+	switch r.URL.Path {
+	case "/api/v1/configmaps":
+		for ns, ca := range a.published {
+			items = append(items, map[string]any{"metadata": map[string]string{"namespace": ns}, "data": map[string]string{"ca.crt": ca}})
+		}
+	case "/api/v1/secrets":
+		if r.URL.Query().Get("fieldSelector") == "type=kubernetes.io/service-account-token" {
+			items = append(items, map[string]any{"metadata": map[string]string{"namespace": "apps", "name": "legacy"}})
+		}
+	case "/api/v1/namespaces/kube-system/secrets":
+		if r.URL.Query().Get("labelSelector") == "k1s.io/type=node" {
+			for _, b := range a.bindings {
+				items = append(items, map[string]any{"metadata": map[string]string{"name": nodePrefix + string(b["name"])}, "data": b})
+			}
+		}
+	case "/api/v1/nodes":
+		for name, ready := range a.ready {
+			status := "False"
+			if ready {
+				status = "True"
+			}
+			items = append(items, map[string]any{"metadata": map[string]string{"name": name}, "status": map[string]any{"conditions": []any{map[string]string{"type": "Ready", "status": status}}}})
+		}
+	default:
+		http.NotFound(w, r)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"items": items})
+}
+
+// serve lets it answer with the server's certificate as it is in each moment.
+func serve(t *testing.T, in component.Input, h http.Handler) string {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	srv.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		c, err := tls.LoadX509KeyPair(pki.CertFile(in.Paths, pki.APIServer), pki.KeyFile(in.Paths, pki.APIServer))
+		return &c, err
+	}}
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "https://")
+}
+
+func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{published: map[string]string{}, ready: map[string]bool{"server-0": true, "agent-0": true, "agent-1": false}}
+	addr := serve(t, in, api)
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+addr, join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := pki.ReadTrusted(in.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := pki.Pins(old)[0]
+	binding := func(name string, role token.Role, ip, trusts, issuer string) map[string][]byte {
+		return map[string][]byte{
+			"name": []byte(name), "role": []byte(role), "identity": []byte("aWRlbnRpdHk"), "ip": []byte(ip), "token": nil, "since": []byte("2026-01-01T00:00:00Z"), "until": []byte("2027-01-01T00:00:00Z"),
+			"trusts": []byte(trusts), "issuer": []byte(issuer),
+		}
+	}
+	api.bindings = []map[string][]byte{
+		binding("server-0", token.Server, "10.0.0.1", "", ""), binding("agent-0", token.Agent, "10.0.0.30", first, first), binding("agent-1", token.Agent, "10.0.0.31", first, first),
+	}
+
+	plan, err := d.RotateCA(t.Context(), control.RotateRequest{DryRun: true, Keep: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 1 || !strings.Contains(plan.Warnings[0], "apps/legacy") || len(plan.Nodes) != 3 {
+		t.Errorf("plan %+v", plan)
+	}
+	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
+		t.Errorf("looking has begun it: %v, %v", s, err)
+	}
+
+	begun, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := begun.State
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{}); !errs.Is(err, errs.Exists) {
+		t.Errorf("begun twice: %v", err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("finished before it signs: %v", err)
+	}
+	if _, err := d.bootstrap(t.Context()); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("a server gets keys meanwhile: %v", err)
+	}
+
+	look := func() (rotation.State, []string) {
+		t.Helper()
+		f, err := rotator{d}.Look(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rotation.Next(s, f)
+	}
+	publish := func() {
+		b, err := os.ReadFile(pki.CertFile(in.Paths, pki.CA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		api.mu.Lock()
+		api.published["default"], api.published["kube-system"] = string(b), string(b)
+		api.mu.Unlock()
+	}
+	publish()
+	install := func() {
+		t.Helper()
+		d.in.Trust = s.Epoch() // there is nothing to restart
+		if err := (rotator{d}).Install(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install()
+	if next, waits := look(); next.Stage != rotation.Trusting || len(waits) != 2 {
+		t.Errorf("%s, %q", next.Stage, waits)
+	}
+	publish()
+	if next, waits := look(); next.Stage != rotation.Trusting || len(waits) != 1 || !strings.HasPrefix(waits[0], "agent-0:") {
+		t.Errorf("%s, %q", next.Stage, waits)
+	}
+	api.mu.Lock()
+	api.bindings[1]["trusts"] = []byte(ca(s).Old + " " + ca(s).New)
+	api.mu.Unlock()
+	next, waits := look()
+	if next.Stage != rotation.Overlapping {
+		t.Fatalf("%s, %q", next.Stage, waits)
+	}
+	if err := (rotator{d}).Keep(next); err != nil {
+		t.Fatal(err)
+	}
+	s = next
+	install()
+	publish()
+	told, err := d.Rotation(t.Context())
+	if err != nil || !slices.Equal(told.Behind, []string{"agent-0"}) || !slices.Equal(told.Away, []string{"agent-1"}) {
+		t.Errorf("%+v, %v", told, err)
+	}
+	if got := fmt.Sprint(told.Nodes); got != "[{agent-0 false true [old new] old} {agent-1 false false [old] old} {server-0 true true [new old] new}]" {
+		t.Errorf("nodes %s", got)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); err != nil {
+		t.Fatal(err)
+	}
+	s = d.rotating.state
+	if next, waits := look(); next.Stage != rotation.Overlapping || len(waits) != 1 {
+		t.Errorf("a node that is there has no certificates yet: %s, %q", next.Stage, waits)
+	}
+	api.mu.Lock()
+	api.bindings[1]["issuer"] = []byte(ca(s).New)
+	api.mu.Unlock()
+	if s, waits = look(); s.Stage != rotation.Removing {
+		t.Fatalf("%s, %q", s.Stage, waits)
+	}
+	install()
+	publish()
+	if s, waits = look(); s.Active() {
+		t.Fatalf("%s, %q", s.Stage, waits)
+	}
+	if err := (rotator{d}).Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(in.Paths.PKI("rotation")); !os.IsNotExist(err) {
+		t.Errorf("what is not needed is still there: %v", err)
+	}
+	if !pinned(in.Paths, first) || pinned(in.Paths, "x") {
+		t.Error("the old CA's pin is not known as one of this cluster's")
+	}
+}
+
+func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
+	server, sin := rotating(t)
+	agent := agentInput(t)
+	agent.Paths.Run = t.TempDir()
+	store := &oneNode{}
+	s := &join.Server{
+		Store: store, Admitting: &sync.Mutex{}, Settings: config.Shared(agent.Config), Domain: "cluster.local", Kubernetes: "v1.36.3", Now: time.Now, Log: server.log,
+		Authority: func() (join.Authority, error) { return pki.OpenAuthority(sin.Paths) }, CA: func() ([]byte, error) { return pki.Published(sin.Paths) },
+		Reserved: func() ([]string, error) { return nil, nil },
+	}
+	addr := serve(t, sin, s.Handler())
+	trusted, err := pki.ReadTrusted(sin.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if store.token, err = token.New(token.Agent, trusted[0]); err != nil {
+		t.Fatal(err)
+	}
+	agent.Config.Spec.Join = config.Join{Server: "https://" + addr, Token: config.Secret(store.token.Text())}
+	d := agentDaemon()
+	m, err := d.join(t.Context(), &agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.settle(t.Context(), d.log, agent); err != nil {
+		t.Fatal(err)
+	}
+	d.in, d.o = agent, Options{Config: agent.Config, Paths: agent.Paths}
+	d.sup = nil
+	rot := begin(t, server, sin)
+	expect := func(when string, trusts []string, issuer string) {
+		t.Helper()
+		now, err := pki.ReadTrusted(agent.Paths)
+		if err != nil || !slices.Equal(pki.Pins(now), trusts) {
+			t.Errorf("%s: it trusts %v, %v", when, pki.Pins(now), err)
+		}
+		if b := store.bound(); b.Trusts != strings.Join(trusts, " ") || b.Issuer != issuer {
+			t.Errorf("%s: the servers know that it trusts %s and has certificates of %s", when, b.Trusts, b.Issuer)
+		}
+		if due := pki.DueOf(agent.Paths, pki.JoinedLeaves("agent-0", agent.Facts.NodeIP), time.Now()); len(due.Changes) > 0 {
+			t.Errorf("%s: due are %v", when, due.Changes)
+		}
+	}
+	stage := func(to rotation.Stage) {
+		t.Helper()
+		rot.Stage = to
+		server.in.Trust = rot.Epoch()
+		if err := (rotator{server}).Install(t.Context(), rot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refresh := func() {
+		t.Helper()
+		if _, err := d.renew(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was, err := publishedCAs(t.Context(), agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage(rotation.Trusting)
+	if now, err := publishedCAs(t.Context(), agent); err != nil || now == was {
+		t.Errorf("it does not see that something has changed: %v", err)
+	}
+	refresh()
+	expect("trusting", []string{ca(rot).Old, ca(rot).New}, ca(rot).Old)
+	stage(rotation.Overlapping)
+	refresh()
+	expect("overlapping", []string{ca(rot).New, ca(rot).Old}, ca(rot).New)
+	stage(rotation.Removing)
+	refresh()
+	expect("removing", []string{ca(rot).New}, ca(rot).New)
+
+	// It is away for a whole replacement.
+	if err := (rotator{server}).Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server.rotating.state = rotation.State{Number: 1}
+	rot = begin(t, server, sin)
+	stage(rotation.Trusting)
+	stage(rotation.Overlapping)
+	stage(rotation.Removing)
+	if _, err := publishedCAs(t.Context(), agent); !errs.Is(err, errs.Denied) {
+		t.Errorf("it trusts a server it cannot know: %v", err)
+	}
+	agent.Config.Spec.Join.Token = ""
+	if m, err = d.join(t.Context(), &agent); err != nil || m.welcome == nil {
+		t.Fatalf("it starts without asking: %v", err)
+	}
+	if _, err := m.settle(t.Context(), d.log, agent); err != nil {
+		t.Fatal(err)
+	}
+	refresh()
+	expect("back", []string{ca(rot).New}, ca(rot).New)
+	if m, err = d.join(t.Context(), &agent); err != nil || m.welcome != nil {
+		t.Errorf("it asks when there is nothing to ask: %v", err)
+	}
+	// Another cluster at the servers' address keeps it from nothing.
+	_, foreign := rotating(t)
+	agent.Config.Spec.Join.Server = serve(t, foreign, s.Handler())
+	k, err := readKept(agent.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Server, k.Servers = agent.Config.Spec.Join.Server, nil
+	b, err := json.Marshal(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(agent.Paths.Agent(), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.CA = func() ([]byte, error) { return pki.Published(foreign.Paths) }
+	if m, err = d.join(t.Context(), &agent); err != nil || m.welcome != nil {
+		t.Errorf("it does not start, or believes them: %v", err)
+	}
+}
+
+// oneNode is a join.Store with one token and one node.
+type oneNode struct {
+	token token.Token
+	mu    sync.Mutex
+	b     []join.Binding
+}
+
+func (o *oneNode) bound() join.Binding {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b[0]
+}
+
+func (o *oneNode) Token(context.Context, string) (token.Record, error) {
+	return o.token.Record("", time.Now(), time.Now().Add(time.Hour)), nil
+}
+
+func (o *oneNode) Bindings(context.Context) ([]join.Binding, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.b), nil
+}
+
+func (o *oneNode) Bind(_ context.Context, b join.Binding) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	b.Version = "1"
+	o.b = []join.Binding{b}
+	return nil
+}
+
+func (o *oneNode) Nodes(context.Context) ([]join.Node, error) { return nil, nil }
+
+func (o *oneNode) Servers(context.Context) ([]string, error) { return nil, nil }

@@ -1,0 +1,319 @@
+// Package rotation is how the certificate authorities of a running cluster are replaced: a state machine, what each stage
+// waits for, and the file that keeps it. It signs nothing and touches nothing: what a stage needs done is asked of a World,
+// which the daemon is; the files of a stage are package pki's. docs/adr/0029-replacing-authorities.md says why it is so.
+package rotation
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/errs"
+)
+
+// Stage of a replacement, in the order it goes through them.
+type Stage string
+
+// The stages. Each is safe to be in for any time, and to be begun again.
+const (
+	None        Stage = ""
+	Trusting    Stage = "trusting"    // the old ones sign, and everybody learns to trust the new ones too
+	Overlapping Stage = "overlapping" // the new ones sign, and the old ones are still trusted
+	Removing    Stage = "removing"    // the old ones are not trusted any more
+)
+
+// CA is the name of the authority that nodes and users know: their Trusts and Issuer are about it.
+const CA = "ca"
+
+// DefaultKeep is for how long the old authorities are trusted beside the new ones: as long as the certificates of nodes
+// last, so that a node that is away for less comes back as if nothing had been.
+const DefaultKeep = 30 * 24 * time.Hour
+
+// settle is how long running programs may take to read an authority's file again: client-go looks every five minutes.
+// It matters only where what the new authority signs is not accepted because of the old one.
+const settle = 10 * time.Minute
+
+// Authority is one that is replaced, or the key of service accounts.
+type Authority struct {
+	Name string `json:"name"`
+	// Old and New are the SHA-256 of the public keys, base64url, as the pin in a token. New is "" where it is yet to be made.
+	Old string `json:"old"`
+	New string `json:"new,omitempty"`
+	// OldEnds and NewEnds are when their certificates end; zero for keys.
+	OldEnds time.Time `json:"oldEnds,omitzero"`
+	NewEnds time.Time `json:"newEnds,omitzero"`
+	// Own tells that the new one was brought by the user.
+	Own bool `json:"own,omitempty"`
+	// Chained tells that programs that trust only the old one accept what the new one signs.
+	Chained bool `json:"chained"`
+}
+
+// isKey tells that it is no authority but the key of service accounts.
+func (a Authority) isKey() bool { return a.OldEnds.IsZero() }
+
+// State is all there is to know. The zero State is a cluster whose authorities were never replaced.
+type State struct {
+	// Number counts replacements, with the one on its way.
+	Number int       `json:"number"`
+	Stage  Stage     `json:"stage,omitempty"`
+	Began  time.Time `json:"began,omitzero"`
+	// Since is when the stage began.
+	Since time.Time `json:"since,omitzero"`
+	// Keep is for how long the old ones stay trusted, in nanoseconds, and Until what follows from it once it is known.
+	Keep  time.Duration `json:"keep,omitempty"`
+	Until time.Time     `json:"until,omitzero"`
+	// Hurry tells that the user does not want to wait for Until.
+	Hurry       bool        `json:"hurry,omitempty"`
+	Authorities []Authority `json:"authorities,omitempty"`
+	// Ended is when the last one was complete.
+	Ended time.Time `json:"ended,omitzero"`
+}
+
+// Active tells that there is something to do, or to wait for.
+func (s State) Active() bool { return s.Stage != None }
+
+// Epoch differs between any two stages of any two replacements. Programs that read authorities only when they start are
+// started again when it changes. "" before the first replacement.
+func (s State) Epoch() string {
+	if s.Number == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d-%s", s.Number, s.Stage)
+}
+
+func (s State) String() string {
+	if !s.Active() {
+		return fmt.Sprintf("replaced %d times", s.Number)
+	}
+	return fmt.Sprintf("replacement %d is %s", s.Number, s.Stage)
+}
+
+// ca is that authority of the replacement on its way.
+func (s State) ca() Authority {
+	for _, a := range s.Authorities {
+		if a.Name == CA {
+			return a
+		}
+	}
+	return Authority{}
+}
+
+// chained tells that nobody has to have learned of the new authorities for the switch.
+func (s State) chained() bool {
+	return !slices.ContainsFunc(s.Authorities, func(a Authority) bool { return !a.isKey() && !a.Chained })
+}
+
+// Begin is the state in which a replacement has begun. The error is of kind errs.Exists while there is one.
+func (s State) Begin(all []Authority, keep time.Duration, now time.Time) (State, error) {
+	if err := s.MayBegin(); err != nil {
+		return s, err
+	}
+	if keep < 0 {
+		return s, errs.New(errs.Usage, "the old CA cannot be trusted for %s", keep)
+	}
+	now = now.UTC().Truncate(time.Second)
+	return State{Number: s.Number + 1, Stage: Trusting, Began: now, Since: now, Keep: keep, Authorities: all, Ended: s.Ended}, nil
+}
+
+// MayBegin is an error of kind errs.Exists while there is a replacement on its way.
+func (s State) MayBegin() error {
+	if !s.Active() {
+		return nil
+	}
+	hint := "it goes on by itself; see: k1s certs rotate-ca --status"
+	if s.Stage == Overlapping {
+		hint = "to stop trusting the old one now: k1s certs rotate-ca --finish"
+	}
+	return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced already, since %s; its stage is %q", s.Began.Format(time.RFC3339), s.Stage), "%s", hint)
+}
+
+// Finish is the state in which Until is not waited for. Asking twice is no error.
+func (s State) Finish() (State, error) {
+	switch s.Stage {
+	case Overlapping:
+		s.Hurry = true
+		return s, nil
+	case Removing:
+		return s, nil
+	case Trusting:
+		return s, errs.Hint(errs.New(errs.NotRunning, "the new CA does not sign yet, so the old one cannot go"), "see for whom it waits: k1s certs rotate-ca --status")
+	}
+	return s, errs.New(errs.NotFound, "no CA is being replaced")
+}
+
+// Node is what is known of a node of the cluster.
+type Node struct {
+	Name   string
+	Server bool
+	// Present tells that it is Ready: it can be waited for. One that is away finds its way when it comes back.
+	Present bool
+	// Trusts are the pins of the CAs it has told it trusts, Issuer that of the CA its certificates are of. Empty is not known.
+	Trusts []string
+	Issuer string
+}
+
+// Facts are all there is to decide by.
+type Facts struct {
+	Now   time.Time
+	Nodes []Node
+	// Unpublished are the namespaces in which pods are still given another bundle than this stage's.
+	Unpublished []string
+}
+
+// Behind are those nodes that are not where the stage wants them, those that are there and those that are away.
+func Behind(s State, f Facts) (present, away []string) {
+	ca := s.ca()
+	for _, n := range f.Nodes {
+		ok := true
+		switch s.Stage {
+		case Trusting:
+			ok = slices.Contains(n.Trusts, ca.New)
+		case Overlapping:
+			ok = n.Issuer == ca.New
+		case Removing:
+			ok = n.Issuer == ca.New && !slices.Contains(n.Trusts, ca.Old)
+		}
+		switch {
+		case ok || ca.New == "":
+		case n.Present:
+			present = append(present, n.Name)
+		default:
+			away = append(away, n.Name)
+		}
+	}
+	return present, away
+}
+
+// Next is the state that follows, the same one while there is something to wait for, which is told.
+func Next(s State, f Facts) (State, []string) {
+	var waits []string
+	wait := func(format string, a ...any) { waits = append(waits, fmt.Sprintf(format, a...)) }
+	present, _ := Behind(s, f)
+	if len(f.Unpublished) > 0 && s.Active() {
+		wait("pods of %s are not given this stage's bundle yet", shorten(f.Unpublished))
+	}
+	switch s.Stage {
+	case None:
+		return s, nil
+	case Trusting:
+		if len(present) > 0 {
+			wait("%s: has not learned of the new CA yet", strings.Join(present, ", "))
+		}
+		if at := s.Since.Add(settle); !s.chained() && f.Now.Before(at) {
+			wait("running programs read the CA again by %s (the old CA allows no chain)", at.Format(time.RFC3339))
+		}
+	case Overlapping:
+		if !s.Hurry && f.Now.Before(s.Until) {
+			wait("the old CA is trusted until %s", s.Until.Format(time.RFC3339))
+		}
+		if len(present) > 0 {
+			wait("%s: has no certificates of the new CA yet", strings.Join(present, ", "))
+		}
+	case Removing: // who is away, or slow, trusts somebody that signs nothing any more
+	}
+	if len(waits) > 0 {
+		return s, waits
+	}
+	now := f.Now.UTC().Truncate(time.Second)
+	s.Since = now
+	switch s.Stage {
+	case Trusting:
+		s.Stage, s.Until = Overlapping, now.Add(s.Keep)
+	case Overlapping:
+		s.Stage = Removing
+	default:
+		s.Stage, s.Ended = None, now
+	}
+	return s, nil
+}
+
+func shorten(all []string) string {
+	const most = 3
+	if len(all) > most {
+		return fmt.Sprintf("%s and %d other namespaces", strings.Join(all[:most], ", "), len(all)-most)
+	}
+	return strings.Join(all, ", ")
+}
+
+// World is where a replacement happens. Each method may be called again for what is done already.
+type World interface {
+	// Keep puts the state on the disk; it survives a power cut when it returns.
+	Keep(s State) error
+	// Install brings what programs read, and the programs that read it only once, to the state's stage.
+	Install(ctx context.Context, s State) error
+	// Look finds out how far everybody is. An error says that it cannot be known now.
+	Look(ctx context.Context, s State) (Facts, error)
+	// Wait tells what is waited for, and returns when it is worth looking again. waits is nil after an error of Look. The
+	// answer is the state as it is then, since the user may be in a hurry.
+	Wait(ctx context.Context, waits []string, err error) (State, error)
+	// Forget removes what was only there for the replacement.
+	Forget(ctx context.Context) error
+}
+
+// Run goes on with a replacement to its end. After an error, or the end of the process at any point, it can be called again
+// with the state that was kept last.
+func Run(ctx context.Context, w World, s State) error {
+	for s.Active() {
+		if err := w.Install(ctx, s); err != nil {
+			return err
+		}
+		stage := s.Stage
+		for s.Stage == stage {
+			f, err := w.Look(ctx, s)
+			var waits []string
+			if err == nil {
+				var next State
+				if next, waits = Next(s, f); next.Stage != stage {
+					if err := w.Keep(next); err != nil {
+						return err
+					}
+					s = next
+					break
+				}
+			}
+			if s, err = w.Wait(ctx, waits, err); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Forget(ctx)
+}
+
+// version of the state's file.
+const version = 1
+
+type file struct {
+	Version int `json:"version"`
+	State
+}
+
+// Marshal is the state as its file keeps it. There is no secret in it.
+func (s State) Marshal() []byte {
+	b, err := json.MarshalIndent(file{version, s}, "", "  ")
+	if err != nil {
+		panic(err) // plain data
+	}
+	return append(b, '\n')
+}
+
+// Unmarshal reads what Marshal wrote, and refuses what could not be gone on with.
+func Unmarshal(b []byte) (State, error) {
+	var f file
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&f); err != nil {
+		return State{}, err
+	}
+	switch {
+	case f.Version != version:
+		return State{}, fmt.Errorf("it has version %d, and this k1s knows %d", f.Version, version)
+	case !slices.Contains([]Stage{None, Trusting, Overlapping, Removing}, f.Stage):
+		return State{}, fmt.Errorf("it has a stage %q, which this k1s does not know", f.Stage)
+	case f.Active() && (f.ca().New == "" || f.Number == 0):
+		return State{}, fmt.Errorf("it does not say what is replaced by what")
+	}
+	return f.State, nil
+}
