@@ -99,7 +99,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
 
-.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system vm golden bench up down clean dist dist-check reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system faults vm golden bench up down clean dist dist-check reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 lint: ## gofmt, go vet and staticcheck of the light packages
 	@bad=$$(gofmt -l cmd internal $(wildcard test examples)); [ -z "$$bad" ] || { echo "error: not formatted: $$bad" >&2; exit 1; }
 	go vet $(LIGHT_PACKAGES)
-	go vet -tags $(TAGS),system ./test/...
+	go vet -tags $(TAGS),system,faults ./test/...
 	cd test/registry && CGO_ENABLED=0 GOFLAGS=-trimpath go vet .
 	go run $(STATICCHECK) $(LIGHT_PACKAGES)
 
@@ -218,6 +218,12 @@ script: ## the command line as users type it
 system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -json -tags $(TAGS),system -count=1 -timeout 45m ./test/system/... | go run ./test/failures
+
+# Not part of "make test": it takes a quarter of an hour.
+FAULTS ?= .
+faults: ## three servers and an agent under load, and everything that can happen to them: make faults FAULTS='disk|partition'
+	@test -x $(K1S) || $(MAKE) build
+	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run 'TestNoWriteIsLost/$(FAULTS)' ./test/system
 
 STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces

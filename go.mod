@@ -5,6 +5,7 @@ go 1.26.4
 require (
 	filippo.io/age v1.2.1
 	github.com/Sirupsen/logrus v0.11.0
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/containerd/containerd/api v1.11.1
 	github.com/containerd/containerd/v2 v2.3.5
 	github.com/containerd/errdefs v1.0.0

@@ -571,15 +571,6 @@ func movable(st Status, subnet netip.Prefix) error {
 			return errs.New(errs.Invalid, "network %s of cluster %s overlaps with %s, which is to join its nodes", p, st.Spec.Name, subnet)
 		}
 	}
-	servers := 0
-	for _, n := range st.Spec.Nodes {
-		if n.Role == Server {
-			servers++
-		}
-	}
-	if servers > 1 {
-		return errs.New(errs.Unsupported, "cluster %q has %d servers, which know each other by their addresses: they keep them", st.Spec.Name, servers)
-	}
 	if st.State != Stopped || st.Note != "" {
 		return errs.Hint(errs.New(errs.Exists, "cluster %q is %s: its nodes keep their addresses %s", st.Spec.Name, st.State, st.Spec.Subnet), "run: k1s cluster stop %s", st.Spec.Name)
 	}

@@ -56,6 +56,20 @@ func host(subnet netip.Prefix, n int) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
+// HostsFile is a node's /etc/hosts: itself, the nodes that are there when it is started, and this machine. By these names servers find
+// each other when all have got other addresses.
+func HostsFile(s Spec, node NodeSpec, hostname string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "127.0.0.1 localhost\n::1 localhost\n%s %s %s\n", NodeAddr(s.Subnet, node.Role, node.Index), node.Name(), hostname)
+	for _, n := range s.Nodes {
+		if n.Name() != node.Name() {
+			fmt.Fprintf(&b, "%s %s\n", NodeAddr(s.Subnet, n.Role, n.Index), n.Name())
+		}
+	}
+	fmt.Fprintf(&b, "%s %s\n", BridgeAddr(s.Subnet), strings.Join(s.HostNames(), " "))
+	return b.String()
+}
+
 // NodeName is the name of a node, e.g. "agent-2".
 func NodeName(role Role, index int) string { return string(role) + "-" + strconv.Itoa(index) }
 

@@ -116,3 +116,14 @@ func TestPlansSayWhatIsDone(t *testing.T) {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+func TestNodesKnowEachOtherByName(t *testing.T) {
+	s := Spec{
+		Name: "dev", Subnet: netip.MustParsePrefix("10.99.0.0/24"), Reach: []Reach{{Host: "db.example", Port: 5432}},
+		Nodes: []NodeSpec{{Role: Server}, {Role: Server, Index: 2}, {Role: Agent}},
+	}
+	want := "127.0.0.1 localhost\n::1 localhost\n10.99.0.12 server-2 dev-server-2\n10.99.0.10 server-0\n10.99.0.30 agent-0\n10.99.0.1 host.k1s.internal db.example\n"
+	if got := HostsFile(s, s.Nodes[1], "dev-server-2"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
 	"path"
 	"strconv"
+	"strings"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/etcdcare"
@@ -47,13 +50,32 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 	if err != nil {
 		return component.Spec{}, err
 	}
+	args := []string{"--config-file=" + file.Path, "--removed-file=" + EtcdRemoved(in)}
+	if host := hostOf(in.Config.Spec.Join.Server); host != "" {
+		args = append(args, "--seek="+host)
+	}
 	return component.Spec{
 		Applet: "etcd",
 		Env:    trustEnv(in),
-		Args:   []string{"--config-file=" + file.Path, "--removed-file=" + EtcdRemoved(in)},
+		Args:   args,
 		Files:  []component.File{file},
 		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
 	}, nil
+}
+
+// hostOf is the host in the address of a server, as users write it (join.Address); "" for none.
+func hostOf(server string) string {
+	if a, err := netip.ParseAddr(server); err == nil {
+		return a.String()
+	}
+	if !strings.Contains(server, "://") {
+		server = "https://" + server
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return "" // the configuration was checked before
+	}
+	return u.Hostname()
 }
 
 // EtcdPeerURL is where the other members reach this one.

@@ -15,6 +15,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/token"
@@ -214,12 +215,7 @@ func initialCluster(all []etcdapi.Member, who join.Member) string {
 }
 
 // nodeOfMember is the node a member is on.
-func nodeOfMember(member string) string {
-	if i := strings.LastIndexByte(member, '-'); i > 0 && len(member)-i-1 == 2*memberNameBytes {
-		return member[:i]
-	}
-	return member // the first server's
-}
+func nodeOfMember(member string) string { return etcdcare.NodeOf(member) }
 
 // wakeSeveral lets this server not be the only one any more.
 func (d *Daemon) wakeSeveral() {

@@ -410,8 +410,12 @@ func (d *Daemon) askMember(ctx context.Context, in component.Input, s peers, pro
 	if err != nil {
 		return join.Membership{}, err
 	}
+	servers := s.Joined.Servers
+	if named, err := join.Address(in.Config.Spec.Join.Server); err == nil && !slices.Contains(servers, named) {
+		servers = append([]string{named}, servers...) // those it knows may have moved since it joined
+	}
 	var first error
-	for _, server := range s.Joined.Servers {
+	for _, server := range servers {
 		m, err := join.Client{Server: server, CAs: cas}.Member(ctx, identity, join.MemberRequest{Node: in.Facts.NodeName, Member: s.Etcd.Member, Promote: promote})
 		if err == nil {
 			return m, nil

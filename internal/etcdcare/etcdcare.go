@@ -236,3 +236,15 @@ func MarshalSnapshot(s Snapshot) ([]byte, error) {
 	b, err := json.MarshalIndent(s, "", "  ")
 	return append(b, '\n'), err
 }
+
+// memberSuffix is the length of what a server's name is followed by in that of its member, see NodeOf.
+const memberSuffix = 8
+
+// NodeOf is the node that a member is on. The first server's member has the node's name; others have it with a dash and eight
+// random digits behind it, since one may be removed and join again.
+func NodeOf(member string) string {
+	if i := strings.LastIndexByte(member, '-'); i > 0 && len(member)-i-1 == memberSuffix {
+		return member[:i]
+	}
+	return member
+}

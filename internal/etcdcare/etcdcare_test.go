@@ -155,3 +155,13 @@ func TestWhereRevisionsGoOn(t *testing.T) {
 		}
 	}
 }
+
+func TestAMemberIsOnTheNodeWhoseNameItHas(t *testing.T) {
+	for member, want := range map[string]string{
+		"server-0": "server-0", "server-1-0a1b2c3d": "server-1", "a-b-0a1b2c3d": "a-b", "machine": "machine", "-0a1b2c3d": "-0a1b2c3d",
+	} {
+		if got := NodeOf(member); got != want {
+			t.Errorf("%s is on %q, want %q", member, got, want)
+		}
+	}
+}

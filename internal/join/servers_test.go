@@ -296,7 +296,11 @@ func TestAServerGetsTheKeysOfSecretsAndNobodyElse(t *testing.T) {
 	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	client := Client{Server: c.addr, CAs: mustTrusted(t, m)}
+	cas, err := pki.ReadTrusted(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := Client{Server: c.addr, CAs: cas}
 	if got, err := client.Keys(t.Context(), m.identity, "server-1"); err != nil || string(got) != "the newest keys of secrets" {
 		t.Errorf("got %q, %v", got, err)
 	}

@@ -9,6 +9,7 @@
 //	k1s.go            running the k1s program
 //	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
 //	faults.go         what has to outlive a fault, and how to make one
+//	registers.go      clients whose history is checked: is there one order of all they did and saw?
 //	bare.go           a machine with nothing on it, for servers that must not start
 //	network.go        network namespaces in which a test has sockets and programs of its own
 //	host.go           another machine for clusters to be made on, with a network of its own
@@ -16,4 +17,6 @@
 //	registry.go       a real container registry, from the module in test/registry
 //	leftovers.go      what is on this machine, and what a run has added to it
 //	manifests/        the workloads, as a user would write them
+//
+// survive_test.go has the build tag faults, too, and a target of its own, see `make faults`: it takes long.
 package system

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/etcdcare"
 )
 
 // survivor is an application that has to outlive what is done to its node.
@@ -158,4 +160,50 @@ func (s space) podProcess(t *testing.T, pod string) int {
 		t.Fatalf("the process %d of pod %s does not run: %v", pid, pod, err)
 	}
 	return pid
+}
+
+// net runs `k1s cluster net`.
+func (c *Cluster) net(t *testing.T, args ...string) {
+	t.Helper()
+	if err := c.k1s(within(t, limit), append([]string{"cluster", "net", "--cluster", c.name}, args...)...).error(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// client of the node's daemon.
+func (m member) client() *control.Client {
+	return control.NewClient(strings.Replace(m.where().ControlSocket, m.where().Name, m.node, 1))
+}
+
+// etcdMembers are the members of etcd, as one of the servers knows them.
+func etcdMembers(t *testing.T, servers []member) []etcdcare.Member {
+	t.Helper()
+	var out []etcdcare.Member
+	eventually(t, limit, "a server to tell of etcd's members", func(ctx context.Context) error {
+		var all []error
+		for _, s := range servers {
+			e, err := s.client().Etcd(ctx)
+			if err == nil && e.Problem == "" && slices.ContainsFunc(e.Members, func(m etcdcare.Member) bool { return m.Leader }) {
+				out = e.Members
+				return nil
+			}
+			all = append(all, fmt.Errorf("%s: %v %s %v", s.node, err, e.Problem, e.Members))
+		}
+		return errors.Join(all...)
+	})
+	return out
+}
+
+// leader is the server whose member of etcd leads, and the others.
+func leader(t *testing.T, servers []member) (lead member, others []member) {
+	t.Helper()
+	for _, m := range etcdMembers(t, servers) {
+		for i, s := range servers {
+			if m.Leader && etcdcare.NodeOf(m.Name) == s.node {
+				return s, slices.Delete(slices.Clone(servers), i, i+1)
+			}
+		}
+	}
+	t.Fatal("none of the servers leads")
+	return member{}, nil
 }

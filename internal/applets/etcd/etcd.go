@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,12 +21,15 @@ import (
 )
 
 // Run serves as configured by --config-file FILE, in etcd's own format, until ctx ends. On a clean stop
-// a leader hands over first. A member that the others have removed makes the file of --removed-file, and ends.
+// a leader hands over first. A member that the others have removed makes the file of --removed-file, and ends. Members that
+// have moved are looked for by their nodes' names and at each --seek HOST.
 func Run(ctx context.Context, args []string) error {
 	set := flag.NewFlagSet("etcd", flag.ContinueOnError)
 	set.SetOutput(io.Discard) // errors are returned
 	file := set.String("config-file", "", "configuration `file`")
 	removedFile := set.String("removed-file", "", "`file` to make when the others have removed this member")
+	look := seeker{lookup: lookupHost}
+	set.Func("seek", "a `host` at which a server is", func(host string) error { look.hosts = append(look.hosts, host); return nil })
 	if err := set.Parse(args); err != nil {
 		return errs.As(errs.Usage, err)
 	}
@@ -44,7 +48,7 @@ func Run(ctx context.Context, args []string) error {
 		}
 		return nil
 	})))
-	err = serve(ctx, cfg)
+	err = serve(ctx, cfg, look)
 	if removed.Load() && ctx.Err() == nil {
 		err = errs.New(errs.Denied, "this member was removed from the cluster by the others")
 		if *removedFile != "" {
@@ -63,15 +67,15 @@ const lostAfter = 500 * time.Millisecond
 // errLost says that a member has to be started again.
 var errLost = errors.New("the member's first message was lost")
 
-func serve(ctx context.Context, cfg *embed.Config) error {
+func serve(ctx context.Context, cfg *embed.Config, look seeker) error {
 	// A member that joins tells the others of itself and serves nobody before they have agreed. What it says while it learns
 	// who they are is lost with the connections it has until then, and etcd says it again after seven seconds only
 	// (etcdserver.EtcdServer.publishV3, rafthttp.Transport.AddRemote, v3.6). Started again it knows them from the beginning.
 	_, err := os.Stat(filepath.Join(cfg.Dir, "member", "wal"))
 	fresh := errors.Is(err, os.ErrNotExist) && cfg.ClusterState == embed.ClusterStateFlagExisting
-	err = serveOnce(ctx, cfg, fresh)
+	err = serveOnce(ctx, cfg, look, fresh)
 	if errors.Is(err, errLost) {
-		err = serveOnce(ctx, cfg, false)
+		err = serveOnce(ctx, cfg, look, false)
 	}
 	return err
 }
@@ -97,7 +101,7 @@ func copied(ctx context.Context, e *embed.Etcd) <-chan struct{} {
 }
 
 // serveOnce returns errLost for a fresh member that does not become ready though it has what it needs.
-func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
+func serveOnce(ctx context.Context, cfg *embed.Config, look seeker, fresh bool) error {
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return fmt.Errorf("starting etcd: %w", err)
@@ -108,6 +112,10 @@ func serveOnce(ctx context.Context, cfg *embed.Config, fresh bool) error {
 			e.Close()
 		}
 	}()
+	seeking, found := context.WithCancel(ctx)
+	var seekers sync.WaitGroup
+	seekers.Go(func() { look.run(seeking, e) })
+	defer func() { found(); seekers.Wait() }()
 	var lost <-chan struct{}
 	if fresh {
 		starting, started := context.WithCancel(ctx)

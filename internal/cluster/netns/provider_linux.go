@@ -258,9 +258,7 @@ func (p *Provider) create(ctx context.Context, l layout, spec *cluster.Spec, nod
 		host := l.cluster + "-" + name
 		r := root{
 			layout: l, node: name, program: cmp.Or(spec.Program, p.opts.Program), hostname: host,
-			hosts: fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s %s\n%s %s\n",
-				cluster.NodeAddr(spec.Subnet, node.Role, node.Index), name, host,
-				cluster.BridgeAddr(spec.Subnet), strings.Join(spec.HostNames(), " ")),
+			hosts:  cluster.HostsFile(*spec, node, host),
 			resolv: resolvConf(*spec), volumes: spec.VolumesOf(node),
 		}
 		err := makeNamespaces(l, name, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWUTS, nsKinds, func() error {

@@ -1,0 +1,322 @@
+//go:build system && faults
+
+package system
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/cluster"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/etcdcare"
+	"k1s.io/k1s/internal/health"
+)
+
+// process is the pid of the process a component is in.
+func (m member) process(t *testing.T, component string) int {
+	t.Helper()
+	s, err := m.status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := componentOf(s, component)
+	if err != nil || c.PID <= 1 {
+		t.Fatalf("%s on %s: %+v %v", component, m.node, c, err)
+	}
+	return c.PID
+}
+
+// comes starts a node that was killed and waits until it runs.
+func (m member) comes(t *testing.T) {
+	t.Helper()
+	m.must(t, m.nodeCommand(t, "start", "--wait", "110s"))
+	m.untilState(t, control.Running)
+}
+
+// background runs something while something else happens; its result is there when wait returns.
+func background(fn func() result) (wait func() result) {
+	var r result
+	var done sync.WaitGroup
+	done.Go(func() { r = fn() })
+	return func() result { done.Wait(); return r }
+}
+
+// TestNoWriteIsLost does to three servers and an agent what machines do to them, one thing after the other, while clients at every
+// server read and change registers. It takes a quarter of an hour, and is not part of the system tests: make faults.
+func TestNoWriteIsLost(t *testing.T) {
+	c := created(t, "faults", withImages(t, "--servers", "3", "--agents", "1")...)
+	servers := []member{{c, "server-0"}, {c, "server-1"}, {c, "server-2"}}
+	agent := member{c, "agent-0"}
+	app := everywhere{c.namespace(t, "everywhere")}
+	app.apply(t, "everywhere.yaml")
+	app.reach(t, 4)
+	r := c.registers(t, servers)
+	everybody := []string{"server-0", "server-1", "server-2", balanced}
+	r.goOn(t, "before", everybody...)
+	defer r.check(t)
+	nothing := func() {}
+	running := func() {
+		for _, s := range servers {
+			s.untilState(t, control.Running)
+		}
+	}
+
+	t.Run("a partition cuts the leader of etcd off", func(t *testing.T) {
+		l, others := leader(t, servers)
+		r.fault(t, "the leader is cut off", others, func() { c.net(t, "cut", l.node) }, func() { c.net(t, "heal") })
+		running()
+	})
+	t.Run("a partition cuts a follower off", func(t *testing.T) {
+		_, others := leader(t, servers)
+		f := others[0]
+		well := slices.DeleteFunc(slices.Clone(servers), func(m member) bool { return m.node == f.node })
+		r.fault(t, "a follower is cut off", well, func() { c.net(t, "cut", f.node) }, func() { c.net(t, "heal") })
+		running()
+	})
+	t.Run("a follower does not see the leader, and both see the third", func(t *testing.T) {
+		l, others := leader(t, servers)
+		f := others[0]
+		r.fault(t, "a follower and the leader do not see each other", []member{l, others[1]}, func() { c.net(t, "cut", l.node, f.node) }, func() { c.net(t, "heal") })
+		running()
+	})
+	t.Run("a partition cuts an agent off", func(t *testing.T) {
+		before := app.uids(t)
+		r.fault(t, "the agent is cut off", servers, func() { c.net(t, "cut", agent.node) }, func() { c.net(t, "heal") })
+		agent.untilState(t, control.Running)
+		app.reach(t, 4)
+		if after := app.uids(t); after != before {
+			t.Errorf("pods were started anew: before\n%s\nafter\n%s", before, after)
+		}
+	})
+	t.Run("a daemon is killed", func(t *testing.T) {
+		l, _ := leader(t, servers)
+		s, err := l.status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.fault(t, "the leader's daemon is killed", servers, func() { kill(t, s.PID) }, nothing)
+		now := l.untilState(t, control.Running)
+		if now.PID == s.PID || pids(now)["etcd"] != pids(s)["etcd"] {
+			t.Errorf("the daemon %d is %d, its components were %v and are %v", s.PID, now.PID, pids(s), pids(now))
+		}
+	})
+	t.Run("every process of a server is killed, one after the other", func(t *testing.T) {
+		l, others := leader(t, servers)
+		for _, comp := range []string{"containerd", "kubelet", "kube-apiserver"} {
+			well := servers
+			if comp == "kube-apiserver" { // and with it etcd
+				well = others
+			}
+			r.fault(t, "the leader's "+comp+" is killed", well, func() { kill(t, l.process(t, comp)) }, nothing)
+			running()
+		}
+		app.reach(t, 4)
+	})
+	t.Run("the leader is frozen, and goes on later", func(t *testing.T) {
+		l, others := leader(t, servers)
+		pid := l.process(t, "etcd")
+		awake := func() { _ = unix.Kill(pid, unix.SIGCONT) }
+		t.Cleanup(awake)
+		r.fault(t, "the leader is frozen", others, func() {
+			if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+		}, awake)
+		running()
+	})
+	t.Run("the leader's machine dies", func(t *testing.T) {
+		l, others := leader(t, servers)
+		r.fault(t, "the leader's machine is dead", others, func() { l.dies(t) }, func() { l.comes(t) })
+		running()
+		app.reach(t, 4)
+	})
+	t.Run("the leader's machine dies while a snapshot is taken", func(t *testing.T) {
+		l, others := leader(t, servers)
+		saved := background(func() result { return l.in(within(t, limit), "k1s", "etcd", "snapshot", "save") })
+		r.fault(t, "the leader's machine is dead, which was taking a snapshot", others, func() { l.dies(t); saved() }, func() { l.comes(t) })
+		running()
+		l.in(within(t, limit), "k1s", "etcd", "snapshot", "save").wants(t, 0)
+		found, err := filepath.Glob(l.disk("var/lib/k1s/snapshots/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := l.in(within(t, limit), "k1s", "etcd", "snapshot", "ls"); r.code != 0 || strings.Contains(r.out, "damaged") {
+			t.Errorf("snapshots, of %v: %v", found, r)
+		}
+	})
+	four := append(slices.Clone(servers), member{c, "server-3"})
+	t.Run("a machine dies while it joins, and the leader's while it leaves", func(t *testing.T) {
+		s := four[3]
+		added := background(func() result {
+			return c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", "--wait", "0s")
+		})
+		eventually(t, limit, "a fourth member", func(ctx context.Context) error {
+			e, err := servers[0].client().Etcd(ctx)
+			if err == nil && len(e.Members) != 4 {
+				err = fmt.Errorf("there are %v", e.Members)
+			}
+			return err
+		})
+		added().wants(t, 0)
+		r.fault(t, "a machine is dead that was joining", servers, func() { s.dies(t) }, func() { s.comes(t) })
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12", "10.88.0.13")
+		l, others := leader(t, servers)
+		removed := background(func() result {
+			return others[0].in(within(t, limit), "k1s", "node", "remove", s.node, "--yes")
+		})
+		// Three of four are left, or two of three, or both while one of them leaves: there is a majority all the time.
+		r.fault(t, "the leader's machine is dead, while another one leaves", others, func() { l.dies(t); t.Log(removed()) }, func() { l.comes(t) })
+		eventually(t, limit, "the fourth server to be out", func(ctx context.Context) error {
+			if r := others[0].in(ctx, "k1s", "node", "remove", s.node, "--yes"); r.code != 0 && !strings.Contains(r.err, "there is no node") {
+				return r.error()
+			}
+			if m := etcdMembers(t, servers); len(m) != 3 {
+				return fmt.Errorf("there are %v", m)
+			}
+			return nil
+		})
+		s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		running()
+	})
+	t.Run("a server's disk is full", func(t *testing.T) { fullDisk(t, c, r, servers) })
+	t.Run("one of three comes back with another address", func(t *testing.T) {
+		s := servers[1]
+		moved := strings.ReplaceAll(`set -e
+k1s stop
+ip addr add 10.88.0.77/24 dev LINK
+ip addr del 10.88.0.11/24 dev LINK
+K1S_NODE_IP=10.88.0.77 setsid k1s server </dev/null >>/var/log/moved.log 2>&1 &`, "LINK", "eth0")
+		r.fault(t, "one of three moves", []member{servers[0], servers[2]}, func() { s.in(within(t, limit), "sh", "-c", moved).wants(t, 0) }, func() { s.untilState(t, control.Running) })
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.12", "10.88.0.77")
+		knows(t, servers, "https://10.88.0.77:2380")
+		app.reach(t, 4)
+	})
+	t.Run("all come back with other addresses, after a stop", func(t *testing.T) {
+		// And again, which is when etcd has older addresses in its log.
+		for _, subnet := range []string{"10.99.1.", "10.99.2."} {
+			if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if err := errors.Join(c.k1s(within(t, 2*limit), "cluster", "start", c.name, "--subnet", subnet+"0/24", "--wait", "3m").error(), c.find(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			r.find(t)
+			r.goOn(t, "at "+subnet, slices.Collect(maps.Keys(r.watches))...)
+			t.Logf("MEASURED all servers have moved: they acknowledge writes %.1fs after the start", time.Since(began).Seconds())
+			running()
+			c.serverAddresses(t, subnet+"10", subnet+"11", subnet+"12")
+			knows(t, servers, "https://"+subnet+"10:2380", "https://"+subnet+"11:2380", "https://"+subnet+"12:2380")
+			app.reach(t, 4)
+		}
+	})
+}
+
+// knows waits until etcd's state has these addresses.
+func knows(t *testing.T, servers []member, want ...string) {
+	t.Helper()
+	eventually(t, limit, fmt.Sprintf("etcd to know %v", want), func(ctx context.Context) error {
+		var have []string
+		for _, m := range etcdMembers(t, servers) {
+			have = append(have, m.PeerURLs...)
+			if !m.Healthy {
+				return fmt.Errorf("%s: %s", m.Name, m.Problem)
+			}
+		}
+		for _, w := range want {
+			if !slices.Contains(have, w) {
+				return fmt.Errorf("it knows %v", have)
+			}
+		}
+		return nil
+	})
+}
+
+// fullDisk adds a server on a small file system, fills that, and makes room again.
+func fullDisk(t *testing.T, c *Cluster, r *registers, servers []member) {
+	s := member{c, "server-4"}
+	var next int
+	for _, n := range c.describe(t).Spec.Nodes {
+		if n.Role == cluster.Server {
+			next = max(next, n.Index+1)
+		}
+	}
+	next = max(next, c.describe(t).Spec.NextServer)
+	s.node = cluster.NodeName(cluster.Server, next)
+	disk := s.disk("var")
+	if err := os.MkdirAll(disk, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1g,mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	mounted := true
+	unmount := func() {
+		if mounted {
+			mounted = false
+			if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(unmount)
+	c.k1s(within(t, 2*limit), "cluster", "node", "add", c.name, "--server", "--wait", "110s").wants(t, 0, s.node+" is there")
+	filler := filepath.Join(disk, "filler")
+	fill := func() {
+		f, err := os.OpenFile(filler, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for block := make([]byte, 1<<20); ; {
+			if _, err := f.Write(block); errors.Is(err, unix.ENOSPC) {
+				return
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.fault(t, "a server's disk is full", servers, func() {
+		fill()
+		// What has its file open may go on for a while. It cannot start.
+		kill(t, s.process(t, "etcd"))
+		eventually(t, limit, s.node+" to say that its disk is full", func(ctx context.Context) error {
+			fill()
+			st, err := s.status(ctx)
+			if err == nil && !slices.ContainsFunc(st.Problems, func(p health.Problem) bool {
+				return p.Code == health.EtcdDiskLow && p.Severity == health.Error
+			}) {
+				err = fmt.Errorf("its problems are %v", st.Problems)
+			}
+			return err
+		})
+	}, func() {
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		s.untilState(t, control.Running)
+	})
+	eventually(t, limit, "all members of etcd to be well", func(ctx context.Context) error {
+		m := etcdMembers(t, servers)
+		if i := slices.IndexFunc(m, func(m etcdcare.Member) bool { return !m.Healthy || m.Learner }); i >= 0 || len(m) != 4 {
+			return fmt.Errorf("they are %+v", m)
+		}
+		return nil
+	})
+	servers[0].in(within(t, limit), "k1s", "node", "remove", s.node, "--yes").wants(t, 0)
+	s.must(t, s.nodeCommand(t, "stop"))
+	unmount()
+	s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
+}
