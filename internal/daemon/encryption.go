@@ -258,16 +258,21 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 	}
 	// It is not in the way of the start.
 	_ = wait.Until(ctx, time.Second, "Secrets to be readable", d.secretsReadable)
-	d.mu.Lock()
-	changing := d.secrets.state.Change != nil
-	d.mu.Unlock()
-	if want := in.Config.Spec.Secrets.Encryption; want != "" && !changing && ctx.Err() == nil {
-		if _, err := d.ChangeEncryption(ctx, control.EncryptionRequest{Action: string(encryption.Enable), Provider: want}); err != nil {
-			d.log.Warn("secrets are not encrypted as configured", "err", err)
-			d.reportStuck(err)
-		}
-	}
+	want := in.Config.Spec.Secrets.Encryption
 	for {
+		if want != "" {
+			_, err := d.ChangeEncryption(ctx, control.EncryptionRequest{Action: string(encryption.Enable), Provider: want})
+			if err != nil && !errs.Is(err, errs.Exists) && ctx.Err() == nil { // that is what is on its way
+				d.log.Warn("secrets are not encrypted as configured", "err", err)
+				d.reportStuck(err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(goOnAfter):
+				}
+				continue
+			}
+			want = ""
+		}
 		pause := d.agreeOnKeys(ctx)
 		var later <-chan time.Time
 		if pause > 0 {
@@ -658,6 +663,10 @@ func (c changer) note(err error) {
 
 // encryptionProblems compares the files with what is known: both are written by the daemon alone.
 func (d *Daemon) encryptionProblems() []health.Problem {
+	if !d.keyring.TryLock() {
+		return nil // they are being written
+	}
+	defer d.keyring.Unlock()
 	d.mu.Lock()
 	known, in := d.secrets, d.in
 	d.mu.Unlock()
@@ -798,12 +807,15 @@ func wireEncryption(s secretsState, in component.Input) control.Encryption {
 	}
 	if c := s.state.Change; c != nil {
 		out.Enabled = !c.To.None()
-		out.Change = &control.EncryptionChange{Action: string(c.Action), Stage: string(c.Stage), Key: c.To.Name, Since: c.Since, Leader: s.leader, Done: s.done, All: s.all, Note: s.note}
+		out.Change = &control.EncryptionChange{Action: string(c.Action), Stage: string(c.Stage), Key: c.To.Name, Since: c.Since, Done: s.done, All: s.all, Note: s.note}
 		if waits := encryption.Waiting(s.servers); s.leader != in.Facts.NodeName && s.note == "" && waits != nil {
 			out.Change.Note = waits.Error()
 		}
 	}
 	if in.Several {
+		if out.Change != nil {
+			out.Change.Leader = s.leader
+		}
 		for _, st := range s.servers {
 			o := control.EncryptionServer{Name: st.Server, Loaded: st.Loaded}
 			if st.Err != nil {

@@ -467,8 +467,6 @@ func (d *Daemon) mayRestore() error {
 		return errs.Hint(errs.New(errs.NotRunning, "the node is not running yet, or not any more"), "try again when it runs: k1s status")
 	case d.moving.state.Active():
 		return errs.Hint(errs.New(errs.Exists, "the datastore is being moved"), "wait for its end: k1s datastore")
-	case d.secrets.state.Change != nil:
-		return errs.Hint(errs.New(errs.Exists, "the encryption of Secrets is being changed"), "wait for its end: k1s encryption")
 	}
 	return nil
 }

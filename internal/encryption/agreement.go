@@ -196,12 +196,18 @@ func Sync(ctx context.Context, w World, self string, local State) (State, Duty, 
 	case r.Serial < local.Serial:
 		// A state that was kept here and not told yet, one of before there were Records, or a database that was put back:
 		// what its Secrets are written with only who did that can know, so keys stay as they are.
-		published := Record{Serial: max(r.Serial, local.Serial) + 1, Leader: self, State: local, Version: r.Version}
+		next := local
+		if c := local.Change; c != nil && c.Stage == Removing {
+			// A database of before may need the old key: it is read again by all, and everything is written again.
+			again := *c
+			again.Stage = Switching
+			next.Change = &again
+		}
+		next.Serial = max(r.Serial, local.Serial) + 1
+		published := Record{Serial: next.Serial, Leader: self, State: next, Version: r.Version}
 		if err := w.Agree(ctx, published); err != nil {
 			return local, Rest, err
 		}
-		next := local
-		next.Serial = published.Serial
 		if err := w.Keep(next, false); err != nil {
 			return local, Rest, err
 		}
@@ -212,7 +218,8 @@ func Sync(ctx context.Context, w World, self string, local State) (State, Duty, 
 		if len(missing) > 0 {
 			got, err := w.Fetch(ctx, missing)
 			if next, missing = r.with(append(got, local.Keys()...)); err == nil && len(missing) > 0 {
-				err = errs.New(errs.NotFound, "no other server that answers has the key %s", strings.Join(missing, ", "))
+				err = errs.Hint(errs.New(errs.NotFound, "the key %s is not here, and no other server that answers has it", strings.Join(missing, ", ")),
+					"put the directory encryption of a server's data directory back from a backup of the time of this database")
 			}
 			if err != nil {
 				return local, Rest, errors.Join(err, abandon(ctx, w, self, *r, local))

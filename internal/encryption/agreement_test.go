@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,9 @@ func (n *node) state(t *testing.T) State {
 func (n *node) starts(t *testing.T) {
 	if n.read != string(n.disk) || n.cut {
 		n.file, n.cut = n.state(t).File(), false
+	}
+	if n.loaded == nil {
+		n.loaded = n.file
 	}
 }
 
@@ -506,6 +510,56 @@ func TestADatabaseOfAnotherTimeTakesNoKeyAway(t *testing.T) {
 	}
 	if a.asides == 0 && b.asides == 0 {
 		t.Error("keys were thrown away that Secrets may be written with")
+	}
+}
+
+// A snapshot of before a change is restored at every point of the change, on all servers at once.
+func TestADatabaseOfBeforeAChangeIsReadableWhereverTheChangeWas(t *testing.T) {
+	for _, nodes := range [][]string{{"a"}, {"a", "b", "c"}} {
+		point := 0
+		for reached := true; reached; {
+			point++
+			s := newSite(t, Key{}, nodes...)
+			if err := s.asks("a", Enable); err != nil {
+				t.Fatal(err)
+			}
+			first := s.settle("enabled")
+			record, objects := slices.Clone(s.record), maps.Clone(s.store)
+			finished := false
+			s.at, s.point = 0, point
+			s.event = func(s *site, _ *node) error {
+				// What was changed since nobody has any more, and what was changed back is another snapshot's business.
+				r, err := UnmarshalRecord(s.record)
+				finished = err == nil && r.State.Change == nil && !r.State.same(first)
+				s.record, s.rev, s.store = slices.Clone(record), s.rev+1, maps.Clone(objects)
+				for _, n := range s.nodes {
+					n.loaded = nil // its API server is not there while that is done, and starts with the file as it is
+				}
+				return errCrash
+			}
+			_ = s.asks("a", Rotate)
+			for i := 0; i < 8 && s.at < point; i++ {
+				s.round()
+			}
+			reached = s.at >= point
+			s.point, s.broken = 0, nil
+			for range rounds {
+				s.round()
+			}
+			if finished {
+				continue // the key file of that time has to be put back, too
+			}
+			s.broken = nil
+			end := s.settle(fmt.Sprintf("at %d", point))
+			for name, key := range s.store {
+				if key != end.Key.Name {
+					t.Errorf("at %d: %s is written with %s, not with %s", point, name, key, end.Key.Name)
+				}
+			}
+		}
+		if point < 20 {
+			t.Errorf("there are only %d points", point)
+		}
 	}
 }
 

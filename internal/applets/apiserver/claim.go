@@ -9,8 +9,6 @@ import (
 	"os"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	claiming "k1s.io/k1s/internal/applets/claim"
@@ -84,7 +82,7 @@ func claimOnce(ctx context.Context, o options.CompletedOptions, ca []byte, ours 
 	switch {
 	case errors.As(err, &foreign):
 		return ownership.Report{Foreign: &foreign.By}, nil
-	case status.Code(err) == codes.PermissionDenied:
+	case claiming.Refused(err):
 		slog.Warn("the database does not let us tell whose it is, so nothing keeps another cluster out of it", "key", ownership.Key(o.Etcd.StorageConfig.Prefix), "err", err)
 		return ownership.Report{Ours: true}, nil
 	case err != nil:

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
 
 	"k1s.io/k1s/internal/claim"
 )
@@ -50,6 +52,12 @@ func Make(ctx context.Context, kv clientv3.KV, root string, ca []byte, ours clai
 		}
 	}
 	return claim.Claim{}, errors.New("whose the database is changes all the time")
+}
+
+// Refused tells that the database does not let us have a key there, as an etcd whose user may write below /registry only.
+func Refused(err error) bool {
+	var e rpctypes.EtcdError
+	return errors.As(err, &e) && e.Code() == codes.PermissionDenied
 }
 
 // Look only looks; the error is that of Make.

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -136,6 +137,12 @@ func TestOfManyWhoFoundAtOnceOneHasTheDatabase(t *testing.T) {
 	}
 	if err := Look(t.Context(), db, root, next, alone); err != nil {
 		t.Errorf("with the new one: %v", err)
+	}
+}
+
+func TestARightThatIsMissingIsTold(t *testing.T) {
+	if !Refused(fmt.Errorf("asking: %w", rpctypes.ErrPermissionDenied)) || Refused(rpctypes.ErrNoSpace) || Refused(errors.New("no")) {
+		t.Error("the wrong errors say that a right is missing")
 	}
 }
 

@@ -14,9 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	claiming "k1s.io/k1s/internal/applets/claim"
 	"k1s.io/k1s/internal/claim"
 	"k1s.io/k1s/internal/errs"
@@ -172,7 +169,7 @@ func (c *copier) ours(ctx context.Context, take bool) error {
 		return nil // what is there is to be overwritten; it says of nobody that it is his
 	case errors.As(err, &foreign):
 		return errs.Hint(errs.New(errs.Exists, "the new datastore cannot be used: %w", foreign), "name another one, or empty that one with its own tools")
-	case status.Code(err) == codes.PermissionDenied:
+	case claiming.Refused(err):
 		return nil
 	case err != nil:
 		return fmt.Errorf("finding out whose the new datastore is: %w", err)
