@@ -408,6 +408,11 @@ func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
 	expect("trusting", []string{ca(rot).Old, ca(rot).New}, ca(rot).Old)
 	stage(rotation.Overlapping)
 	refresh()
+	// Who has read only the old CA, as metrics-server may have, is to know this kubelet.
+	pair, err := tls.LoadX509KeyPair(pki.CertFile(agent.Paths, pki.KubeletServing), pki.KeyFile(agent.Paths, pki.KubeletServing))
+	if err != nil || len(pair.Certificate) != 2 {
+		t.Errorf("the kubelet shows %d certificates, %v", len(pair.Certificate), err)
+	}
 	expect("overlapping", []string{ca(rot).New, ca(rot).Old}, ca(rot).New)
 	stage(rotation.Removing)
 	refresh()

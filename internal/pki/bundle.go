@@ -15,7 +15,8 @@ import (
 )
 
 // Bundle are the keys that all servers of a cluster have: its authorities and the key that signs tokens of service
-// accounts. PEM, by the name of the file below the directory of certificates.
+// accounts, and where the CA was replaced what leads from earlier ones to it. PEM, by the name of the file below the directory
+// of certificates.
 type Bundle map[string][]byte
 
 // bundled are the names of what is in a bundle.
@@ -44,6 +45,9 @@ func ReadBundle(p paths.Paths) (Bundle, error) {
 			}
 			b[f] = raw
 		}
+	}
+	if cross := readFile(CrossFile(p)); cross.err == nil {
+		b[path.Base(CrossFile(p))] = cross.data
 	}
 	return b, b.check()
 }
@@ -87,6 +91,11 @@ func (b Bundle) Install(ctx context.Context, p paths.Paths) error {
 		return fmt.Errorf("writing the cluster's keys: %w", err)
 	}
 	defer unlock()
+	if cross := b[path.Base(CrossFile(p))]; cross != nil { // machines that know an earlier CA may come to this server too
+		if err := durable.WriteFile(CrossFile(p), cross, 0o644); err != nil {
+			return err
+		}
+	}
 	// The CA itself last: with it the machine counts as a server.
 	for i := range bundled {
 		key, public := bundleFiles(bundled[len(bundled)-1-i])

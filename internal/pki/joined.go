@@ -58,6 +58,7 @@ func Identity(p paths.Paths) (crypto.Signer, error) {
 type Authority struct {
 	by     issuer
 	bundle []byte
+	chain  []byte // goes behind what it signs
 }
 
 // OpenAuthority reads the cluster's CA with its key. An error of kind errs.Unsupported says that the key is kept
@@ -85,7 +86,7 @@ func OpenAuthority(p paths.Paths) (*Authority, error) {
 	if !samePublic(cert.PublicKey, key.Public()) {
 		return nil, fmt.Errorf("the CA's key %s does not belong to %s", KeyFile(p, CA), CertFile(p, CA))
 	}
-	return &Authority{issuer{cert, key}, bundle}, nil
+	return &Authority{issuer{cert, key}, bundle, chain(p, CA, cert)}, nil
 }
 
 // Certificate is the authority's own.
@@ -98,7 +99,8 @@ func (a *Authority) PEM() []byte { return a.bundle }
 func (a *Authority) Pin() string { return token.Pin(a.by.cert) }
 
 // Sign issues l for the key of a request (DER, PKCS #10). Whatever else the request asks for is not looked at: who it
-// is for has been found out in another way. The certificate is PEM.
+// is for has been found out in another way. The certificate is PEM, and others may stand behind it that lead to an
+// authority before this one.
 func (a *Authority) Sign(l Leaf, csr []byte, now time.Time) ([]byte, error) {
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
@@ -111,7 +113,7 @@ func (a *Authority) Sign(l Leaf, csr []byte, now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encodeCert(cert), nil
+	return append(encodeCert(cert), a.chain...), nil
 }
 
 // Names are those a certificate of ours is valid for, DNS names and addresses as text.
@@ -239,11 +241,15 @@ func (r Requests) Install(ctx context.Context, p paths.Paths, ca []byte, signed 
 	for _, root := range roots {
 		pool.AddCert(root)
 	}
-	certs := map[string]*x509.Certificate{}
+	certs, chains := map[string]*x509.Certificate{}, map[string][]byte{}
 	for _, name := range sorted(r.keys) {
-		cert, err := parseCert(signed[name])
+		all, err := parseCerts(signed[name])
 		if err != nil {
 			return fmt.Errorf("the server's answer has no certificate %s in it: %w", name, err)
+		}
+		cert := all[0]
+		for _, c := range all[1:] {
+			chains[name] = append(chains[name], encodeCert(c)...)
 		}
 		if !samePublic(cert.PublicKey, r.keys[name].Public()) {
 			return fmt.Errorf("the server's answer has a certificate %s for another key", name)
@@ -273,7 +279,7 @@ func (r Requests) Install(ctx context.Context, p paths.Paths, ca []byte, signed 
 		}
 	}
 	for _, name := range sorted(certs) {
-		if err := writePair(p, name, r.keys[name], certs[name], nil); err != nil {
+		if err := writePair(p, name, r.keys[name], certs[name], chains[name]); err != nil {
 			return err
 		}
 	}

@@ -152,6 +152,17 @@ func TestAuthoritiesAreReplacedInThreePhases(t *testing.T) {
 	if err := n.accepts(found...); err != nil {
 		t.Errorf("of %d published %d follow from the first CA: %v", len(published), len(found), err)
 	}
+	bundle, err := ReadBundle(n.req.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := paths.Paths{Data: t.TempDir()}
+	if err := bundle.Install(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := Published(other); err != nil || string(there) != string(b) {
+		t.Errorf("a server that joins publishes something else, %v", err)
+	}
 	stranger := newNode(t)
 	stranger.ensure()
 	if found := Successors(append(published, stranger.cert(CA)), stranger.cert(CA).Equal); len(found) != 1 {

@@ -29,7 +29,7 @@ var closedFiles = []struct {
 	{"var/lib/k1s/db", 0o700, true},
 	{"var/lib/k1s/packaged", 0o700, true},
 	{"var/lib/k1s/encryption/*", 0o600, true},
-	{"etc/k1s/admin.kubeconfig", 0o600, true},
+	{"etc/admin.kubeconfig", 0o600, true}, // its /etc/k1s,
 }
 
 // filesAreClosed looks at the files of a node that runs.
