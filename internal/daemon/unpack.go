@@ -88,6 +88,8 @@ type unpacking struct {
 	warn  func(string)
 	// revision that the new datastore begins behind
 	revision int64
+	// before each deed of Switch that changes something, in tests; nil otherwise
+	before func() error
 }
 
 // unpackPlan is what making the new state takes.
@@ -324,6 +326,14 @@ func filesBelow(dir string) ([]string, error) {
 // Switch: the staged directory is there until the last deed is done, and what is in it has not got its place yet. The configuration
 // comes first: with it the next start finds the rest.
 func (u *unpacking) Switch() error {
+	deed := func(do func() error) error {
+		if u.before != nil {
+			if err := u.before(); err != nil {
+				return err
+			}
+		}
+		return do()
+	}
 	s := u.staged()
 	if !exists(s.Data) {
 		return nil
@@ -341,7 +351,7 @@ func (u *unpacking) Switch() error {
 		if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
 			return err
 		}
-		if err := writeIfChanged(file, b, 0o600); err != nil {
+		if err := deed(func() error { return writeIfChanged(file, b, 0o600) }); err != nil {
 			return fmt.Errorf("writing the configuration: %w", err)
 		}
 	}
@@ -351,12 +361,12 @@ func (u *unpacking) Switch() error {
 			if u.state.Archive == "" {
 				return errs.New(errs.Failure, "%s has appeared while a backup was restored", now)
 			}
-			if err := os.Rename(now, aside); err != nil {
+			if err := deed(func() error { return os.Rename(now, aside) }); err != nil {
 				return fmt.Errorf("putting %s aside: %w", now, err)
 			}
 		}
 		if exists(next) {
-			if err := os.Rename(next, now); err != nil {
+			if err := deed(func() error { return os.Rename(next, now) }); err != nil {
 				return fmt.Errorf("putting %s in its place: %w", now, err)
 			}
 		}
@@ -369,7 +379,7 @@ func (u *unpacking) Switch() error {
 			return err
 		}
 	}
-	return os.RemoveAll(s.Data)
+	return deed(func() error { return os.RemoveAll(s.Data) })
 }
 
 // Unswitch is not asked for: nothing is started, so nothing can fail then.
