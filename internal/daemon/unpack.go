@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -460,7 +462,7 @@ type peeked struct {
 	manifest backup.Manifest
 }
 
-// peek reads a whole archive, checks it, and writes its keys and its configuration to a directory, which the caller removes.
+// peek reads a whole archive, checks it, and writes its configuration to a directory, which the caller removes, unless that is "".
 func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 	k := peeked{Paths: paths.Paths{Data: dir, Config: path.Join(dir, "config")}}
 	f, err := os.Open(file)
@@ -481,33 +483,42 @@ func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 		return k, fmt.Errorf("%s: %w", file, err)
 	}
 	k.manifest = a.Manifest
+	keys := pki.Bundle{}
+	for name, content := range small {
+		if rest, ok := strings.CutPrefix(name, backup.PKI); ok {
+			keys[rest] = content
+		}
+	}
+	ca, err := keys.CA()
+	if err = errors.Join(keys.Check(), err); err != nil {
+		return k, errs.New(errs.Invalid, "%s: %w", file, err)
+	}
+	if pin := token.Pin(ca); pin != k.manifest.CA {
+		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
+	}
+	if dir == "" {
+		return k, nil
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return k, err
 	}
 	defer root.Close() // nothing is written through it
 	for _, name := range slices.Sorted(maps.Keys(small)) {
-		if err := writeBelow(root, name, strings.NewReader(string(small[name]))); err != nil {
+		// The cluster's keys are written only where they belong.
+		if !strings.HasPrefix(name, backup.Config) && !strings.HasPrefix(name, backup.PKI+"datastore/") {
+			continue
+		}
+		if err := writeBelow(root, name, bytes.NewReader(small[name])); err != nil {
 			return k, err
 		}
-	}
-	if _, err := pki.ReadBundle(k.Paths); err != nil {
-		return k, errs.New(errs.Invalid, "%s: %w", file, err)
-	}
-	if pin := caPin(k.Paths); pin != k.manifest.CA {
-		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
 	}
 	return k, nil
 }
 
 // VerifyBackup reads an archive and checks everything in it, keys and datastore included.
-func VerifyBackup(file string, key backup.Key) (_ backup.Manifest, err error) {
-	dir, err := os.MkdirTemp("", "k1s-verify-")
-	if err != nil {
-		return backup.Manifest{}, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	k, err := peek(file, key, dir)
+func VerifyBackup(file string, key backup.Key) (backup.Manifest, error) {
+	k, err := peek(file, key, "")
 	return k.manifest, err
 }
 
