@@ -61,7 +61,7 @@ type Manifest struct {
 	Cluster string   `json:"cluster"`
 	Node    string   `json:"node"`
 	Servers []string `json:"servers,omitempty"`
-	// CA is the SHA-256 of the public key of the cluster's certificate authority, in hexadecimal, as tokens have it.
+	// CA identifies the public key of the cluster's certificate authority, in the form tokens have it (token.Pin).
 	CA         string `json:"ca"`
 	K1s        string `json:"k1s"`
 	Kubernetes string `json:"kubernetes"`
@@ -150,7 +150,7 @@ func (m Manifest) Check() error {
 	if len(m.Parts) > maxParts {
 		return errs.New(errs.Invalid, "the archive's manifest names %d files, and at most %d are possible", len(m.Parts), maxParts)
 	}
-	if pin, err := hex.DecodeString(m.CA); err != nil || len(pin) == 0 {
+	if m.CA == "" {
 		return errs.New(errs.Invalid, "the archive's manifest does not say which cluster it is of")
 	}
 	seen, total, small := map[string]bool{}, int64(0), int64(0)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -88,6 +90,8 @@ type unpacking struct {
 	warn  func(string)
 	// revision that the new datastore begins behind
 	revision int64
+	// before each deed of Switch that changes something, in tests; nil otherwise
+	before func() error
 }
 
 // unpackPlan is what making the new state takes.
@@ -324,6 +328,14 @@ func filesBelow(dir string) ([]string, error) {
 // Switch: the staged directory is there until the last deed is done, and what is in it has not got its place yet. The configuration
 // comes first: with it the next start finds the rest.
 func (u *unpacking) Switch() error {
+	deed := func(do func() error) error {
+		if u.before != nil {
+			if err := u.before(); err != nil {
+				return err
+			}
+		}
+		return do()
+	}
 	s := u.staged()
 	if !exists(s.Data) {
 		return nil
@@ -341,7 +353,7 @@ func (u *unpacking) Switch() error {
 		if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
 			return err
 		}
-		if err := writeIfChanged(file, b, 0o600); err != nil {
+		if err := deed(func() error { return writeIfChanged(file, b, 0o600) }); err != nil {
 			return fmt.Errorf("writing the configuration: %w", err)
 		}
 	}
@@ -351,12 +363,12 @@ func (u *unpacking) Switch() error {
 			if u.state.Archive == "" {
 				return errs.New(errs.Failure, "%s has appeared while a backup was restored", now)
 			}
-			if err := os.Rename(now, aside); err != nil {
+			if err := deed(func() error { return os.Rename(now, aside) }); err != nil {
 				return fmt.Errorf("putting %s aside: %w", now, err)
 			}
 		}
 		if exists(next) {
-			if err := os.Rename(next, now); err != nil {
+			if err := deed(func() error { return os.Rename(next, now) }); err != nil {
 				return fmt.Errorf("putting %s in its place: %w", now, err)
 			}
 		}
@@ -369,7 +381,7 @@ func (u *unpacking) Switch() error {
 			return err
 		}
 	}
-	return os.RemoveAll(s.Data)
+	return deed(func() error { return os.RemoveAll(s.Data) })
 }
 
 // Unswitch is not asked for: nothing is started, so nothing can fail then.
@@ -450,7 +462,7 @@ type peeked struct {
 	manifest backup.Manifest
 }
 
-// peek reads a whole archive, checks it, and writes its keys and its configuration to a directory, which the caller removes.
+// peek reads a whole archive, checks it, and writes its configuration to a directory, which the caller removes, unless that is "".
 func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 	k := peeked{Paths: paths.Paths{Data: dir, Config: path.Join(dir, "config")}}
 	f, err := os.Open(file)
@@ -471,33 +483,42 @@ func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 		return k, fmt.Errorf("%s: %w", file, err)
 	}
 	k.manifest = a.Manifest
+	keys := pki.Bundle{}
+	for name, content := range small {
+		if rest, ok := strings.CutPrefix(name, backup.PKI); ok {
+			keys[rest] = content
+		}
+	}
+	ca, err := keys.CA()
+	if err = errors.Join(keys.Check(), err); err != nil {
+		return k, errs.New(errs.Invalid, "%s: %w", file, err)
+	}
+	if pin := token.Pin(ca); pin != k.manifest.CA {
+		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
+	}
+	if dir == "" {
+		return k, nil
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return k, err
 	}
 	defer root.Close() // nothing is written through it
 	for _, name := range slices.Sorted(maps.Keys(small)) {
-		if err := writeBelow(root, name, strings.NewReader(string(small[name]))); err != nil {
+		// The cluster's keys are written only where they belong.
+		if !strings.HasPrefix(name, backup.Config) && !strings.HasPrefix(name, backup.PKI+"datastore/") {
+			continue
+		}
+		if err := writeBelow(root, name, bytes.NewReader(small[name])); err != nil {
 			return k, err
 		}
-	}
-	if _, err := pki.ReadBundle(k.Paths); err != nil {
-		return k, errs.New(errs.Invalid, "%s: %w", file, err)
-	}
-	if pin := caPin(k.Paths); pin != k.manifest.CA {
-		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
 	}
 	return k, nil
 }
 
 // VerifyBackup reads an archive and checks everything in it, keys and datastore included.
-func VerifyBackup(file string, key backup.Key) (_ backup.Manifest, err error) {
-	dir, err := os.MkdirTemp("", "k1s-verify-")
-	if err != nil {
-		return backup.Manifest{}, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	k, err := peek(file, key, dir)
+func VerifyBackup(file string, key backup.Key) (backup.Manifest, error) {
+	k, err := peek(file, key, "")
 	return k.manifest, err
 }
 

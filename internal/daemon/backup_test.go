@@ -1,0 +1,555 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k1s.io/k1s/internal/backup"
+	"k1s.io/k1s/internal/backup/dump"
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/version"
+)
+
+// copies is an applet that has a dump to give, and turns one into a database.
+const copies = `read job
+file=$(echo "$job" | sed 's/.*"file":"\([^"]*\)".*/\1/')
+case "$job" in
+*'"mode":"dump"'*) cp "$(dirname "$0")/dump" "$file"; echo '{"dumped":{"keys":1,"bytes":13,"revision":77}}';;
+*'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"; cp "$file" "$(dirname "$file")/db/state.db"
+	echo '{"warning":"as a test"}'; echo '{"result":{"rows":null,"targetRevision":100077}}';;
+esac
+`
+
+// saved is a server, with everything a backup takes, and an archive of it.
+func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
+	t.Helper()
+	in = careful(t, copies)
+	in.Config.Spec.Datastore.Endpoint = "sqlite"
+	in.Config.Spec.Cluster.Domain = "example.local"
+	p := in.Paths
+	if _, err := pki.Ensure(t.Context(), pki.Request{Paths: p, NodeName: "node", Domain: "cluster.local", NodeIP: in.Facts.NodeIP, Etcd: true, NoWorker: true}); err != nil {
+		t.Logf("leaves are not issued: %v", err) // authorities are
+	}
+	for name, content := range map[string]string{
+		"etc/config.yaml":     "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {node: {ip: 192.0.2.1}, cluster: {domain: example.local}, datastore: {endpoint: sqlite}}\n",
+		"etc/config.d/a.yaml": "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {api: {port: 7443}}\n", "etc/admin.kubeconfig": "not in it", "etc/large": strings.Repeat("x", backup.MaxSmall+1),
+		"manifests/app/a.yaml": "kind: A", "db/state.db": "the database", "elsewhere": "linked",
+	} {
+		if err := os.MkdirAll(filepath.Join(p.Data, filepath.Dir(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(p.Data, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink(p.Data+"/elsewhere", p.Manifests()+"/linked.yaml"), os.Symlink("/nowhere", p.Manifests()+"/lost.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := dump.NewWriter(&b)
+	if err := w.Add(dump.Record{Key: "/registry/a", Value: []byte("12")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Close(77); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in.Payload+"/dump", b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := collect(t.Context(), in, "", migration.Job{}, []string{"other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(t.TempDir(), "a.tar.zst")
+	write(t, file, c, l)
+	if err := os.RemoveAll(c.Dir); err != nil {
+		t.Fatal(err)
+	}
+	return in, file
+}
+
+func write(t *testing.T, file string, c control.Collected, l backup.Lock) {
+	t.Helper()
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = backup.Write(f, c.Manifest, func(p backup.Part) (io.ReadCloser, error) { return os.Open(filepath.Join(c.Dir, p.Name)) }, l)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
+	in, file := saved(t, backup.Lock{})
+	m, err := VerifyBackup(file, backup.Key{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.CA != caPin(in.Paths) || m.Node != "node" || m.Store.Keys != 1 || m.Store.Revision != 77 || m.Store.Engine != "sqlite" || m.Servers[0] != "other" || string(m.Settings["spec.cluster.domain"]) != `"example.local"` {
+		t.Errorf("%+v", m)
+	}
+	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml"} {
+		if !m.Has(name) {
+			t.Errorf("it has no %s", name)
+		}
+	}
+	for _, name := range []string{"config/admin.kubeconfig", "config/large", "manifests/lost.yaml", "pki/apiserver.key"} {
+		if m.Has(name) {
+			t.Errorf("it has %s", name)
+		}
+	}
+	if left := strings.Join(m.Left, "\n"); !strings.Contains(left, "large: it has 4096 KiB") || !strings.Contains(left, "lost.yaml: it leads nowhere") || !strings.Contains(left, "volumes") {
+		t.Errorf("left: %s", left)
+	}
+	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
+		t.Errorf("%q is left", dirs)
+	}
+}
+
+func TestABackupWhoseKeysChangeMeanwhileIsNone(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	if err := os.MkdirAll(path.Dir(in.Paths.EncryptionKeys()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\necho '{}' > " + in.Paths.EncryptionKeys() + "\n" + copies
+	if err := os.WriteFile(in.Payload+"/k1s-kube", []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect(t.Context(), in, "", migration.Job{}, nil); err == nil || !strings.Contains(err.Error(), "changed while") {
+		t.Errorf("%v", err)
+	}
+	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
+		t.Errorf("%q is left", dirs)
+	}
+}
+
+func TestAnArchiveOfAnotherAuthorityThanItSaysIsFound(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	c, err := collect(t.Context(), in, "x", migration.Job{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "x.tar.zst")
+	c.Manifest.CA = "c0ffee"
+	write(t, file, c, backup.Lock{})
+	if _, err := VerifyBackup(file, backup.Key{}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "authority") {
+		t.Errorf("%v", err)
+	}
+	if _, err := VerifyBackup(file+"x", backup.Key{}); !errs.Is(err, errs.NotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
+// request is to restore an archive, with configurations as k1s server reads them.
+func request(file string) RestoreRequest {
+	return RestoreRequest{File: file, Config: ConfigAuto, Warn: func(string) {}, Load: func(file, dropIns string) (config.Config, error) {
+		l, err := config.Effective(config.Sources{File: file, DropIns: dropIns}, config.Known{})
+		return l.Config, err
+	}}
+}
+
+// machine is an empty one.
+func machine(t *testing.T) paths.Paths {
+	t.Helper()
+	dir := t.TempDir()
+	return paths.Paths{Data: dir + "/data", Run: dir + "/run", Config: dir + "/etc"}
+}
+
+// decided is a plan for a machine.
+func decided(t *testing.T, p paths.Paths, r RestoreRequest) (*unpackPlan, error) {
+	t.Helper()
+	k, err := peek(r.File, r.Key, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decide(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, r, k)
+}
+
+// tree is everything below a directory.
+func tree(t *testing.T, dirs ...string) string {
+	t.Helper()
+	var out strings.Builder
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() && !strings.HasSuffix(file, "/restore.json") && !strings.Contains(file, "/log/") {
+				b, rerr := os.ReadFile(file)
+				fmt.Fprintf(&out, "%s %q\n", strings.TrimPrefix(file, dir), b)
+				err = rerr
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	return out.String()
+}
+
+func TestAClusterComesBackOnAnEmptyMachine(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := machine(t)
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Unfit != nil || u.Foreign || u.Archive != "" || u.Config != ConfigBackup || strings.Join(u.Written, " ") != "config.d/a.yaml config.yaml" || u.Datastore.Engine != "sqlite" || u.in.Config.Spec.API.Port != 7443 {
+		t.Errorf("%+v", u.RestorePlan)
+	}
+	if exists(p.Data) || exists(p.Config) {
+		t.Error("deciding changed something")
+	}
+	if err := allowedToUnpack(u, RestoreRequest{}); err != nil {
+		t.Error(err)
+	}
+	s := unpack(t, p, u, from.Payload)
+	if s.Phase != restore.Done || s.Revision != 100077 {
+		t.Errorf("%+v", s)
+	}
+	if caPin(p) != caPin(from.Paths) {
+		t.Error("it is another cluster")
+	}
+	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, "7443") {
+		t.Errorf("it has:\n%s", got)
+	}
+	if st, err := os.Stat(p.PKI("ca.key")); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if left, _ := filepath.Glob(p.Data + "/*"); strings.Contains(strings.Join(left, " "), "restoring-") {
+		t.Errorf("%q is left", left)
+	}
+	if _, err := os.Stat(p.Data + "/" + dumpFile); err == nil {
+		t.Error("the dump is left")
+	}
+}
+
+// unpack carries out a plan.
+func unpack(t *testing.T, p paths.Paths, u *unpackPlan, payload string) restore.State[backup.Origin] {
+	t.Helper()
+	if err := os.MkdirAll(p.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = payload
+	s := begun(t, p, u)
+	s, err := restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func begun(t *testing.T, p paths.Paths, u *unpackPlan) restore.State[backup.Origin] {
+	t.Helper()
+	s, err := (restore.State[backup.Origin]{}).Begin(restore.State[backup.Origin]{ID: "1", From: u.Manifest.Origin(u.File), Archive: u.Archive, Staged: p.RestoreStaged("1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// used is a machine with a server of the cluster, and a configuration of its own.
+func used(t *testing.T, from component.Input) paths.Paths {
+	t.Helper()
+	p := machine(t)
+	for name, content := range map[string]string{
+		"db/state.db": "of before", "etcd/member/x": "left by a migration", "datastore/migration.json": "{}", "server.json": "{}", "manifests/mine.yaml": "mine", "encryption/keys.json": "mine", "storage/volume": "stays", "pki/node.key": "the machine's",
+	} {
+		if err := errors.Join(os.MkdirAll(path.Join(p.Data, path.Dir(name)), 0o755), os.WriteFile(path.Join(p.Data, name), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"ca.crt", "ca.key"} {
+		b, err := os.ReadFile(from.Paths.PKI(f))
+		if err = errors.Join(err, os.WriteFile(p.PKI(f), b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {node: {ip: 192.0.2.1}, datastore: {endpoint: sqlite}}\n"
+	if err := errors.Join(os.MkdirAll(p.Config, 0o755), os.WriteFile(p.ConfigFile(), []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestWhatIsHereIsPutAside(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	before := tree(t, p.Data)
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Foreign || u.Unfit != nil || u.Config != ConfigMachine || u.Archive == "" || strings.Join(u.Present, " ") != "pki encryption db etcd datastore server.json manifests" || strings.Join(u.Written, " ") != "config.d/zz-k1s-restored.yaml" {
+		t.Errorf("%+v", u.RestorePlan)
+	}
+	if u.in.Config.Spec.Cluster.Domain != "example.local" { // the cluster's, of which this configuration says nothing
+		t.Errorf("the domain is %q", u.in.Config.Spec.Cluster.Domain)
+	}
+	unpack(t, p, u, from.Payload)
+	after := tree(t, u.Archive)
+	for line := range strings.Lines(before) {
+		if !strings.Contains(line, "/storage/") && !strings.Contains(after, line) {
+			t.Errorf("it is gone: %s", line)
+		}
+	}
+	if got := tree(t, p.Data+"/db", p.Data+"/etcd", p.Data+"/server.json", p.Data+"/encryption", p.Data+"/datastore", p.Data+"/storage", p.PKI("node.key")); !strings.Contains(got, "/volume \"stays\"") || !strings.Contains(got, "the machine's") || strings.Contains(got, "of before") || strings.Contains(got, "migration") {
+		t.Errorf("it has:\n%s", got)
+	}
+	job, err := os.ReadFile(from.Payload + "/job")
+	if err != nil || !strings.Contains(string(job), `"oldSQLite":"`+p.DB()+`/state.db"`) {
+		t.Errorf("the copier was not told of the present datastore: %s, %v", job, err)
+	}
+	// And again, with what was restored.
+	c, err := config.Effective(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()}, config.Known{})
+	if err != nil || c.Config.Spec.Cluster.Domain != "example.local" {
+		t.Errorf("%+v, %v", c.Config.Spec.Cluster, err)
+	}
+}
+
+func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	other, _ := saved(t, backup.Lock{})
+	for _, f := range []string{"ca.crt", "ca.key"} {
+		b, err := os.ReadFile(other.Paths.PKI(f))
+		if err = errors.Join(err, os.WriteFile(p.PKI(f), b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil || !u.Foreign || u.old.OldSQLite != "" {
+		t.Fatalf("%v, %+v", err, u)
+	}
+	if err := allowedToUnpack(u, RestoreRequest{}); !errs.Is(err, errs.Exists) {
+		t.Errorf("another cluster: %v", err)
+	}
+	if err := allowedToUnpack(u, RestoreRequest{Foreign: true}); err != nil {
+		t.Errorf("%v", err)
+	}
+	u.FreeBytes, u.NeededBytes = 1<<20, 1<<30
+	if err := allowedToUnpack(u, RestoreRequest{Foreign: true}); err == nil || !strings.Contains(err.Error(), "are free") {
+		t.Errorf("a small disk: %v", err)
+	}
+	// Another domain on purpose.
+	text := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {node: {ip: 192.0.2.1}, cluster: {domain: mine.local}}\n"
+	if err := os.WriteFile(p.ConfigFile(), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if u, err = decided(t, p, request(file)); err != nil || len(u.Unfit) != 1 || !strings.HasPrefix(u.Unfit[0], "spec.cluster.domain: ") {
+		t.Errorf("%v, %+v", err, u)
+	}
+	if err := allowedToUnpack(u, RestoreRequest{Foreign: true}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "spec.cluster.domain") {
+		t.Errorf("%v", err)
+	}
+	r := request(file)
+	r.Config = ConfigBackup
+	if u, err = decided(t, p, r); err != nil || u.Unfit != nil || len(u.Written) != 2 {
+		t.Errorf("with the backup's configuration: %v, %+v", err, u)
+	}
+	was := version.Kubernetes
+	defer func() { version.Kubernetes = was }()
+	k, err := peek(file, backup.Key{}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.manifest.Kubernetes, version.Kubernetes = "v1.37.0", "v1.36.3"
+	if u, err = decide(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, r, k); err != nil || len(u.Unfit) != 1 || !strings.HasPrefix(u.Unfit[0], "kubernetes: ") {
+		t.Errorf("an older k1s: %v, %+v", err, u)
+	}
+	p = machine(t)
+	if err := errors.Join(os.MkdirAll(p.Data, 0o755), os.WriteFile(p.Agent(), []byte("{}"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := RestoreBackup(t.Context(), Options{Paths: p}, request(file), nil); !errs.Is(err, errs.Invalid) {
+		t.Errorf("an agent: %v", err)
+	}
+}
+
+func TestTheDatastoreToRestoreToIsAsked(t *testing.T) {
+	_, file := saved(t, backup.Lock{})
+	p, r := machine(t), request(file)
+	r.To = &config.Datastore{Endpoint: "etcd"}
+	u, err := decided(t, p, r)
+	if err != nil || u.Datastore.Engine != "etcd" || strings.Join(u.Written, " ") != "config.d/a.yaml config.d/zz-k1s-datastore.yaml config.yaml" {
+		t.Fatalf("%v, %+v", err, u)
+	}
+	load := r.Load
+	r.Load = func(file, dropIns string) (config.Config, error) {
+		c, err := load(file, dropIns)
+		c.Spec.Datastore.Endpoint = "sqlite" // as by the environment
+		return c, err
+	}
+	if _, err := decided(t, p, r); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "stronger") {
+		t.Errorf("%v", err)
+	}
+	if b := settingsDropIn(map[string]json.RawMessage{"spec.cluster.domain": json.RawMessage(`"x"`), "spec.cluster.name": json.RawMessage(`"y"`), "spec.network.mtu": json.RawMessage(`3`)}); !strings.Contains(string(b), `"domain": "x"`) || !strings.Contains(string(b), `"mtu": 3`) {
+		t.Errorf("%s", b)
+	}
+}
+
+var errCut = errors.New("killed")
+
+// TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne ends the process before every deed of putting the new state in its place, and the start
+// after it before every deed of what that does.
+func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	cut := func(n int) func() error {
+		return func() error {
+			if n--; n == 0 {
+				return errCut
+			}
+			return nil
+		}
+	}
+	// What there is when the new state is about to take its place, and when it has.
+	model := used(t, from)
+	was := tree(t, model.Data)
+	u, err := decided(t, model, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s := begun(t, model, u)
+	if s, err = restore.Run(t.Context(), &unpacking{p: model, state: s, plan: u, warn: func(string) {}, before: cut(1)}, s); !errors.Is(err, errCut) || !s.Committed() {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	fresh := func() (paths.Paths, restore.State[backup.Origin]) {
+		t.Helper()
+		p, s := machine(t), s
+		if err := errors.Join(os.CopyFS(p.Data, os.DirFS(model.Data)), os.CopyFS(p.Config, os.DirFS(model.Config))); err != nil {
+			t.Fatal(err)
+		}
+		s.Staged, s.Archive = p.Data+strings.TrimPrefix(s.Staged, model.Data), p.Data+strings.TrimPrefix(s.Archive, model.Data)
+		return p, s
+	}
+	state := func(p paths.Paths) string {
+		return tree(t, p.Data+"/pki", p.Data+"/db", p.Data+"/etcd", p.Data+"/server.json", p.Manifests(), p.Config)
+	}
+	done, end := fresh()
+	if _, err := restore.Run(t.Context(), &unpacking{p: done, state: end}, end); err != nil {
+		t.Fatal(err)
+	}
+	whole := state(done)
+	for at := 1; ; at++ {
+		over := false
+		for again := 1 + at%3; ; again += 3 { // all of them take long on a slow disk; over all deeds every pair of neighbours comes
+			p, s := fresh()
+			if _, err = restore.Run(t.Context(), &unpacking{p: p, state: s, before: cut(at)}, s); err == nil {
+				over = true
+				break
+			}
+			kept, rerr := readUnpacking(p)
+			if !errors.Is(err, errCut) || rerr != nil || !kept.Committed() {
+				t.Fatalf("%v, %+v, %v", err, kept, rerr)
+			}
+			_, err = restore.Recover(&unpacking{p: p, state: kept, before: cut(again)}, kept)
+			killed := errors.Is(err, errCut)
+			if err != nil && !killed {
+				t.Fatal(err)
+			}
+			if err := endRestore(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			if got := state(p); got != whole {
+				t.Errorf("killed before deed %d and %d it has:\n%s\nwant:\n%s", at, again, got, whole)
+			}
+			aside := tree(t, s.Archive)
+			for line := range strings.Lines(was) {
+				if !strings.Contains(line, "/storage/") && !strings.Contains(aside, line) {
+					t.Errorf("killed before deed %d and %d it is gone: %s", at, again, line)
+				}
+			}
+			if exists(s.Staged) {
+				t.Errorf("killed before deed %d and %d something is left", at, again)
+			}
+			if !killed {
+				break
+			}
+		}
+		if over {
+			if at < 10 {
+				t.Errorf("there are only %d deeds", at)
+			}
+			break
+		}
+	}
+	// Before that it is as if nothing had been.
+	for _, phase := range []restore.Phase{restore.Staging, restore.Pausing, restore.Finishing} {
+		p := used(t, from)
+		was := tree(t, p.Data, p.Config)
+		u, err := decided(t, p, request(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := begun(t, p, u)
+		s.Phase = phase
+		w := &unpacking{p: p, state: s, plan: u}
+		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
+			t.Fatal(err)
+		}
+		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
+			t.Fatal(err)
+		}
+		if got := tree(t, p.Data, p.Config); got != was {
+			t.Errorf("%s: it has:\n%s\nwant:\n%s", phase, got, was)
+		}
+		if exists(s.Staged) || exists(s.Archive) {
+			t.Errorf("%s: something is left", phase)
+		}
+		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
+			t.Errorf("%s: %+v, %v", phase, kept, err)
+		}
+	}
+}
+
+func TestARestoreThatCannotLoadLeavesWhatWas(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	was := tree(t, p.Data+"/pki", p.Data+"/db", p.Manifests(), p.Config)
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := careful(t, `read job; echo "error: datastore-copy: no space left on device" >&2; exit 1`)
+	u.in.Payload = bad.Payload
+	s := begun(t, p, u)
+	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s); err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "no space left") {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if got := tree(t, p.Data+"/pki", p.Data+"/db", p.Manifests(), p.Config); got != was || exists(s.Staged) || exists(s.Archive) {
+		t.Errorf("it has:\n%s\nwant:\n%s", got, was)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("enough"))
+	u.in.Payload = from.Payload
+	if s, err = restore.Run(ctx, &unpacking{p: p, state: begun(t, p, u), plan: u, warn: func(string) {}}, begun(t, p, u)); err == nil || s.Phase != restore.Failed {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// Another file than the one that was looked at.
+	_, other := saved(t, backup.Lock{})
+	u.File = other
+	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: begun(t, p, u), plan: u, warn: func(string) {}}, begun(t, p, u)); err == nil || !strings.Contains(err.Error(), "changed while") {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
