@@ -50,7 +50,7 @@ func (c *Client) members(ctx context.Context, s Status) ([]etcdcare.Member, erro
 		case e.Name == "": // it has been added and has not started
 			e.Name, e.Problem = fmt.Sprintf("%x", m.ID), "it has not started yet"
 		default:
-			asked.Go(func() { e.Healthy, e.Problem = c.answers(ctx, m.PeerURLs) })
+			asked.Go(func() { e.Skew, e.Problem = c.answers(ctx, m.PeerURLs); e.Healthy = e.Problem == "" })
 		}
 	}
 	asked.Wait()
@@ -58,22 +58,22 @@ func (c *Client) members(ctx context.Context, s Status) ([]etcdcare.Member, erro
 	return out, nil
 }
 
-// answers tells whether a member does, at any of its addresses, and why not.
-func (c *Client) answers(ctx context.Context, peerURLs []string) (bool, string) {
+// answers tells how far a member's clock is ahead, if it answers at any of its addresses, and why not.
+func (c *Client) answers(ctx context.Context, peerURLs []string) (skew time.Duration, problem string) {
 	ctx, cancel := context.WithTimeoutCause(ctx, aliveTime, fmt.Errorf("no answer within %s", aliveTime))
 	defer cancel()
-	problem := "it has no address"
+	problem = "it has no address"
 	for _, u := range peerURLs {
-		err := c.Alive(ctx, u)
+		skew, err := c.Alive(ctx, u)
 		if err == nil {
-			return true, ""
+			return skew, ""
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		problem = err.Error()
 	}
-	return false, problem
+	return 0, problem
 }
 
 // StepDown lets another member lead, and returns when one does.

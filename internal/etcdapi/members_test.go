@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // gateway answers as etcd's does, and remembers what it was asked.
@@ -72,5 +73,25 @@ func TestWhatEtcdSaysOfAChangeIsUnderstood(t *testing.T) {
 	c, _ := gateway(t, http.StatusServiceUnavailable, `{"code":14,"message":"etcdserver: request timed out"}`)
 	if err := c.Remove(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "request timed out") {
 		t.Errorf("something else: %v", err)
+	}
+}
+
+func TestAMembersClockIsComparedWithThisOnes(t *testing.T) {
+	for name, want := range map[string]time.Duration{"ahead": 24 * time.Hour, "behind": -24 * time.Hour, "the same": 0} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/version" {
+					t.Errorf("asked for %s", r.URL.Path)
+				}
+				w.Header().Set("Date", time.Now().Add(want).UTC().Format(http.TimeFormat))
+			}))
+			defer srv.Close()
+			c := New("", nil)
+			defer c.Close()
+			skew, err := c.Alive(t.Context(), srv.URL)
+			if err != nil || (skew-want).Abs() > time.Hour {
+				t.Errorf("%s, %v, want %s", skew, err, want)
+			}
+		})
 	}
 }

@@ -27,7 +27,12 @@ type Member struct {
 	// Healthy tells that it answers.
 	Healthy bool   `json:"healthy"`
 	Problem string `json:"problem,omitempty"`
+	// Skew is how far its clock is ahead of this one's, to about a second; 0 where that is not known.
+	Skew time.Duration `json:"skew,omitempty"`
 }
+
+// skewLimit is how far clocks may be apart. It is measured to about a second, and less does no harm.
+const skewLimit = 5 * time.Second
 
 // Facts are what is known of this server's member when something may be to be done.
 type Facts struct {
@@ -205,6 +210,15 @@ func Problems(f Facts) []health.Problem {
 		default:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd takes no writes: its file of %s has used up the quota of %s; k1s is making room", size(f.Bytes), size(f.Quota)).Of(etcd).
 				Fix("nothing has to be done: it should be over in a minute"))
+		}
+	}
+	for _, m := range f.Members {
+		if d := m.Skew.Round(time.Second); m.Healthy && d.Abs() > skewLimit {
+			where := "ahead of"
+			if d < 0 {
+				where = "behind"
+			}
+			out = append(out, health.New(health.ClockSkew, "the clock of %s is %s %s this server's", m.Name, d.Abs(), where).Of(etcd))
 		}
 	}
 	if len(f.Alarms) == 0 && share(f.InUse, f.Quota) >= tightShare {

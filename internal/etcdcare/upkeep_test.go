@@ -103,6 +103,9 @@ func TestProblemsOfEtcd(t *testing.T) {
 		{"a full disk", alone(), func(f *Facts) { f.Free = 100 * mib }, "error etcd-disk-low", "100 MiB"},
 		{"a disk of which nothing is known", alone(), func(f *Facts) { f.Free = 0 }, "", ""},
 		{"no leader", ofThree(), func(f *Facts) { f.Leader, f.Members[1].Healthy = 0, false }, "error etcd-no-leader", "b does not answer"},
+		{"another clock", ofThree(), func(f *Facts) { f.Members[1].Skew = 24*time.Hour + 300*time.Millisecond }, "warning clock-skew", "the clock of b is 24h0m0s ahead of"},
+		{"a clock that is behind", ofThree(), func(f *Facts) { f.Members[2].Skew = -time.Minute }, "warning clock-skew", "the clock of c is 1m0s behind this"},
+		{"clocks as they are", ofThree(), func(f *Facts) { f.Members[1].Skew, f.Members[2].Skew = 2*time.Second, -5*time.Second }, "", ""},
 		{"all at once", ofThree(), func(f *Facts) { f.Leader, f.Free, f.Alarms = 0, 1, map[uint64]Alarm{1: NoSpace, 2: NoSpace} },
 			"error etcd-disk-low, error etcd-no-leader, error etcd-no-space, error etcd-no-space", ""},
 	} {

@@ -37,6 +37,7 @@ const (
 	DataDirReadonly Code = "data-dir-readonly"
 	DataDirFS       Code = "data-dir-fs"
 	Clock           Code = "clock"
+	ClockSkew       Code = "clock-skew"
 	HostName        Code = "hostname"
 
 	// The network.
@@ -133,6 +134,7 @@ func registry() []section {
 			{DataDirReadonly, Error, "The data directory cannot be written to: read-only, full, or not permitted.", "remount it writable, or choose another data directory"},
 			{DataDirFS, Warning, "The data directory is on a file system that does not suit: a network one locks unreliably and loses databases (error), one in memory is empty after a reboot.", "put the data directory on a local disk"},
 			{Clock, Error, "The machine's clock is wrong: before this program was made, or before the cluster's certificates were. TLS fails then.", "set the clock, e.g. with timedatectl set-time or an NTP client, and start again"},
+			{ClockSkew, Warning, "The clock of another server differs from this one's by more than 5 seconds. What one of them issues, certificates and pods' tokens, may not be valid yet for the other, or not any more. Nothing is lost: the datastore does not go by the clock.", "set the clock of the server that is wrong, e.g. with an NTP client, and restart k1s there"},
 			{HostName, Warning, "The host name is not a valid node name. k1s derives one from it; an error where it cannot.", "set spec.node.name, or run: hostnamectl set-hostname NAME"},
 		}},
 		{"The network", []Doc{

@@ -414,6 +414,31 @@ func TestAClockThatIsWrongIsNamed(t *testing.T) {
 	}
 }
 
+func TestADayOfAnotherClockIsGotOver(t *testing.T) {
+	n := newNode(t)
+	n.ensure()
+	ca := n.cert(CA)
+	n.now = today.Add(24 * time.Hour)
+	n.wantIssued(map[string]string{})
+	n.req.SANs = append(n.req.SANs, "other.example.org")
+	if got := issued(n.ensure()); len(got) != 1 || got[APIServer] == "" {
+		t.Fatalf("with the clock a day ahead issued %v", got)
+	}
+	// What was issued then is of tomorrow for everybody else, and is issued again when the clock is right; nothing else is.
+	n.now = today
+	n.wantIssued(map[string]string{APIServer: "not valid before 2026-11-22"})
+	n.now = today.Add(-24 * time.Hour)
+	var clock *ClockError
+	if _, err := Ensure(t.Context(), n.req); !errors.As(err, &clock) {
+		t.Errorf("with the clock a day behind: %v", err)
+	}
+	n.now = today
+	n.wantIssued(map[string]string{})
+	if !n.cert(CA).Equal(ca) {
+		t.Error("the authority is another one")
+	}
+}
+
 func TestAClockThatIsALittleBehindDoesNotMatter(t *testing.T) {
 	n := newNode(t)
 	n.ensure()

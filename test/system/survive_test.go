@@ -195,8 +195,9 @@ func TestNoWriteIsLost(t *testing.T) {
 		s := servers[1]
 		moved := strings.ReplaceAll(`set -e
 k1s stop
-ip addr add 10.88.0.77/24 dev LINK
 ip addr del 10.88.0.11/24 dev LINK
+ip addr add 10.88.0.77/24 dev LINK
+ip route replace default via 10.88.0.1
 K1S_NODE_IP=10.88.0.77 setsid k1s server </dev/null >>/var/log/moved.log 2>&1 &`, "LINK", "eth0")
 		r.fault(t, "one of three moves", []member{servers[0], servers[2]}, func() { s.in(within(t, limit), "sh", "-c", moved).wants(t, 0) }, func() { s.untilState(t, control.Running) })
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.12", "10.88.0.77")
