@@ -66,19 +66,19 @@ func (m members) Join(ctx context.Context, who join.Member) (join.Membership, er
 		return out, memberError(err)
 	}
 	// Who asks again has lost the answer, or what it had: it gets another place if it has had this one.
-	for _, o := range all {
-		switch {
-		case !slices.Contains(o.PeerURLs, who.PeerURL):
-		case o.Name == "":
-			out.InitialCluster = initialCluster(all, who)
-			return out, nil
-		case o.Name == who.Name && !o.IsLearner:
-			return out, errs.Hint(errs.New(errs.Denied, "%s is a member already, and its data is not there any more", who.Name), "on another server: k1s node remove %s; then join again with a token", nodeOfMember(who.Name))
-		default:
-			d.log.Warn("a member that has lost its data is replaced", "member", o.Name, "url", who.PeerURL)
-			if err := c.Remove(ctx, o.ID); err != nil {
-				return out, fmt.Errorf("removing what %s was before: %w", who.PeerURL, memberError(err))
-			}
+	switch at, o := placeOf(all, who); at {
+	case placeKept:
+		out.InitialCluster = initialCluster(all, who)
+		return out, nil
+	case placeLost:
+		return out, errs.Hint(errs.New(errs.Denied, "%s is a member already, and its data is not there any more", who.Name), "on another server: k1s node remove %s; then join again with a token", nodeOfMember(who.Name))
+	case placeTaken:
+		return out, errs.Hint(errs.New(errs.NotRunning, "the address %s is that of the member %s, which is off, or has moved and could not tell yet", who.PeerURL, o.Name),
+			"start that server, or if it does not come back: k1s node remove %s", nodeOfMember(o.Name))
+	case placeOld:
+		d.log.Warn("a member that has lost its data is replaced", "member", o.Name, "url", who.PeerURL)
+		if err := c.Remove(ctx, o.ID); err != nil {
+			return out, fmt.Errorf("removing what %s was before: %w", who.PeerURL, memberError(err))
 		}
 	}
 	added, all, err := c.AddLearner(ctx, who.PeerURL)
@@ -152,7 +152,7 @@ func (m members) Promote(ctx context.Context, who join.Member) error {
 		return memberError(err)
 	}
 	for _, o := range all {
-		if !slices.Contains(o.PeerURLs, who.PeerURL) {
+		if !slices.Contains(o.PeerURLs, who.PeerURL) || o.Name != "" && o.Name != who.Name {
 			continue
 		}
 		m.d.learnerSeen(o.ID, true)
@@ -311,8 +311,12 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 	if err != nil {
 		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
 	}
+	bindings, err := clusterStore{api: d.client()}.Bindings(ctx)
+	if err != nil {
+		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+	}
 	for _, m := range all {
-		if !isMember(m, b) {
+		if !isMember(m, b, bindings) {
 			continue
 		}
 		err := removeSettled(ctx, c, m.ID)
@@ -348,10 +352,11 @@ func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {
 }
 
 // isMember tells whether a member is a server's, by its name, and where it has never started by its address. The address of
-// one that has may be an old one.
-func isMember(m etcdapi.Member, b join.Binding) bool {
+// one that has may be an old one. A node may be called as a member of another one could be; all are the nodes there are.
+func isMember(m etcdapi.Member, b join.Binding, all []join.Binding) bool {
 	if m.Name != "" {
-		return m.Name == b.Node || nodeOfMember(m.Name) == b.Node
+		named := slices.ContainsFunc(all, func(o join.Binding) bool { return o.Node == m.Name })
+		return m.Name == b.Node || !named && nodeOfMember(m.Name) == b.Node
 	}
 	return slices.ContainsFunc(m.PeerURLs, func(raw string) bool {
 		u, err := url.Parse(raw)
@@ -382,12 +387,15 @@ func (d *Daemon) keepPeerURL(ctx context.Context) {
 			return err
 		}
 		ours := components.EtcdPeerURL(in)
-		for _, m := range all {
-			if m.ID != st.ID || slices.Equal(m.PeerURLs, []string{ours}) {
-				continue
+		next, settled := nextPeerURL(all, st.ID, in.Facts.NodeName, ours)
+		if next != "" {
+			d.log.Info("this server's member of etcd has another address now", "is", ours, "told", next)
+			if err := c.SetPeerURL(ctx, st.ID, next); err != nil {
+				return err
 			}
-			d.log.Info("this server's member of etcd has another address now", "was", m.PeerURLs, "is", ours)
-			return c.SetPeerURL(ctx, m.ID, ours)
+		}
+		if !settled {
+			return fmt.Errorf("%s is still that of another member", ours)
 		}
 		return nil
 	})

@@ -71,7 +71,7 @@ func TestWhatAServerIsToldOfTheMembers(t *testing.T) {
 	if got != "server-0=https://10.0.0.1:2380,server-1-0a1b2c3d=https://10.0.0.2:2380" {
 		t.Error(got)
 	}
-	for member, want := range map[string]string{"server-1-0a1b2c3d": "server-1", "server-0": "server-0", "a-b": "a-b", "": ""} {
+	for member, want := range map[string]string{"server-1-0a1b2c3d": "server-1", "server-0": "server-0", "a-b": "a-b", "": "", "web-frankfur": "web-frankfur", "web-0A1B2C3D": "web-0A1B2C3D"} {
 		if got := nodeOfMember(member); got != want {
 			t.Errorf("%q is on %q, want %q", member, got, want)
 		}
@@ -142,14 +142,19 @@ func TestWhoIsAMember(t *testing.T) {
 		"another one at its old address": {etcdapi.Member{Name: "server-2-0a1b2c3d", PeerURLs: []string{"https://10.0.0.2:2380"}}, false},
 		"a longer name":                  {etcdapi.Member{Name: "server-10-0a1b2c3d", PeerURLs: []string{"https://10.0.0.20:2380"}}, false},
 	} {
-		if got := isMember(tc.m, b); got != tc.want {
+		if got := isMember(tc.m, b, []join.Binding{b}); got != tc.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
 	// Of a damaged record only the name is known.
-	if !isMember(etcdapi.Member{Name: "server-1-0a1b2c3d", PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}) ||
-		isMember(etcdapi.Member{PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}) {
+	if !isMember(etcdapi.Member{Name: "server-1-0a1b2c3d", PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}, nil) ||
+		isMember(etcdapi.Member{PeerURLs: []string{"https://10.0.0.2:2380"}}, join.Binding{Node: "server-1"}, nil) {
 		t.Error("a damaged record")
+	}
+	// The first server is called as a member of the node "web" could be.
+	web, first := join.Binding{Node: "web"}, join.Binding{Node: "web-0a1b2c3d"}
+	if m := (etcdapi.Member{Name: "web-0a1b2c3d"}); isMember(m, web, []join.Binding{web, first}) || !isMember(m, first, []join.Binding{web, first}) {
+		t.Error("a node with the name of another one's member")
 	}
 }
 

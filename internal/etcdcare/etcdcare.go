@@ -241,10 +241,12 @@ func MarshalSnapshot(s Snapshot) ([]byte, error) {
 const memberSuffix = 8
 
 // NodeOf is the node that a member is on. The first server's member has the node's name; others have it with a dash and eight
-// random digits behind it, since one may be removed and join again.
+// random hexadecimal digits behind it, since one may be removed and join again. A first server may be called like that; who can
+// tries both.
 func NodeOf(member string) string {
-	if i := strings.LastIndexByte(member, '-'); i > 0 && len(member)-i-1 == memberSuffix {
-		return member[:i]
+	i := strings.LastIndexByte(member, '-')
+	if i <= 0 || len(member)-i-1 != memberSuffix || strings.Trim(member[i+1:], "0123456789abcdef") != "" {
+		return member
 	}
-	return member
+	return member[:i]
 }

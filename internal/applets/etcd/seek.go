@@ -55,7 +55,8 @@ func (s seeker) run(ctx context.Context, e *embed.Etcd) {
 		log.Error("members that have moved are not looked for", zap.Error(err))
 		return
 	}
-	moved := map[types.ID]bool{} // those that are reached where the state does not say
+	moved := map[types.ID]bool{}  // those that are reached where the state does not say
+	told := map[types.ID]string{} // where each was found last
 	for pause := seekFirst; ; {
 		select {
 		case <-ctx.Done():
@@ -82,7 +83,10 @@ func (s seeker) run(ctx context.Context, e *embed.Etcd) {
 			}
 			// Again as long as it is not connected: etcd may be repeating older changes of the state, and with them older addresses.
 			to.UpdatePeer(m.ID, []string{at})
-			moved[m.ID], pause = !known, seekFirst
+			moved[m.ID] = !known
+			if told[m.ID] != at {
+				told[m.ID], pause = at, seekFirst // a member that answers there and is never connected is asked less and less often
+			}
 		}
 	}
 }
@@ -104,7 +108,8 @@ func (s seeker) find(ctx context.Context, conf *tls.Config, m membership.Member)
 		return ""
 	}
 	tried := map[netip.Addr]bool{}
-	for _, host := range append([]string{etcdcare.NodeOf(m.Name)}, s.hosts...) {
+	// Whether the name is the node's, or has something behind it, is not known for sure.
+	for _, host := range append(slices.Compact([]string{etcdcare.NodeOf(m.Name), m.Name}), s.hosts...) {
 		ips, err := s.resolve(ctx, host)
 		if err != nil {
 			continue // most machines know of no other's name
