@@ -97,7 +97,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 	github.com/containernetworking/plugins,go
 
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
-LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|bench|images)(/|$$)')
+LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|images)(/|$$)')
 
 .PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system vm golden bench up down clean dist dist-check reproducible sizes help
 

@@ -37,7 +37,7 @@ func newAPI(file string, in *inside) (*api, error) {
 		return nil, errors.New("reading the cluster's CA: no certificate in it")
 	}
 	return &api{base: c.Server, http: &http.Client{Transport: &http.Transport{
-		DialContext: in.dial, MaxIdleConnsPerHost: 8,
+		DialContext: in.dial, MaxIdleConnsPerHost: 32, // as many as ever write at once
 		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
 	}}}, nil
 }
@@ -92,7 +92,10 @@ func (a *api) send(ctx context.Context, method, path string, body []byte) (*http
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json")
-	if len(body) > 0 {
+	switch {
+	case method == http.MethodPatch:
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	case len(body) > 0:
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return a.http.Do(req)
@@ -127,6 +130,7 @@ type object struct {
 	} `json:"metadata"`
 	Status struct {
 		Phase      string      `json:"phase"`
+		PodIP      string      `json:"podIP"`
 		Conditions []condition `json:"conditions"`
 	} `json:"status"`
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Sections that can be chosen with -only.
-var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "cluster", "servers", "idle"}
+var sections = []string{"cold", "work", "warm", "first", "server", "isolation", "cluster", "servers", "writes", "network", "policies", "idle"}
 
 // results are everything that was measured; with -json they are kept as they are.
 type results struct {
@@ -27,7 +27,7 @@ type results struct {
 	FileBytes int64                `json:"fileBytes"`
 	Starts    []start              `json:"starts"`
 	Idle      []idle               `json:"idle"`
-	Samples   map[string][]float64 `json:"samples"` // by kind and name, in seconds
+	Samples   map[string][]float64 `json:"samples"` // by kind and name, in seconds unless the name says otherwise
 	Failures  []string             `json:"failures,omitempty"`
 }
 
@@ -174,6 +174,23 @@ func (b *bench) measure(ctx context.Context) error {
 				b.fail("cluster of three servers", b.servers(ctx))
 			}
 		}
+	}
+	if b.o.wants("writes") {
+		for _, s := range b.stores() {
+			if what := "writes, " + s.kind + " with " + s.name; b.more(ctx, what, 90*time.Second) {
+				b.fail(what, b.writes(ctx, s))
+			}
+		}
+	}
+	if b.o.wants("network") {
+		for _, backend := range backends {
+			if b.more(ctx, "network with "+backend, time.Minute) {
+				b.fail("network with "+backend, b.network(ctx, backend))
+			}
+		}
+	}
+	if b.o.wants("policies") && b.more(ctx, "policies", 2*time.Minute) {
+		b.fail("policies", b.policies(ctx))
 	}
 	if b.o.wants("idle") && b.more(ctx, "idle", b.o.settle+b.o.window+time.Minute) {
 		b.fail("idle", b.idle(ctx))

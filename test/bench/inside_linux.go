@@ -53,6 +53,23 @@ func (in *inside) dial(ctx context.Context, network, addr string) (net.Conn, err
 	return c, err
 }
 
+// listen accepts TCP connections in the namespace; addr is an address, not a name.
+func (in *inside) listen(ctx context.Context, addr string) (net.Listener, error) {
+	var (
+		l    net.Listener
+		err  error
+		done = make(chan struct{})
+	)
+	in.work <- func() {
+		defer close(done)
+		var plain net.ListenConfig
+		plain.SetMultipathTCP(false)
+		l, err = plain.Listen(ctx, "tcp", addr)
+	}
+	<-done
+	return l, err
+}
+
 func (in *inside) close() { close(in.work) }
 
 // inotifyNeeded is what one node takes of the machine's inotify instances, with a margin. The kernel allows

@@ -17,6 +17,10 @@ func (*inside) dial(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.ErrUnsupported
 }
 
+func (*inside) listen(context.Context, string) (net.Listener, error) {
+	return nil, errors.ErrUnsupported
+}
+
 func (*inside) close() {}
 
 func roomForNode() bool { return true }

@@ -71,6 +71,7 @@ type options struct {
 	commands int           // runs of each CLI command
 	settle   time.Duration // between the last start and the idle window
 	window   time.Duration // over which idle CPU is taken
+	writing  time.Duration // over which writes are counted, for each store and number of writers
 	patience time.Duration // how long to wait for a quiet machine before each start
 	limit    time.Duration // of all measuring
 	only     string        // sections, comma separated; "" is all
@@ -97,10 +98,10 @@ func parse(args []string) (options, error) {
 		return o, errs.New(errs.Usage, "unexpected argument %q", set.Arg(0))
 	}
 	o.pods, o.lists, o.commands = 20, 60, 20
-	o.settle, o.window, o.limit = time.Minute, time.Minute, 30*time.Minute
+	o.settle, o.window, o.writing, o.limit = time.Minute, time.Minute, 5*time.Second, 38*time.Minute
 	if quick {
 		o.runs, o.pods = 2, 10
-		o.settle, o.window, o.limit = 20*time.Second, 20*time.Second, 6*time.Minute
+		o.settle, o.window, o.writing, o.limit = 20*time.Second, 20*time.Second, 2*time.Second, 11*time.Minute
 		o.patience = min(o.patience, 3*time.Second)
 	}
 	if o.runs < 1 {

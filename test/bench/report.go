@@ -32,6 +32,31 @@ func (n numbers) quantile(q float64) float64 {
 	return s[max(0, int(math.Ceil(q*float64(len(s))))-1)]
 }
 
+// mostSamples is how many of very many values are kept.
+const mostSamples = 1000
+
+// spread is at most that many of the values, evenly out of their order, the least and the greatest among them: quantiles
+// stay what they are.
+func (n numbers) spread(most int) numbers {
+	s := n.sorted()
+	if len(s) <= most {
+		return s
+	}
+	out := make(numbers, most)
+	for i := range out {
+		out[i] = s[i*(len(s)-1)/(most-1)]
+	}
+	return out
+}
+
+// ratio is b in terms of a; nothing when one of them is not known.
+func ratio(a, b float64) string {
+	if a <= 0 || b <= 0 {
+		return ""
+	}
+	return figure(b/a) + "×"
+}
+
 // show writes the median, and how far the others are from it.
 func (n numbers) show(unit string) string {
 	if len(n) == 0 {
@@ -187,6 +212,9 @@ func (b *bench) report() error {
 	r.timeline(w)
 	r.isolation(w)
 	r.memory(w)
+	r.writesTable(w)
+	r.networkTable(w)
+	r.policiesTable(w)
 	for _, f := range r.Failures {
 		fmt.Fprintf(w, "\nNot measured: %s\n", f)
 	}
