@@ -114,6 +114,13 @@ func TestAuthoritiesAreReplacedInThreePhases(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 
+	n.install(all, KeepTokens)
+	if pub := n.read(CertFile(n.req.Paths, ServiceAccount)); strings.Count(pub, "BEGIN PUBLIC KEY") != 2 {
+		t.Errorf("tokens of the old key are refused together with the old CA: %s", pub)
+	}
+	if got := n.trusted(); len(got) != 1 || !got[0].Equal(after) {
+		t.Errorf("trusted are %d", len(got))
+	}
 	n.install(all, TrustNew)
 	n.req.All = true
 	n.ensure()
