@@ -536,6 +536,9 @@ func (d *Daemon) wakeRotation() {
 func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, all []pki.Replacement) ([]string, error) {
 	var out []string
 	for _, r := range all {
+		if r.Below {
+			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", r.Name))
+		}
 		if r.Name == pki.CA && !r.Chained {
 			out = append(out, "the CA in use allows no other one below it, so programs that read it only when they start, as some pods do, have to be started again before the new one signs; that is not before ten minutes have passed")
 		}

@@ -54,6 +54,8 @@ type Replacement struct {
 	NewEnds time.Time `json:"newEnds,omitzero"`
 	// Own tells that it was brought by the user.
 	Own bool `json:"own,omitempty"`
+	// Below tells that the new one is below another authority, which is not trusted.
+	Below bool `json:"below,omitempty"`
 	// Chained tells that programs that trust only the old one accept what the new one signs. It takes an old one that allows
 	// others below it.
 	Chained bool `json:"chained"`
@@ -187,7 +189,10 @@ func (c *change) bring(dir string, now time.Time) error {
 	case bytes.Equal(cert.RawSubject, c.by.cert.RawSubject):
 		return bad(certFile, fmt.Sprintf("has the same subject as the one in use, %s: programs tell authorities apart by it", cert.Subject), nil)
 	}
-	c.public, c.NewEnds = rawCert, cert.NotAfter
+	// Its issuers are left out: whatever is in the file is an authority for clients too, and theirs may sign certificates of
+	// others in any name, an administrator's as well.
+	c.public, c.NewEnds = encodeCert(cert), cert.NotAfter
+	c.Below = !bytes.Equal(cert.RawIssuer, cert.RawSubject)
 	return nil
 }
 

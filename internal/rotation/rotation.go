@@ -54,6 +54,8 @@ type Authority struct {
 	NewEnds time.Time `json:"newEnds,omitzero"`
 	// Own tells that the new one was brought by the user.
 	Own bool `json:"own,omitempty"`
+	// Below tells that the new one is below another authority, which is not trusted.
+	Below bool `json:"below,omitempty"`
 	// Chained tells that programs that trust only the old one accept what the new one signs.
 	Chained bool `json:"chained"`
 }
