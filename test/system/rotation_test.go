@@ -129,6 +129,19 @@ func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away membe
 		}
 		return err
 	})
+	// Who would have read the new CA again by now does it when it starts.
+	for _, m := range []member{server, there} {
+		now, err := m.status(within(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, pid := range pids(now) {
+			if (name == "kubelet" || name == "kube-proxy") && pid > 1 {
+				kill(t, pid)
+			}
+		}
+		m.untilState(t, control.Running)
+	}
 	server.settled(t)
 	kill(t, s.PID)
 	<-ended // it asks nobody any more
