@@ -20,6 +20,7 @@ type certsRotateOptions struct {
 	deps                        Deps
 	format                      printer.Format
 	dryRun, status, finish, yes bool
+	dropTokens                  bool
 	dir                         string
 	keep                        time.Duration
 }
@@ -33,7 +34,8 @@ func newCertsRotateCmd(deps Deps, runF func(context.Context, certsRotateOptions)
 			"node and every pod is told to trust the new ones too, then they sign, and later the old ones are not trusted any more.\n" +
 			"The old CA vouches for the new one, so nodes that are away, tokens to join and kubeconfigs made before go on working:\n" +
 			"kubeconfigs until the old one goes, nodes and tokens also after that. At each of the three steps the control plane\n" +
-			"restarts once, which takes a second or two; pods are not touched. When this command is interrupted, or k1s is, the\n" +
+			"restarts once, which takes a second or two; pods are not touched. The old CA is trusted for ten minutes at least, and tokens\n" +
+			"that the old key of service accounts has signed for a day, because running programs learn of the new ones by then. When this command is interrupted, or k1s is, the\n" +
 			"replacement goes on when k1s runs.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
@@ -45,6 +47,7 @@ func newCertsRotateCmd(deps Deps, runF func(context.Context, certsRotateOptions)
 	f.BoolVar(&o.finish, "finish", false, "stop trusting the old ones now")
 	f.BoolVar(&o.yes, "yes", false, "do not ask")
 	f.StringVar(&o.dir, "ca-dir", "", "take authorities of your own from this directory: ca.crt and ca.key, and if they are there\nfront-proxy-ca, etcd/ca, sa.key; what is not there is made")
+	f.BoolVar(&o.dropTokens, "drop-tokens", false, "end the tokens of pods together with the old CA, not a day later; pods have to be started\nanew then, or are refused for up to an hour. For when the key of service accounts is in wrong hands")
 	f.DurationVar(&o.keep, "trust-old", o.keep, "for how long the old ones are trusted beside the new ones")
 	return cmd
 }
@@ -53,7 +56,7 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 	switch {
 	case o.keep < 0:
 		return errs.New(errs.Usage, "the old CA cannot be trusted for %s", o.keep)
-	case o.status && (o.finish || o.dryRun || o.dir != ""):
+	case o.status && (o.finish || o.dryRun || o.dropTokens || o.dir != ""):
 		return errs.New(errs.Usage, "--status only shows how far it is; give it alone")
 	case o.finish && o.dir != "":
 		return errs.New(errs.Usage, "--finish ends a replacement, and --ca-dir begins one; give one of them")
@@ -67,7 +70,7 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 		}
 		return printer.Print(s.Out, o.format, r, func(w io.Writer) error { return printRotation(w, r) })
 	}
-	req := control.RotateRequest{Keep: o.keep, Finish: o.finish}
+	req := control.RotateRequest{Keep: o.keep, Finish: o.finish, DropTokens: o.dropTokens}
 	if o.dir != "" {
 		var err error
 		if req.Dir, err = filepath.Abs(o.dir); err != nil {
@@ -94,6 +97,9 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 		if o.finish {
 			question = "Stop trusting the old CA now?"
 		}
+		if o.finish && o.dropTokens {
+			question = "Stop trusting the old CA now, and end the tokens of pods?"
+		}
 		if err := confirm(ctx, s, question); err != nil {
 			return err
 		}
@@ -116,7 +122,8 @@ func followRotation(ctx context.Context, o certsRotateOptions, c *control.Client
 	last := ""
 	for {
 		hurry := o.finish || o.keep == 0
-		if !r.State.Active() || r.State.Stage == rotation.Overlapping && !hurry && len(r.Behind) == 0 {
+		rests := r.State.Stage == rotation.Overlapping && !hurry || r.State.Stage == rotation.Draining && !r.State.DropTokens
+		if !r.State.Active() || rests && len(r.Behind) == 0 {
 			return r, nil
 		}
 		if s := rotationProgress(r); s != last {
@@ -142,10 +149,14 @@ func rotationProgress(r control.Rotation) string {
 	text := map[rotation.Stage]string{
 		rotation.Trusting:    "everybody learns to trust the new CA beside the old one",
 		rotation.Overlapping: "the new CA signs, and the old one is still trusted",
+		rotation.Draining:    "the old CA is not trusted any more, and tokens of pods that the old key has signed are still good",
 		rotation.Removing:    "the old CA is forgotten",
 	}[r.State.Stage]
 	if text == "" {
 		return "the CA is replaced"
+	}
+	if at := r.State.Since.Add(rotation.Settle); r.State.Stage == rotation.Overlapping && (r.State.Hurry || r.State.Until.Before(at)) {
+		text += " until running programs know the new one, " + at.UTC().Format(time.TimeOnly) + " UTC"
 	}
 	if len(r.Behind) > 0 {
 		text += "; not so far yet: " + strings.Join(r.Behind, ", ")
@@ -166,6 +177,14 @@ func printRotation(w io.Writer, r control.Rotation) error {
 		if st.Stage == rotation.Overlapping && !st.Hurry {
 			fmt.Fprintf(&head, "The old one is trusted until %s UTC; sooner with: k1s certs rotate-ca --finish\n", st.Until.UTC().Format(time.DateTime))
 			head.WriteString("Kubeconfigs made before work until then; the new one: k1s kubeconfig\n")
+		}
+		if st.Stage == rotation.Draining && !st.DropTokens {
+			fmt.Fprintf(&head, "They are good until %s UTC; pods are given others by then.\n", st.TokensUntil().UTC().Format(time.DateTime))
+		}
+		if st.Stage == rotation.Removing || st.Stage == rotation.Draining {
+			for _, name := range r.Away {
+				fmt.Fprintf(&head, "%s is away, and trusts the old CA until it comes back\n", name)
+			}
 		}
 		for _, wait := range r.Waits {
 			fmt.Fprintf(&head, "waits: %s\n", wait)
@@ -227,7 +246,12 @@ func printRotationPlan(w io.Writer, r control.Rotation) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n1. nodes that are there, and pods, learn to trust the new CA beside the old one; the control plane restarts\n"+
 		"2. the new one signs: every certificate is issued anew, and the control plane restarts\n"+
-		"3. after %s, or with --finish, the old one is not trusted any more; the control plane restarts\n\n", printer.Age(r.State.Keep))
+		"3. after %s, or with --finish, and ten minutes at least, the old one is not trusted any more; the control plane restarts\n", printer.Age(max(r.State.Keep, rotation.Settle)))
+	if r.State.DropTokens {
+		b.WriteString("4. tokens that the old key of service accounts has signed end with it: pods are refused then until they are started anew, or for up to an hour\n\n")
+	} else {
+		b.WriteString("4. a day after step 2 at the earliest tokens that the old key of service accounts has signed end; the control plane restarts if that is later\n\n")
+	}
 	for _, warning := range r.Warnings {
 		fmt.Fprintf(&b, "note: %s\n", warning)
 	}

@@ -197,6 +197,9 @@ type RotateRequest struct {
 	Dir string `json:"dir,omitempty"`
 	// Keep is for how long the old ones are trusted beside the new ones, in nanoseconds.
 	Keep time.Duration `json:"keep"`
+	// DropTokens ends tokens that the old key of service accounts has signed together with the old ones, instead of a day after
+	// the new key signs: pods get others only when they are started anew, or within an hour.
+	DropTokens bool `json:"dropTokens,omitempty"`
 	// Finish stops trusting the old ones of the replacement that is on its way; nothing else is looked at.
 	Finish bool `json:"finish,omitempty"`
 }

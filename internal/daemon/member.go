@@ -180,7 +180,7 @@ func ask(ctx context.Context, in component.Input, servers []string, requests pki
 	}
 	r := join.Request{
 		Role: token.Agent, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, CSRs: requests.CSRs, K1s: version.K1s, Kubernetes: version.Kubernetes,
-		Trusts: pki.Pins(cas),
+		Trusts: pki.Pins(cas), Issuer: pki.IssuerOf(in.Paths, pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)),
 	}
 	var first error
 	for _, s := range servers {

@@ -595,7 +595,7 @@ func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	in, replacing := d.in, d.rotating.state
 	d.mu.Unlock()
 	if replacing.Active() {
-		return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", replacing.Stage), "to stop trusting the old one now, on that server: k1s certs rotate-ca --finish")
+		return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", replacing.Stage), "%s", replacing.Sooner())
 	}
 	var b join.Bootstrap
 	c := in.Config.Spec.Datastore

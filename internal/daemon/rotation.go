@@ -83,6 +83,8 @@ func phaseOf(s rotation.Stage) pki.Phase {
 		return pki.TrustBoth
 	case rotation.Overlapping:
 		return pki.SignNew
+	case rotation.Draining:
+		return pki.KeepTokens
 	}
 	return pki.TrustNew
 }
@@ -147,6 +149,17 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 	}
 }
 
+// ends is until when a stage lasts in any case, as far as that is known; zero for those that end by themselves.
+func ends(s rotation.State) time.Time {
+	switch {
+	case s.Stage == rotation.Overlapping && !s.Hurry:
+		return s.Until
+	case s.Stage == rotation.Draining:
+		return s.TokensUntil()
+	}
+	return time.Time{}
+}
+
 // noteRotation tells what is waited for.
 func (d *Daemon) noteRotation(waits []string, err error) {
 	note := ""
@@ -158,15 +171,15 @@ func (d *Daemon) noteRotation(waits []string, err error) {
 	s, f := d.rotating.state, d.rotating.facts
 	d.mu.Unlock()
 	var problems []health.Problem
-	slow := s.Active() && time.Since(s.Since) > slowStage && (s.Stage != rotation.Overlapping || s.Hurry || time.Since(s.Until) > slowStage)
+	slow := s.Active() && time.Since(s.Since) > slowStage && time.Since(ends(s)) > slowStage
 	present, away := rotation.Behind(s, f)
 	switch {
 	case err != nil && slow:
 		problems = []health.Problem{health.FromError(err, health.CARotation, "")}
 	case slow:
 		problems = []health.Problem{health.New(health.CARotation, "replacing the cluster's CA waits in the stage %q: %s", s.Stage, strings.Join(waits, "; "))}
-	case s.Stage == rotation.Overlapping && time.Since(s.Since) > slowStage && len(present) > 0:
-		problems = []health.Problem{health.New(health.CARotation, "the cluster's CA was replaced, and these nodes have no certificates of the new one yet: %s", strings.Join(append(present, away...), ", "))}
+	case s.Active() && time.Since(s.Since) > slowStage && len(present) > 0:
+		problems = []health.Problem{health.New(health.CARotation, "the cluster's CA was replaced, and these nodes have no certificates of the new one yet, or trust the old one still: %s", strings.Join(append(present, away...), ", "))}
 	}
 	d.board.Report("rotation", problems)
 }
@@ -235,7 +248,7 @@ func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rota
 		return err
 	}
 	// The chain to the old CA is in the certificates, and is to go with it.
-	report, err := certificates(ctx, d.log, in, s.Stage == rotation.Removing)
+	report, err := certificates(ctx, d.log, in, s.Stage == rotation.Draining || s.Stage == rotation.Removing)
 	if err == nil {
 		d.reportCertificates(report)
 	}
@@ -244,6 +257,12 @@ func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rota
 
 func (r rotator) Look(ctx context.Context, _ rotation.State) (rotation.Facts, error) {
 	f, err := lookAtTrust(ctx, r.d.client(), r.d.o.Paths, r.d.self())
+	if err == nil && len(f.Extended) > 0 {
+		// They count as told of until they are seen to be gone: the API server might put them back.
+		if _, err := extended(ctx, r.d.client(), r.d.o.Paths, true); err != nil {
+			return f, err
+		}
+	}
 	if err == nil {
 		r.d.mu.Lock()
 		r.d.rotating.facts = f
@@ -278,6 +297,9 @@ func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self s
 		}
 	}
 	slices.Sort(f.Unpublished)
+	if f.Extended, err = extended(ctx, api, p, false); err != nil {
+		return f, err
+	}
 	store := clusterStore{api: api}
 	bindings, err := store.Bindings(ctx)
 	if err != nil {
@@ -289,6 +311,39 @@ func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self s
 	}
 	f.Nodes = trustOf(bindings, nodes, self, pki.PinsOf(want))
 	return f, nil
+}
+
+// extended finds what aggregated API servers are told to believe though it is not trusted any more, and takes it out if that
+// is wanted. The API server only ever adds to this ConfigMap, until a certificate ends (combinedClusterAuthenticationInfo in
+// upstream's pkg/controlplane/controller/clusterauthenticationtrust, 1.36).
+func extended(ctx context.Context, api *kubeapi.Client, p paths.Paths, remove bool) ([]string, error) {
+	const namespace, name = "kube-system", "extension-apiserver-authentication"
+	m, err := api.ConfigMap(ctx, namespace, name)
+	if errs.Is(err, errs.NotFound) {
+		return nil, nil // the API server has not told anybody yet
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking which CAs aggregated API servers believe: %w", err)
+	}
+	var stale []string
+	for _, in := range []struct{ authority, key string }{{pki.CA, "client-ca-file"}, {pki.FrontProxyCA, "requestheader-client-ca-file"}} {
+		left, gone, err := pki.Stale(p, in.authority, []byte(m.Data[in.key]))
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			stale = append(stale, in.authority)
+			m.Data[in.key] = string(left)
+		}
+	}
+	if len(stale) == 0 || !remove {
+		return stale, nil
+	}
+	// The API server may have written it in the same moment: then the next look finds it.
+	if err := api.WriteConfigMap(ctx, namespace, m); err != nil && !errs.Is(err, errs.Exists) {
+		return nil, fmt.Errorf("telling aggregated API servers not to believe the old CA: %w", err)
+	}
+	return stale, nil
 }
 
 // trustOf brings together what is known of nodes. ours are the pins this server trusts; it has certificates of the first.
@@ -316,7 +371,7 @@ func (r rotator) Wait(ctx context.Context, waits []string, err error) (rotation.
 	s, wake := d.rotating.state, d.rotating.wake
 	d.mu.Unlock()
 	pause := lookAgainAfter
-	if s.Stage == rotation.Overlapping && !s.Hurry {
+	if time.Until(ends(s)) > 0 {
 		pause = lookLaterAfter
 	}
 	select {
@@ -330,7 +385,16 @@ func (r rotator) Wait(ctx context.Context, waits []string, err error) (rotation.
 	return d.rotating.state, nil
 }
 
+// Forget leaves alone what the next replacement has made, which may have begun since the end of this one.
 func (r rotator) Forget(ctx context.Context) error {
+	r.d.admitting.Lock()
+	defer r.d.admitting.Unlock()
+	r.d.mu.Lock()
+	s := r.d.rotating.state
+	r.d.mu.Unlock()
+	if s.Active() {
+		return nil
+	}
 	return pki.ForgetReplacement(ctx, r.d.o.Paths)
 }
 
@@ -386,19 +450,20 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 		return control.Rotation{}, err
 	}
 	if r.Finish {
-		if err := d.finishRotation(in, r.DryRun); err != nil {
+		if err := d.finishRotation(in, r.DropTokens, r.DryRun); err != nil {
 			return control.Rotation{}, err
 		}
 		return d.Rotation(ctx)
 	}
+	// From the look at what is kept until the replacement is: of two that are asked for at once the second finds the first.
+	d.admitting.Lock()
+	defer d.admitting.Unlock()
 	d.mu.Lock()
 	before := d.rotating.state
 	d.mu.Unlock()
 	if err := before.MayBegin(); err != nil {
 		return control.Rotation{}, err
 	}
-	d.admitting.Lock() // until the replacement is kept
-	defer d.admitting.Unlock()
 	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), d.unmoved()); err != nil {
 		return control.Rotation{}, err
 	}
@@ -414,6 +479,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
+	next.DropTokens = r.DropTokens
 	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName)
 	if err != nil {
 		return control.Rotation{}, err
@@ -443,11 +509,11 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	return out, nil
 }
 
-// finishRotation lets the old authorities go now.
-func (d *Daemon) finishRotation(in component.Input, dryRun bool) error {
+// finishRotation lets the old authorities go now, and with tokens what their key of service accounts has signed.
+func (d *Daemon) finishRotation(in component.Input, tokens, dryRun bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next, err := d.rotating.state.Finish()
+	next, err := d.rotating.state.Finish(tokens)
 	if err != nil || dryRun {
 		return err
 	}
@@ -470,6 +536,9 @@ func (d *Daemon) wakeRotation() {
 func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, all []pki.Replacement) ([]string, error) {
 	var out []string
 	for _, r := range all {
+		if r.Below {
+			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", r.Name))
+		}
 		if r.Name == pki.CA && !r.Chained {
 			out = append(out, "the CA in use allows no other one below it, so programs that read it only when they start, as some pods do, have to be started again before the new one signs; that is not before ten minutes have passed")
 		}

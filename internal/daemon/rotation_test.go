@@ -72,7 +72,7 @@ func ca(s rotation.State) rotation.Authority { return s.Authorities[0] }
 func TestAStartGoesOnWithTheStageThatWasKept(t *testing.T) {
 	d, in := rotating(t)
 	s := begin(t, d, in)
-	for _, stage := range []rotation.Stage{rotation.Trusting, rotation.Overlapping, rotation.Removing} {
+	for _, stage := range []rotation.Stage{rotation.Trusting, rotation.Overlapping, rotation.Draining, rotation.Removing} {
 		// The stage is kept, and the daemon is killed before it has done anything about it.
 		s.Stage = stage
 		if err := keepRotation(in.Paths, s); err != nil {
@@ -93,7 +93,7 @@ func TestAStartGoesOnWithTheStageThatWasKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := map[rotation.Stage][]string{
-			rotation.Trusting: {ca(s).Old, ca(s).New}, rotation.Overlapping: {ca(s).New, ca(s).Old}, rotation.Removing: {ca(s).New},
+			rotation.Trusting: {ca(s).Old, ca(s).New}, rotation.Overlapping: {ca(s).New, ca(s).Old}, rotation.Draining: {ca(s).New}, rotation.Removing: {ca(s).New},
 		}[stage]
 		if got := pki.Pins(trusted); !slices.Equal(got, want) {
 			t.Errorf("%s: trusted are %v, want %v", stage, got, want)
@@ -157,13 +157,27 @@ type trustAPI struct {
 	published map[string]string
 	bindings  []map[string][]byte
 	ready     map[string]bool
+	extension map[string]string // extension-apiserver-authentication
 }
+
+const extensionPath = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication"
 
 func (a *trustAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	items := []any{}
 	switch r.URL.Path {
+	case extensionPath:
+		m := kubeapi.ConfigMap{Metadata: kubeapi.SecretMeta{Name: "extension-apiserver-authentication", ResourceVersion: "7"}, Data: a.extension}
+		if r.Method == http.MethodPut {
+			if err := json.NewDecoder(r.Body).Decode(&m); err != nil || m.Metadata.ResourceVersion != "7" {
+				http.Error(w, "what was read is not what is replaced", http.StatusConflict)
+				return
+			}
+			a.extension = m.Data
+		}
+		_ = json.NewEncoder(w).Encode(m)
+		return
 	case "/api/v1/configmaps":
 		for ns, ca := range a.published {
 			items = append(items, map[string]any{"metadata": map[string]string{"namespace": ns}, "data": map[string]string{"ca.crt": ca}})
@@ -257,12 +271,14 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 		t.Errorf("a server gets keys meanwhile: %v", err)
 	}
 
+	var later time.Duration
 	look := func() (rotation.State, []string) {
 		t.Helper()
 		f, err := rotator{d}.Look(t.Context(), s)
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.Now = f.Now.Add(later)
 		return rotation.Next(s, f)
 	}
 	publish := func() {
@@ -270,7 +286,16 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		front, err := os.ReadFile(pki.CertFile(in.Paths, pki.FrontProxyCA))
+		if err != nil {
+			t.Fatal(err)
+		}
 		api.mu.Lock()
+		// As upstream does it: what is there stays.
+		api.extension = map[string]string{
+			"client-ca-file": string(b) + api.extension["client-ca-file"], "requestheader-client-ca-file": string(front) + api.extension["requestheader-client-ca-file"],
+			"requestheader-allowed-names": `["front-proxy-client"]`,
+		}
 		api.published["default"], api.published["kube-system"] = string(b), string(b)
 		api.mu.Unlock()
 	}
@@ -314,19 +339,67 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = d.rotating.state
+	if next, waits := look(); next.Stage != rotation.Overlapping || len(waits) != 2 || !strings.HasPrefix(waits[0], "running programs read the new CA by") {
+		t.Errorf("running programs do not know the new CA yet: %s, %q", next.Stage, waits)
+	}
+	later = rotation.Settle
 	if next, waits := look(); next.Stage != rotation.Overlapping || len(waits) != 1 {
 		t.Errorf("a node that is there has no certificates yet: %s, %q", next.Stage, waits)
 	}
 	api.mu.Lock()
 	api.bindings[1]["issuer"] = []byte(ca(s).New)
 	api.mu.Unlock()
+	if s, waits = look(); s.Stage != rotation.Draining {
+		t.Fatalf("%s, %q", s.Stage, waits)
+	}
+	install()
+	publish()
+	if b, err := os.ReadFile(pki.CertFile(in.Paths, pki.ServiceAccount)); err != nil || strings.Count(string(b), "BEGIN PUBLIC KEY") != 2 {
+		t.Errorf("tokens of pods are refused: %s, %v", b, err)
+	}
+	if _, waits := look(); len(waits) != 3 || waits[0] != "agent-0: trusts the old CA still" || waits[1] != "aggregated API servers are told to believe the old ca, front-proxy-ca" || !strings.HasPrefix(waits[2], "tokens of pods") {
+		t.Errorf("waits for %q", waits)
+	}
+	api.mu.Lock()
+	api.bindings[1]["trusts"] = []byte(ca(s).New)
+	believed := api.extension
+	api.mu.Unlock()
+	for key, name := range map[string]string{"client-ca-file": pki.CA, "requestheader-client-ca-file": pki.FrontProxyCA} {
+		b, err := os.ReadFile(pki.CertFile(in.Paths, name))
+		if got := pki.PinsOf([]byte(believed[key])); err != nil || !slices.Equal(got, pki.PinsOf(b)) {
+			t.Errorf("aggregated API servers believe %v, %v", got, err)
+		}
+	}
+	if believed["requestheader-allowed-names"] != `["front-proxy-client"]` {
+		t.Errorf("what else they are told is %v", believed)
+	}
+	if _, err := d.bootstrap(t.Context()); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("a server gets keys meanwhile: %v", err)
+	}
+	if _, waits := look(); len(waits) != 1 {
+		t.Errorf("waits for %q", waits)
+	}
+	later += 24 * time.Hour
 	if s, waits = look(); s.Stage != rotation.Removing {
 		t.Fatalf("%s, %q", s.Stage, waits)
 	}
 	install()
 	publish()
+	if b, err := os.ReadFile(pki.CertFile(in.Paths, pki.ServiceAccount)); err != nil || strings.Count(string(b), "BEGIN PUBLIC KEY") != 1 {
+		t.Errorf("tokens of the old key are good for ever: %s, %v", b, err)
+	}
+	// Until the end is kept the directory may be needed again.
+	if err := (rotator{d}).Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(in.Paths.PKI("rotation", "new", "ca.key")); err != nil {
+		t.Errorf("a replacement on its way has lost its keys: %v", err)
+	}
 	if s, waits = look(); s.Active() {
 		t.Fatalf("%s, %q", s.Stage, waits)
+	}
+	if err := (rotator{d}).Keep(s); err != nil {
+		t.Fatal(err)
 	}
 	if err := (rotator{d}).Forget(t.Context()); err != nil {
 		t.Fatal(err)
@@ -336,6 +409,38 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	}
 	if !pinned(in.Paths, first) || pinned(in.Paths, "x") {
 		t.Error("the old CA's pin is not known as one of this cluster's")
+	}
+}
+
+// Who asks twice at once must not get the keys of one and the state of the other.
+func TestOfTwoReplacementsThatAreAskedForAtOnceOneBegins(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make([]error, 4)
+	var wg sync.WaitGroup
+	for i := range failed {
+		wg.Go(func() { _, failed[i] = d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour}) })
+	}
+	wg.Wait()
+	begun := 0
+	for _, err := range failed {
+		if err == nil {
+			begun++
+		} else if !errs.Is(err, errs.Exists) {
+			t.Error(err)
+		}
+	}
+	s, err := readRotation(in.Paths)
+	if err != nil || begun != 1 || s.Number != 1 {
+		t.Errorf("%d have begun, %s is kept, %v", begun, s, err)
+	}
+	if b, err := os.ReadFile(in.Paths.PKI("rotation", "new", "ca.crt")); err != nil || !slices.Equal(pki.PinsOf(b), []string{ca(s).New}) {
+		t.Errorf("the keys are not those of what is kept: %v, %v", pki.PinsOf(b), err)
 	}
 }
 
@@ -414,7 +519,13 @@ func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
 		t.Errorf("the kubelet shows %d certificates, %v", len(pair.Certificate), err)
 	}
 	expect("overlapping", []string{ca(rot).New, ca(rot).Old}, ca(rot).New)
+	if was, err = publishedCAs(t.Context(), agent); err != nil {
+		t.Fatal(err)
+	}
 	stage(rotation.Removing)
+	if now, err := publishedCAs(t.Context(), agent); err != nil || now == was {
+		t.Errorf("it does not see that the old one is not trusted any more: %v", err)
+	}
 	refresh()
 	expect("removing", []string{ca(rot).New}, ca(rot).New)
 

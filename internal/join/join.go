@@ -62,6 +62,8 @@ type Request struct {
 	CSRs map[string][]byte `json:"csrs"`
 	// Trusts are the pins (see package token) of the CAs the machine trusts; none before the first time.
 	Trusts []string `json:"trusts,omitempty"`
+	// Issuer is the pin of the CA of the certificates it has, with which it asks; "" before the first time.
+	Issuer string `json:"issuer,omitempty"`
 	// Seal is the X25519 key, made for this request, that the cluster's keys are to be sealed for; servers only.
 	Seal []byte `json:"seal,omitempty"`
 	// K1s and Kubernetes are the versions of the node's programs.

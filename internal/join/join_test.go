@@ -609,6 +609,20 @@ func TestMachinesFindTheWayToAClusterThatHasReplacedItsCA(t *testing.T) {
 	}
 
 	c.replaced(t, all, pki.SignNew)
+	// A kill between the CA and the certificates leaves those of the old one, which is trusted still.
+	if _, err := asks(there); err != nil {
+		t.Fatal(err)
+	}
+	leaves := pki.JoinedLeaves(there.req.Node, there.req.IP)
+	if due := pki.DueOf(there.paths, leaves, time.Now()); len(due.Changes) != len(leaves) || !due.Usable {
+		t.Errorf("it does not start while no server answers: due are %v", due.Changes)
+	}
+	if due := pki.DueOf(there.paths, leaves, time.Now().Add(40*24*time.Hour)); due.Usable {
+		t.Error("certificates of the old CA that have ended count as usable")
+	}
+	if got := pki.IssuerOf(there.paths, leaves); got != first {
+		t.Errorf("its certificates are of %s", got)
+	}
 	c.replaced(t, all, pki.TrustNew)
 	again, err := pki.PrepareReplacement(t.Context(), c.paths, "", time.Now())
 	if err != nil {
@@ -644,7 +658,24 @@ func TestMachinesFindTheWayToAClusterThatHasReplacedItsCA(t *testing.T) {
 	if _, err := (Client{Server: stranger.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), there.identity, there.req, nil); !errs.Is(err, errs.Denied) {
 		t.Errorf("another cluster: %v", err)
 	}
+	// Of a database that was restored it is not known any more what certificates a node has.
+	b := c.bindings["agent-2"]
+	b.Issuer = first
+	c.bindings["agent-2"] = b
+	restored := late.req
+	restored.CSRs, restored.Trusts, restored.Issuer = nil, slices.Repeat([]string{third}, 9), third
+	if _, err := (Client{Server: c.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), late.identity, restored, nil); err != nil {
+		t.Fatal(err)
+	}
+	if b := c.bindings["agent-2"]; b.Issuer != third || len(strings.Fields(b.Trusts)) != 8 {
+		t.Errorf("kept is that its certificates are of %s, and that it trusts %s", b.Issuer, b.Trusts)
+	}
 	r := there.req
+	r.CSRs, r.Issuer = nil, "everybody"
+	if _, err := (Client{Server: c.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), there.identity, r, nil); !errs.Is(err, errs.Invalid) {
+		t.Errorf("an issuer that is none: %v", err)
+	}
+	r = there.req
 	r.Trusts = []string{"everybody"}
 	if _, err := (Client{Server: c.addr, CAs: mustTrusted(t, there)}).Ask(t.Context(), there.identity, r, nil); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a pin that is none: %v", err)

@@ -233,16 +233,23 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if w.Servers, err = s.Store.Servers(ctx); err != nil {
 		return Welcome{}, fmt.Errorf("finding the cluster's servers: %w", err)
 	}
-	if len(r.CSRs) > 0 {
-		bind.Issuer = a.Pin()
+	// More is not kept: the CAs of now come first.
+	pins := r.Trusts[:min(len(r.Trusts), mostPins)]
+	if err := checkPins(pins); err != nil {
+		return Welcome{}, err
 	}
-	trusts := strings.Join(r.Trusts, " ")
-	news := trusts != "" && trusts != bind.Trusts
-	if news {
-		if err := checkPins(r.Trusts); err != nil {
+	trusts, news := strings.Join(pins, " "), false
+	if trusts != "" && trusts != bind.Trusts {
+		bind.Trusts, news = trusts, true
+	}
+	switch {
+	case len(r.CSRs) > 0:
+		bind.Issuer = a.Pin()
+	case r.Issuer != "" && r.Issuer != bind.Issuer: // as in a database that was restored
+		if err := checkPins([]string{r.Issuer}); err != nil {
 			return Welcome{}, err
 		}
-		bind.Trusts = trusts
+		bind.Issuer, news = r.Issuer, true
 	}
 	if len(r.CSRs) == 0 && r.Seal == nil && bind.Version != "" && !news {
 		return w, nil // it only asks what has changed
@@ -262,17 +269,19 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	case bind.Version == "":
 		what = "a node joined"
 	case len(r.CSRs) == 0:
-		what = "a node trusts other CAs"
+		what = "a node trusts other CAs, or has certificates of another one"
 	}
 	s.Log.Info(what, "node", r.Node, "role", r.Role, "ip", r.IP, "k1s", shorten(r.K1s), "token", bind.Token, "identity", bind.Identity, "certificates", slices.Sorted(maps.Keys(r.CSRs)), "until", bind.Until)
 	return w, nil
 }
 
-// checkPins keeps what is kept of a node small, and what it is.
+// mostPins keeps what is kept of a node small.
+const mostPins = 8
+
+// checkPins keeps what is kept of a node what it is.
 func checkPins(pins []string) error {
-	const most = 8
 	for _, p := range pins {
-		if raw, err := base64.RawURLEncoding.DecodeString(p); err != nil || len(raw) != sha256.Size || len(pins) > most {
+		if raw, err := base64.RawURLEncoding.DecodeString(p); err != nil || len(raw) != sha256.Size {
 			return errs.New(errs.Invalid, "the request says in a way that cannot be read which CAs the machine trusts")
 		}
 	}

@@ -188,14 +188,22 @@ type Due struct {
 // DueOf tells which of the certificates of a node that joined have to be issued, and why. It reads and writes nothing else.
 func DueOf(p paths.Paths, leaves []Leaf, now time.Time) Due {
 	d := Due{Usable: true}
-	ca, err := ReadCA(p)
+	cas, err := ReadTrusted(p)
 	for _, l := range leaves {
 		if err != nil {
 			d.Changes, d.Usable = append(d.Changes, Change{l.Name, "there is no CA yet"}), false
 			continue
 		}
-		reason, cert, due := assess(l, pair{cert: readFile(CertFile(p, l.Name)), key: readFile(KeyFile(p, l.Name))}, ca, now)
+		on := pair{cert: readFile(CertFile(p, l.Name)), key: readFile(KeyFile(p, l.Name))}
+		reason, cert, due := assess(l, on, cas[0], now)
 		switch {
+		case reason == anotherSigned:
+			// One that is trusted beside it is as good while the CA is replaced, for a start without servers too.
+			d.Changes = append(d.Changes, Change{l.Name, reason})
+			d.Usable = d.Usable && slices.ContainsFunc(cas[1:], func(ca *x509.Certificate) bool {
+				why, _, due := assess(l, on, ca, now)
+				return why == "" || due
+			})
 		case reason != "":
 			moved := cert != nil && l.Server && strings.HasPrefix(reason, namesDiffer) && now.Before(cert.NotAfter)
 			d.Changes, d.Usable = append(d.Changes, Change{l.Name, reason}), d.Usable && (due || moved)
@@ -204,6 +212,23 @@ func DueOf(p paths.Paths, leaves []Leaf, now time.Time) Due {
 		}
 	}
 	return d
+}
+
+// IssuerOf is the pin of the CA that has signed all of a node's certificates, among those it trusts; "" where there is none.
+func IssuerOf(p paths.Paths, leaves []Leaf) string {
+	cas, err := ReadTrusted(p)
+	if err != nil {
+		return ""
+	}
+	for _, ca := range cas {
+		if !slices.ContainsFunc(leaves, func(l Leaf) bool {
+			cert, err := readCert(CertFile(p, l.Name))
+			return err != nil || cert.CheckSignatureFrom(ca) != nil
+		}) {
+			return token.Pin(ca)
+		}
+	}
+	return ""
 }
 
 // Requests are new keys and what is sent to a server to have them signed.

@@ -247,7 +247,7 @@ func assess(l Leaf, on pair, ca *x509.Certificate, now time.Time) (reason string
 	case !samePublic(cert.PublicKey, key.Public()):
 		return "key and certificate do not belong together", cert, false
 	case !bytes.Equal(cert.RawIssuer, ca.RawSubject) || cert.CheckSignatureFrom(ca) != nil:
-		return "signed by another authority", cert, false
+		return anotherSigned, cert, false
 	}
 	have := leafOf(cert)
 	switch {
@@ -266,6 +266,9 @@ func assess(l Leaf, on pair, ca *x509.Certificate, now time.Time) (reason string
 	}
 	return "", cert, false
 }
+
+// anotherSigned is why a certificate is due that is of another authority than the first one.
+const anotherSigned = "signed by another authority"
 
 // renewAt is when a third of the lifetime is left.
 func renewAt(c *x509.Certificate) time.Time {

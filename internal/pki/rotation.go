@@ -37,9 +37,10 @@ type Phase int
 
 // The phases, in their order.
 const (
-	TrustBoth Phase = iota // the old ones sign, all are trusted
-	SignNew                // the new ones sign, all are trusted
-	TrustNew               // the old ones are not trusted any more
+	TrustBoth  Phase = iota // the old ones sign, all are trusted
+	SignNew                 // the new ones sign, all are trusted
+	KeepTokens              // as TrustNew, but the old key of service accounts still verifies tokens
+	TrustNew                // the old ones are not trusted any more
 )
 
 // Replacement is one authority, or the service account key, that is replaced by another.
@@ -53,6 +54,8 @@ type Replacement struct {
 	NewEnds time.Time `json:"newEnds,omitzero"`
 	// Own tells that it was brought by the user.
 	Own bool `json:"own,omitempty"`
+	// Below tells that the new one is below another authority, which is not trusted.
+	Below bool `json:"below,omitempty"`
 	// Chained tells that programs that trust only the old one accept what the new one signs. It takes an old one that allows
 	// others below it.
 	Chained bool `json:"chained"`
@@ -186,7 +189,10 @@ func (c *change) bring(dir string, now time.Time) error {
 	case bytes.Equal(cert.RawSubject, c.by.cert.RawSubject):
 		return bad(certFile, fmt.Sprintf("has the same subject as the one in use, %s: programs tell authorities apart by it", cert.Subject), nil)
 	}
-	c.public, c.NewEnds = rawCert, cert.NotAfter
+	// Its issuers are left out: whatever is in the file is an authority for clients too, and theirs may sign certificates of
+	// others in any name, an administrator's as well.
+	c.public, c.NewEnds = encodeCert(cert), cert.NotAfter
+	c.Below = !bytes.Equal(cert.RawIssuer, cert.RawSubject)
 	return nil
 }
 
@@ -263,6 +269,12 @@ func (c *change) make(p paths.Paths, now time.Time) error {
 		if err := durable.WriteFile(file, f.data, f.mode); err != nil {
 			return err
 		}
+		// The state that is kept next says that they are there, and nobody can go on without them.
+		for dir := path.Dir(file); dir != p.PKI(); dir = path.Dir(dir) {
+			if err := durable.SyncDir(dir); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -306,6 +318,10 @@ func install(p paths.Paths, r Replacement, phase Phase) error {
 	switch phase {
 	case TrustBoth:
 		public = concat(old, fresh)
+	case KeepTokens:
+		if r.Name != ServiceAccount {
+			public = fresh
+		}
 	case TrustNew:
 		public = fresh
 	}
@@ -387,7 +403,48 @@ func Published(p paths.Paths) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
 	}
-	return concat(ca, readFile(CrossFile(p)).data), nil
+	// A CA that is trusted and was vouched for is there twice: an agent sees by the bytes that the old one is not trusted any more.
+	return append(concat(ca), concat(readFile(CrossFile(p)).data)...), nil
+}
+
+// Stale takes out of a bundle that others keep what the replacement that is on its way has taken out of the authority's own
+// file. Both are PEM; gone tells that there was something to take out.
+func Stale(p paths.Paths, name string, bundle []byte) (left []byte, gone bool, err error) {
+	old := readFile(p.PKI(rotationDir, "old", publicName(name)))
+	if old.absent() {
+		return bundle, false, nil // it is not replaced
+	}
+	own := readFile(CertFile(p, name))
+	if err := errors.Join(old.err, own.err); err != nil {
+		return nil, false, fmt.Errorf("finding out which authorities are not trusted any more: %w", err)
+	}
+	trusted, stale := blocks(own.data), map[string]bool{}
+	for der := range blocks(old.data) {
+		stale[der] = !trusted[der]
+	}
+	for rest := bundle; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return left, gone, nil
+		}
+		if stale[string(block.Bytes)] {
+			gone = true
+			continue
+		}
+		left = append(left, pem.EncodeToMemory(block)...)
+	}
+}
+
+// blocks are what is in a PEM file.
+func blocks(b []byte) map[string]bool {
+	out := map[string]bool{}
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil {
+			return out
+		}
+		out[string(block.Bytes)] = true
+	}
 }
 
 // Successors are those of the certificates that can be trusted because one is that known says yes to: it signed them, or

@@ -1,10 +1,13 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,6 +117,13 @@ func TestAuthoritiesAreReplacedInThreePhases(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 
+	n.install(all, KeepTokens)
+	if pub := n.read(CertFile(n.req.Paths, ServiceAccount)); strings.Count(pub, "BEGIN PUBLIC KEY") != 2 {
+		t.Errorf("tokens of the old key are refused together with the old CA: %s", pub)
+	}
+	if got := n.trusted(); len(got) != 1 || !got[0].Equal(after) {
+		t.Errorf("trusted are %d", len(got))
+	}
 	n.install(all, TrustNew)
 	n.req.All = true
 	n.ensure()
@@ -247,6 +257,69 @@ func TestAnAuthorityThatAllowsNoOtherBelowItIsNotChainedTo(t *testing.T) {
 	}
 }
 
+// A company's root signs for many; none of them is to be somebody in this cluster.
+func TestTheIssuerOfAnOwnAuthorityIsNotTrusted(t *testing.T) {
+	n, company := newNode(t), newNode(t)
+	n.ensure()
+	company.ensure()
+	root := company.cert(CA)
+	rootKey, err := parseKey([]byte(company.read(KeyFile(company.req.Paths, CA))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(cn string, isCA bool) (*x509.Certificate, crypto.Signer) {
+		t.Helper()
+		key, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: cn, Organization: []string{"system:masters"}}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+			IsCA: isCA, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		}, root, key.Public(), rootKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key
+	}
+	below, key := issue("clusters", true)
+	stranger, _ := issue("stranger", false)
+	own := t.TempDir()
+	raw, err := encodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"ca.key": raw, "ca.crt": concat(encodeCert(below), encodeCert(root))} {
+		if err := os.WriteFile(filepath.Join(own, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := n.prepare(own)
+	if !all[0].Below {
+		t.Errorf("nobody is told that it is below another: %+v", all[0])
+	}
+	for _, phase := range []Phase{TrustBoth, SignNew, KeepTokens, TrustNew} {
+		n.install(all, phase)
+		pool := x509.NewCertPool()
+		for _, c := range n.trusted() {
+			pool.AddCert(c)
+		}
+		o := x509.VerifyOptions{Roots: pool, Intermediates: x509.NewCertPool(), CurrentTime: n.now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		o.Intermediates.AddCert(root)
+		if _, err := stranger.Verify(o); err == nil {
+			t.Errorf("phase %d: whom the company's root signs is somebody here", phase)
+		}
+	}
+	n.ensure()
+	if err := n.accepts(n.trusted()...); err != nil {
+		t.Errorf("the authority by itself is nobody's anchor: %v", err)
+	}
+}
+
 func TestOwnAuthoritiesAreTakenAndChecked(t *testing.T) {
 	n, theirs := newNode(t), newNode(t)
 	n.ensure()
@@ -294,6 +367,9 @@ func TestOwnAuthoritiesAreTakenAndChecked(t *testing.T) {
 	n.ensure()
 	if err := n.accepts(theirs.cert(CA)); err != nil {
 		t.Error(err)
+	}
+	if all[0].Below {
+		t.Error("one that has signed itself counts as below another")
 	}
 	if err := os.Remove(KeyFile(n.req.Paths, CA)); err != nil {
 		t.Fatal(err)

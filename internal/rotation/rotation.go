@@ -23,6 +23,7 @@ const (
 	None        Stage = ""
 	Trusting    Stage = "trusting"    // the old ones sign, and everybody learns to trust the new ones too
 	Overlapping Stage = "overlapping" // the new ones sign, and the old ones are still trusted
+	Draining    Stage = "draining"    // as removing, but tokens that the old key of service accounts has signed are still good
 	Removing    Stage = "removing"    // the old ones are not trusted any more
 )
 
@@ -33,9 +34,14 @@ const CA = "ca"
 // last, so that a node that is away for less comes back as if nothing had been.
 const DefaultKeep = 30 * 24 * time.Hour
 
-// settle is how long running programs may take to read an authority's file again: client-go looks every five minutes.
-// It matters only where what the new authority signs is not accepted because of the old one.
-const settle = 10 * time.Minute
+// Settle is how long running programs may take until they have read an authority's file again: client-go 1.36 looks every
+// five minutes, and a kubelet brings a ConfigMap into a pod within two. Before the old authority goes it is always waited for,
+// and before the new one signs where what it signs is not accepted because of the old one.
+const Settle = 10 * time.Minute
+
+// tokensLast is for how long a kubelet at most gives a pod the same token of its service account: its token manager asks for
+// another one after 80% of its time, and after 24 hours.
+const tokensLast = 24 * time.Hour
 
 // Authority is one that is replaced, or the key of service accounts.
 type Authority struct {
@@ -48,6 +54,8 @@ type Authority struct {
 	NewEnds time.Time `json:"newEnds,omitzero"`
 	// Own tells that the new one was brought by the user.
 	Own bool `json:"own,omitempty"`
+	// Below tells that the new one is below another authority, which is not trusted.
+	Below bool `json:"below,omitempty"`
 	// Chained tells that programs that trust only the old one accept what the new one signs.
 	Chained bool `json:"chained"`
 }
@@ -66,8 +74,12 @@ type State struct {
 	// Keep is for how long the old ones stay trusted, in nanoseconds, and Until what follows from it once it is known.
 	Keep  time.Duration `json:"keep,omitempty"`
 	Until time.Time     `json:"until,omitzero"`
+	// Switched is since when the new ones sign.
+	Switched time.Time `json:"switched,omitzero"`
 	// Hurry tells that the user does not want to wait for Until.
-	Hurry       bool        `json:"hurry,omitempty"`
+	Hurry bool `json:"hurry,omitempty"`
+	// DropTokens tells that the user does not want to wait for kubelets to give pods other tokens either.
+	DropTokens  bool        `json:"dropTokens,omitempty"`
 	Authorities []Authority `json:"authorities,omitempty"`
 	// Ended is when the last one was complete.
 	Ended time.Time `json:"ended,omitzero"`
@@ -77,12 +89,25 @@ type State struct {
 func (s State) Active() bool { return s.Stage != None }
 
 // Epoch differs between any two stages of any two replacements. Programs that read authorities only when they start are
-// started again when it changes. "" before the first replacement.
+// started again when it changes. "" before the first replacement; the end of one changes nothing for them.
 func (s State) Epoch() string {
 	if s.Number == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d-%s", s.Number, s.Stage)
+	stage := s.Stage
+	if stage == None {
+		stage = Removing
+	}
+	return fmt.Sprintf("%d-%s", s.Number, stage)
+}
+
+// TokensUntil is until when tokens that the old key of service accounts has signed are good; zero where they end with the
+// old authorities.
+func (s State) TokensUntil() time.Time {
+	if s.DropTokens || s.Switched.IsZero() || !slices.ContainsFunc(s.Authorities, Authority.isKey) {
+		return time.Time{}
+	}
+	return s.Switched.Add(tokensLast)
 }
 
 func (s State) String() string {
@@ -124,18 +149,26 @@ func (s State) MayBegin() error {
 	if !s.Active() {
 		return nil
 	}
-	hint := "it goes on by itself; see: k1s certs rotate-ca --status"
-	if s.Stage == Overlapping {
-		hint = "to stop trusting the old one now: k1s certs rotate-ca --finish"
-	}
-	return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced already, since %s; its stage is %q", s.Began.Format(time.RFC3339), s.Stage), "%s", hint)
+	return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced already, since %s; its stage is %q", s.Began.Format(time.RFC3339), s.Stage), "%s", s.Sooner())
 }
 
-// Finish is the state in which Until is not waited for. Asking twice is no error.
-func (s State) Finish() (State, error) {
+// Sooner tells a user how to come to the end of a stage.
+func (s State) Sooner() string {
 	switch s.Stage {
 	case Overlapping:
-		s.Hurry = true
+		return "to stop trusting the old one now, on the server: k1s certs rotate-ca --finish"
+	case Draining:
+		return "it ends when the tokens of pods are of the new key; to end them now, which pods notice until they are started anew, on the server: k1s certs rotate-ca --finish --drop-tokens"
+	}
+	return "it goes on by itself; see: k1s certs rotate-ca --status"
+}
+
+// Finish is the state in which Until is not waited for, and with tokens the end of pods' tokens neither. Asking twice is no
+// error.
+func (s State) Finish(tokens bool) (State, error) {
+	switch s.Stage {
+	case Overlapping, Draining:
+		s.Hurry, s.DropTokens = true, s.DropTokens || tokens
 		return s, nil
 	case Removing:
 		return s, nil
@@ -162,6 +195,9 @@ type Facts struct {
 	Nodes []Node
 	// Unpublished are the namespaces in which pods are still given another bundle than this stage's.
 	Unpublished []string
+	// Extended are the authorities whose old certificates aggregated API servers are still told to believe, by name, though
+	// this stage's files do not have them any more.
+	Extended []string
 }
 
 // Behind are those nodes that are not where the stage wants them, those that are there and those that are away.
@@ -174,7 +210,7 @@ func Behind(s State, f Facts) (present, away []string) {
 			ok = slices.Contains(n.Trusts, ca.New)
 		case Overlapping:
 			ok = n.Issuer == ca.New
-		case Removing:
+		case Draining, Removing:
 			ok = n.Issuer == ca.New && !slices.Contains(n.Trusts, ca.Old)
 		}
 		switch {
@@ -203,17 +239,30 @@ func Next(s State, f Facts) (State, []string) {
 		if len(present) > 0 {
 			wait("%s: has not learned of the new CA yet", strings.Join(present, ", "))
 		}
-		if at := s.Since.Add(settle); !s.chained() && f.Now.Before(at) {
+		if at := s.Since.Add(Settle); !s.chained() && f.Now.Before(at) {
 			wait("running programs read the CA again by %s (the old CA allows no chain)", at.Format(time.RFC3339))
 		}
 	case Overlapping:
+		if at := s.Since.Add(Settle); f.Now.Before(at) {
+			wait("running programs read the new CA by %s; they know nobody if the old one goes before", at.Format(time.RFC3339))
+		}
 		if !s.Hurry && f.Now.Before(s.Until) {
 			wait("the old CA is trusted until %s", s.Until.Format(time.RFC3339))
 		}
 		if len(present) > 0 {
 			wait("%s: has no certificates of the new CA yet", strings.Join(present, ", "))
 		}
-	case Removing: // who is away, or slow, trusts somebody that signs nothing any more
+	case Draining, Removing:
+		// Who has the old key could still show them what it signs, until they know better; those away learn it when they come back.
+		if len(present) > 0 {
+			wait("%s: trusts the old CA still", strings.Join(present, ", "))
+		}
+		if len(f.Extended) > 0 {
+			wait("aggregated API servers are told to believe the old %s", strings.Join(f.Extended, ", "))
+		}
+		if at := s.TokensUntil(); s.Stage == Draining && f.Now.Before(at) {
+			wait("tokens of pods that the old key has signed are good until %s", at.Format(time.RFC3339))
+		}
 	}
 	if len(waits) > 0 {
 		return s, waits
@@ -222,8 +271,12 @@ func Next(s State, f Facts) (State, []string) {
 	s.Since = now
 	switch s.Stage {
 	case Trusting:
-		s.Stage, s.Until = Overlapping, now.Add(s.Keep)
+		s.Stage, s.Switched, s.Until = Overlapping, now, now.Add(s.Keep)
 	case Overlapping:
+		if s.Stage = Removing; now.Before(s.TokensUntil()) {
+			s.Stage = Draining
+		}
+	case Draining:
 		s.Stage = Removing
 	default:
 		s.Stage, s.Ended = None, now
@@ -310,7 +363,7 @@ func Unmarshal(b []byte) (State, error) {
 	switch {
 	case f.Version != version:
 		return State{}, fmt.Errorf("it has version %d, and this k1s knows %d", f.Version, version)
-	case !slices.Contains([]Stage{None, Trusting, Overlapping, Removing}, f.Stage):
+	case !slices.Contains([]Stage{None, Trusting, Overlapping, Draining, Removing}, f.Stage):
 		return State{}, fmt.Errorf("it has a stage %q, which this k1s does not know", f.Stage)
 	case f.Active() && (f.ca().New == "" || f.Number == 0):
 		return State{}, fmt.Errorf("it does not say what is replaced by what")

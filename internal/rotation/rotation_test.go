@@ -32,8 +32,8 @@ func begun(t *testing.T, chained bool) State {
 
 func in(s State, stage Stage) State {
 	s.Stage = stage
-	if stage == Overlapping {
-		s.Until = s.Since.Add(s.Keep)
+	if stage != Trusting && stage != None {
+		s.Switched, s.Until = s.Since, s.Since.Add(s.Keep)
 	}
 	return s
 }
@@ -41,14 +41,16 @@ func in(s State, stage Stage) State {
 func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 	knows := Node{Name: "knows", Present: true, Trusts: []string{"old", "new"}, Issuer: "old"}
 	has := Node{Name: "has", Present: true, Trusts: []string{"new", "old"}, Issuer: "new"}
+	only := Node{Name: "only", Present: true, Trusts: []string{"new"}, Issuer: "new"}
 	slow := Node{Name: "slow", Present: true}
 	away := Node{Name: "away", Trusts: []string{"old"}, Issuer: "old"}
 	for name, c := range map[string]struct {
 		stage       Stage
-		hurry       bool
+		hurry, drop bool
 		after       time.Duration
 		nodes       []Node
 		unpublished []string
+		extended    []string
 		chained     bool
 		want        Stage
 		waits       string
@@ -61,20 +63,29 @@ func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 		"without a chain running programs need time":     {stage: Trusting, after: 9 * time.Minute, nodes: []Node{knows}, want: Trusting, waits: "running programs read the CA again by 2026-11-21T12:10:00Z (the old CA allows no chain)"},
 		"which passes":                                   {stage: Trusting, after: 10 * time.Minute, nodes: []Node{knows}, want: Overlapping},
 		"the old CA is trusted for a time":               {stage: Overlapping, after: 59 * time.Minute, nodes: []Node{has}, want: Overlapping, waits: "the old CA is trusted until 2026-11-21T13:00:00Z"},
-		"which ends":                                     {stage: Overlapping, after: time.Hour, nodes: []Node{has, away}, want: Removing},
-		"or is ended":                                    {stage: Overlapping, hurry: true, nodes: []Node{has, away}, want: Removing},
-		"not before all that are there have renewed":     {stage: Overlapping, hurry: true, nodes: []Node{has, knows}, want: Overlapping, waits: "knows: has no certificates of the new CA yet"},
+		"which ends":                                     {stage: Overlapping, after: time.Hour, nodes: []Node{has, away}, want: Draining},
+		"and then tokens have ended too":                 {stage: Overlapping, after: 24 * time.Hour, nodes: []Node{has, away}, want: Removing},
+		"or is ended":                                    {stage: Overlapping, hurry: true, after: 10 * time.Minute, nodes: []Node{has, away}, want: Draining},
+		"with the tokens of pods":                        {stage: Overlapping, hurry: true, drop: true, after: 10 * time.Minute, nodes: []Node{has, away}, want: Removing},
+		"not before running programs know the new one":   {stage: Overlapping, hurry: true, drop: true, after: 10*time.Minute - 1, nodes: []Node{has}, want: Overlapping, waits: "running programs read the new CA by 2026-11-21T12:10:00Z; they know nobody if the old one goes before"},
+		"not before all that are there have renewed":     {stage: Overlapping, hurry: true, after: 10 * time.Minute, nodes: []Node{has, knows}, want: Overlapping, waits: "knows: has no certificates of the new CA yet"},
 		"removed is when pods are not told of the old":   {stage: Removing, unpublished: []string{"a"}, want: Removing, waits: "pods of a are not given this stage's bundle yet"},
-		"nodes may go on trusting who signs nothing":     {stage: Removing, nodes: []Node{has, knows, slow, away}, want: None},
+		"and nodes that are there do not trust the old":  {stage: Removing, nodes: []Node{only, has, away}, want: Removing, waits: "has: trusts the old CA still"},
+		"nor do aggregated servers":                      {stage: Removing, extended: []string{CA}, nodes: []Node{only}, want: Removing, waits: "aggregated API servers are told to believe the old ca"},
+		"then it is the end":                             {stage: Removing, nodes: []Node{only, away}, want: None},
+		"tokens of pods last a day":                      {stage: Draining, after: 24*time.Hour - 1, nodes: []Node{only, away}, want: Draining, waits: "tokens of pods that the old key has signed are good until 2026-11-22T12:00:00Z"},
+		"and end then":                                   {stage: Draining, after: 24 * time.Hour, nodes: []Node{only, away}, want: Removing},
+		"or when they are dropped":                       {stage: Draining, drop: true, nodes: []Node{only, away}, want: Removing},
+		"who is slow is waited for meanwhile":            {stage: Draining, drop: true, nodes: []Node{has}, want: Draining, waits: "has: trusts the old CA still"},
 		"nothing happens when nothing was asked for":     {stage: None, nodes: []Node{slow}, unpublished: []string{"a"}, want: None},
-		"both things that are waited for are told":       {stage: Overlapping, after: time.Minute, nodes: []Node{slow}, want: Overlapping, waits: "the old CA is trusted until 2026-11-21T13:00:00Z; slow: has no certificates of the new CA yet"},
+		"both things that are waited for are told":       {stage: Overlapping, after: 30 * time.Minute, nodes: []Node{slow}, want: Overlapping, waits: "the old CA is trusted until 2026-11-21T13:00:00Z; slow: has no certificates of the new CA yet"},
 		"a node that has only the new CA has learned it": {stage: Trusting, chained: true, nodes: []Node{{Name: "n", Present: true, Trusts: []string{"new"}}}, want: Overlapping},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := in(begun(t, c.chained), c.stage)
-			s.Hurry = c.hurry
+			s.Hurry, s.DropTokens = c.hurry, c.drop
 			at := now.Add(c.after)
-			got, waits := Next(s, Facts{Now: at, Nodes: c.nodes, Unpublished: c.unpublished})
+			got, waits := Next(s, Facts{Now: at, Nodes: c.nodes, Unpublished: c.unpublished, Extended: c.extended})
 			if got.Stage != c.want || strings.Join(waits, "; ") != c.waits {
 				t.Errorf("%q, waits for %q", got.Stage, waits)
 			}
@@ -93,7 +104,7 @@ func TestWhoIsBehindIsTold(t *testing.T) {
 		{Name: "a", Present: true, Trusts: []string{"new"}, Issuer: "new"}, {Name: "b", Present: true, Trusts: []string{"new", "old"}, Issuer: "new"},
 		{Name: "c", Present: true, Trusts: []string{"old", "new"}, Issuer: "old"}, {Name: "d", Trusts: []string{"old"}, Issuer: "old"}, {Name: "e", Present: true},
 	}
-	for stage, want := range map[Stage]string{Trusting: "[e] [d]", Overlapping: "[c e] [d]", Removing: "[b c e] [d]", None: "[] []"} {
+	for stage, want := range map[Stage]string{Trusting: "[e] [d]", Overlapping: "[c e] [d]", Draining: "[b c e] [d]", Removing: "[b c e] [d]", None: "[] []"} {
 		present, away := Behind(in(begun(t, true), stage), Facts{Nodes: nodes})
 		if got := fmt.Sprint(present, away); got != want {
 			t.Errorf("%q: %s, want %s", stage, got, want)
@@ -106,19 +117,42 @@ func TestWhatIsAskedForAtTheWrongTimeIsRefused(t *testing.T) {
 	if _, err := s.Begin(replaced(true), 0, now); !errs.Is(err, errs.Exists) {
 		t.Errorf("begun twice: %v", err)
 	}
-	if _, err := s.Finish(); !errs.Is(err, errs.NotRunning) {
+	if _, err := s.Finish(false); !errs.Is(err, errs.NotRunning) {
 		t.Errorf("finished while nobody knows the new one: %v", err)
 	}
-	if _, err := (State{Number: 1}).Finish(); !errs.Is(err, errs.NotFound) {
+	if _, err := (State{Number: 1}).Finish(false); !errs.Is(err, errs.NotFound) {
 		t.Errorf("finished without a beginning: %v", err)
 	}
 	if _, err := (State{}).Begin(replaced(true), -time.Second, now); !errs.Is(err, errs.Usage) {
 		t.Errorf("trusted for less than nothing: %v", err)
 	}
-	for _, stage := range []Stage{Overlapping, Removing} {
-		if _, err := in(s, stage).Finish(); err != nil {
+	for _, stage := range []Stage{Overlapping, Draining, Removing} {
+		if _, err := in(s, stage).Finish(false); err != nil {
 			t.Errorf("%s: %v", stage, err)
 		}
+	}
+}
+
+// Kubelets hand out tokens of the old key for as long as they are good; whoever ends them has to say so.
+func TestTokensOfPodsOutliveTheOldCAUnlessToldOtherwise(t *testing.T) {
+	s := in(begun(t, true), Overlapping)
+	if got := s.TokensUntil(); !got.Equal(now.Add(24 * time.Hour)) {
+		t.Errorf("good until %s", got)
+	}
+	once, err := s.Finish(false)
+	if err != nil || once.TokensUntil().IsZero() {
+		t.Errorf("they are dropped for a hurry: %+v, %v", once, err)
+	}
+	dropped, err := once.Finish(true)
+	if err != nil || !dropped.TokensUntil().IsZero() {
+		t.Errorf("they are kept against what was said: %+v, %v", dropped, err)
+	}
+	if again, err := dropped.Finish(false); err != nil || !again.DropTokens {
+		t.Errorf("what was said is forgotten: %+v, %v", again, err)
+	}
+	s.Authorities = s.Authorities[:1]
+	if got := s.TokensUntil(); !got.IsZero() {
+		t.Errorf("their key is not replaced, and they are good until %s", got)
 	}
 }
 
@@ -128,12 +162,16 @@ func TestEveryStageOfEveryReplacementHasItsEpoch(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for number := 1; number < 4; number++ {
-		for _, stage := range []Stage{Trusting, Overlapping, Removing, None} {
+		for _, stage := range []Stage{Trusting, Overlapping, Draining, Removing} {
 			seen[State{Number: number, Stage: stage}.Epoch()] = true
 		}
 	}
 	if len(seen) != 12 {
 		t.Errorf("%v", seen)
+	}
+	// What runs at the end of a replacement has the files of that end.
+	if end, last := (State{Number: 1}).Epoch(), (State{Number: 1, Stage: Removing}).Epoch(); end != last {
+		t.Errorf("the control plane restarts once more: %q, %q", end, last)
 	}
 }
 
@@ -204,6 +242,8 @@ func (w *world) Wait(context.Context, []string, error) (State, error) {
 		w.agent.Trusts = []string{"old", "new"}
 	case Overlapping:
 		w.agent.Trusts, w.agent.Issuer = []string{"new", "old"}, "new"
+	case Draining, Removing:
+		w.agent.Trusts = []string{"new"}
 	}
 	return Unmarshal(w.kept)
 }
@@ -242,11 +282,11 @@ func TestAReplacementThatIsKilledAnywhereComesToItsEnd(t *testing.T) {
 		if life < 5 {
 			continue
 		}
-		if order := slices.Compact(w.installed); !slices.Equal(order, []Stage{Trusting, Overlapping, Removing}) || last.Active() || !w.forgotten {
+		if order := slices.Compact(w.installed); !slices.Equal(order, []Stage{Trusting, Overlapping, Draining, Removing}) || last.Active() || !w.forgotten {
 			t.Errorf("a life of %d steps: installed %v, the end is %s", life, order, last)
 		}
-		if w.at.Before(now.Add(time.Hour)) {
-			t.Errorf("the old one was trusted until %s only", w.at)
+		if w.at.Before(now.Add(24 * time.Hour)) {
+			t.Errorf("tokens of the old key were good until %s only", w.at)
 		}
 	}
 }

@@ -36,6 +36,25 @@ func (m member) trusts(t *testing.T) []string {
 	return pki.PinsOf(b)
 }
 
+// settled lets the time be over that running programs have to learn of the new CA: a daemon that starts next finds that it
+// signs since then.
+func (m member) settled(t *testing.T) {
+	t.Helper()
+	file := m.disk("var/lib/k1s/pki/rotation.json")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := rotation.Unmarshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Since = s.Since.Add(-rotation.Settle)
+	if err := os.WriteFile(file, s.Marshal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // theCAIsReplaced while one agent is there and another one is off, and while the daemon is killed.
 func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away member) {
 	server := member{c, "server-0"}
@@ -97,7 +116,43 @@ func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away membe
 		}
 	}
 
-	c.in(within(t, limit), "k1s", "certs", "rotate-ca", "--finish", "--yes").wants(t, 0)
+	if s, err = server.status(within(t, limit)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan result, 1)
+	ctx = within(t, limit)
+	go func() { ended <- c.in(ctx, "k1s", "certs", "rotate-ca", "--finish", "--yes") }()
+	eventually(t, limit, "the old CA to be on its way out", func(ctx context.Context) error {
+		r, err := c.rotation(ctx)
+		if err == nil && !r.State.Hurry {
+			err = fmt.Errorf("%s", r.State)
+		}
+		return err
+	})
+	// Who would have read the new CA again by now does it when it starts.
+	for _, m := range []member{server, there} {
+		now, err := m.status(within(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, pid := range pids(now) {
+			if (name == "kubelet" || name == "kube-proxy") && pid > 1 {
+				kill(t, pid)
+			}
+		}
+		m.untilState(t, control.Running)
+	}
+	server.settled(t)
+	kill(t, s.PID)
+	<-ended // it asks nobody any more
+	eventually(t, limit, "nobody who is there to trust the old CA", func(ctx context.Context) error {
+		r, err := c.rotation(ctx)
+		if err == nil && (r.State.Stage != rotation.Draining || len(r.Behind) > 0) {
+			err = fmt.Errorf("%s; behind are %v; it waits for %q %s", r.State, r.Behind, r.Waits, r.Note)
+		}
+		return err
+	})
+	server.untilState(t, control.Running)
 	second := server.trusts(t)
 	if len(second) != 1 || second[0] == first[0] {
 		t.Errorf("trusted are %v, the first CA is %v", second, first)
