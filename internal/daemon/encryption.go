@@ -43,6 +43,8 @@ const (
 	// lookForChange is how often one of several servers looks whether another one changes the keys; followChange, while that is so.
 	lookForChange = 3 * time.Second
 	followChange  = time.Second
+	// lookForServers is how often it is kept whom to ask at the next start.
+	lookForServers = time.Minute
 	// askServer bounds a question to another server about its keys.
 	askServer = 5 * time.Second
 	// providerArg is the API server's own argument; a user who sets it manages keys in another way, such as KMS.
@@ -62,6 +64,8 @@ type secretsState struct {
 	leader  string
 	servers []encryption.Standing
 	asked   time.Time // about servers
+	// serversKept is when the other servers were kept for the next start, or found to be the same.
+	serversKept time.Time
 }
 
 // keysError is a file of keys that cannot be used.
@@ -115,10 +119,13 @@ func (d *Daemon) prepareEncryption(ctx context.Context, in component.Input) erro
 		}
 		kept = true
 	}
-	if kept && in.Several && !ownProviders(in) {
+	// One that has no keys asks too: the others may have begun to encrypt after they have removed it. With etcd it cannot
+	// write any more then.
+	if in.Several && !ownProviders(in) && (kept || !components.UsesEtcd(in)) {
 		if s, err = d.newerKeys(ctx, in, s); err != nil {
 			return err
 		}
+		kept = kept || s.Serial > 0
 	}
 	d.mu.Lock()
 	d.secrets = secretsState{state: s, kept: kept, wake: make(chan struct{}, 1)}
@@ -145,7 +152,10 @@ func (d *Daemon) newerKeys(ctx context.Context, in component.Input, ours encrypt
 		return ours, nil
 	}
 	d.step("asking the other servers for the keys of Secrets")
+	var given bool
+	var removed error
 	for _, a := range askKeys(ctx, in, servers) {
+		given = given || a.err == nil
 		switch {
 		case a.err == nil && a.state.Serial > ours.Serial:
 			d.log.Info("newer keys of secrets", "from", a.server, "state", a.state.String())
@@ -155,13 +165,18 @@ func (d *Daemon) newerKeys(ctx context.Context, in component.Input, ours encrypt
 				}
 			}
 			ours = a.state
-		case errs.Is(a.err, errs.Denied) && !components.UsesEtcd(in): // with etcd it finds out from that
-			peers.Removed = true
-			return ours, errs.Hint(errors.Join(errs.New(errs.Invalid, "this server was removed from its cluster: %w", a.err), peers.keep(in.Paths)),
-				"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
-		case a.err != nil:
+		case errors.As(a.err, new(*join.NoServer)):
+			removed = a.err
+			d.log.Warn("another server gives no keys of secrets to this one", "from", a.server, "err", a.err)
+		case a.err != nil: // who answers without the cluster's certificate only has the address of one
 			d.log.Debug("no keys of secrets", "from", a.server, "err", a.err)
 		}
+	}
+	// With etcd it finds out from that. And while one of them knows this server, it is one.
+	if removed != nil && !given && !components.UsesEtcd(in) {
+		peers.Removed = true
+		return ours, errs.Hint(errors.Join(errs.New(errs.Invalid, "this server was removed from its cluster: %w", removed), peers.keep(in.Paths)),
+			"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
 	}
 	return ours, nil
 }
@@ -354,7 +369,7 @@ func (d *Daemon) agreeOnKeys(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return goOnAfter
 	}
-	if several && (err == nil && state.Serial != before.Serial || before.Serial != 0 && !d.serversKept()) {
+	if several && err == nil && (state.Serial != before.Serial || time.Since(d.serversKept()) > lookForServers) {
 		d.keepServers(ctx)
 	}
 	switch {
@@ -394,20 +409,37 @@ func (d *Daemon) keysState() encryption.State {
 	return d.secrets.state
 }
 
-func (d *Daemon) serversKept() bool {
-	_, err := os.Stat(d.o.Paths.EncryptionServers())
-	return err == nil
+// serversKept is when the other servers were kept the last time; zero for never.
+func (d *Daemon) serversKept() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.secrets.serversKept
 }
 
-// keepServers keeps for the next start whom to ask for keys.
+// keepServers keeps for the next start whom to ask for keys, those that are off too. Where none is known, those of before may
+// still be the right ones.
 func (d *Daemon) keepServers(ctx context.Context) {
 	others, err := d.otherServers(ctx)
 	if err == nil {
+		if bound, err := (changer{d}).servers(ctx); err == nil { // without it those that answer are enough
+			others = slices.AppendSeq(others, maps.Values(bound))
+		}
+		others = slices.DeleteFunc(others, func(s string) bool { return s == "" })
+		slices.Sort(others)
+		others = slices.Compact(others)
+	}
+	if err == nil && len(others) > 0 {
 		err = writeIfChanged(d.o.Paths.EncryptionServers(), []byte(strings.Join(others, "\n")+"\n"), 0o600)
 	}
-	if err != nil && ctx.Err() == nil {
-		d.log.Warn("the other servers are not kept for the next start", "err", err)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Warn("the other servers are not kept for the next start", "err", err)
+		}
+		return
 	}
+	d.mu.Lock()
+	d.secrets.serversKept = time.Now()
+	d.mu.Unlock()
 }
 
 // otherServers are those whose API is there, as host:port.

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"context"
 	"crypto/rand"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,7 +15,9 @@ import (
 	"k1s.io/k1s/internal/encryption"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 )
 
 // preparing is a daemon that is about to write what an API server starts with.
@@ -136,5 +141,102 @@ func TestWhatIsShownNamesKeysAndHoldsNone(t *testing.T) {
 	e := wireEncryption(secretsState{state: s, done: 3, all: 7, note: "waits"}, component.Input{})
 	if e.Enabled || len(e.Keys) != 2 || e.Keys[0].Name != k.Name || e.Change.Stage != "adding" || e.Change.All != 7 || e.Change.Note != "waits" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// bindings is a join.Store of nothing but who is known.
+type bindings struct {
+	join.Store
+	all []join.Binding
+}
+
+func (b bindings) Bindings(context.Context) ([]join.Binding, error) { return b.all, nil }
+
+// answering lets a server with the authorities below p answer for keys, to the servers it knows.
+func answering(t *testing.T, in component.Input, s encryption.State, known ...join.Binding) string {
+	t.Helper()
+	srv := &join.Server{
+		Store: bindings{all: known}, Secrets: func() ([]byte, error) { return s.Marshal(), nil }, Admitting: &sync.Mutex{},
+		CA: func() ([]byte, error) { return pki.Published(in.Paths) }, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	}
+	return serve(t, in, srv.Handler())
+}
+
+// oneOfSeveral is a server on a database of others that asks the servers named.
+func oneOfSeveral(t *testing.T) (*Daemon, component.Input, join.Binding) {
+	t.Helper()
+	d, in := rotating(t)
+	in.Several = true
+	in.Config.Spec.Datastore.Endpoint = postgresURL
+	d.in = in
+	identity, err := pki.Identity(in.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := join.OwnBinding(in.Facts.NodeName, in.Facts.NodeIP, identity, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, in, *b
+}
+
+func asks(t *testing.T, in component.Input, servers ...string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(in.Paths.EncryptionServers()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in.Paths.EncryptionServers(), []byte(strings.Join(servers, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func encrypted(t *testing.T, serial int64) encryption.State {
+	t.Helper()
+	k, err := encryption.NewKey(encryption.Secretbox, time.Now(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encryption.State{Key: k, Serial: serial}
+}
+
+func TestWhoWasRemovedOnlyItsOwnServersTell(t *testing.T) {
+	newest := encrypted(t, 7)
+	for name, tc := range map[string]struct {
+		ask  func(d *Daemon, in component.Input, own join.Binding) []string
+		says string
+		keys bool
+	}{
+		"a server of another cluster has the address of one": {func(_ *Daemon, _ component.Input, own join.Binding) []string {
+			_, other := rotating(t)
+			return []string{answering(t, other, encrypted(t, 99), own)}
+		}, "", false},
+		"and another one answers": {func(_ *Daemon, in component.Input, own join.Binding) []string {
+			_, other := rotating(t)
+			return []string{answering(t, other, encrypted(t, 99)), answering(t, in, newest, own)}
+		}, "", true},
+		"its own servers have removed it": {func(_ *Daemon, in component.Input, _ join.Binding) []string {
+			return []string{answering(t, in, newest)}
+		}, "was removed from its cluster", false},
+		"one of them knows it": {func(_ *Daemon, in component.Input, own join.Binding) []string {
+			return []string{answering(t, in, newest), answering(t, in, newest, own)}
+		}, "", true},
+		"nobody answers": {func(*Daemon, component.Input, join.Binding) []string { return []string{"127.0.0.1:1"} }, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, in, own := oneOfSeveral(t)
+			asks(t, in, tc.ask(d, in, own)...)
+			err := d.prepareEncryption(t.Context(), in)
+			if (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Fatalf("got %v, want %q", err, tc.says)
+			}
+			s, err := readPeers(in.Paths)
+			if err != nil || s.Removed != (tc.says != "") {
+				t.Errorf("kept as removed: %v (%v)", s.Removed, err)
+			}
+			// It had none: the others have begun to encrypt without it.
+			if kept, has, err := readKeys(in.Paths); err != nil || has != tc.keys || has && (kept.Serial != newest.Serial || !strings.Contains(providers(t, in.Paths), newest.Key.Name)) {
+				t.Errorf("keys %v %s (%v)", has, kept, err)
+			}
+		})
 	}
 }
