@@ -49,6 +49,8 @@ const (
 	askServer = 5 * time.Second
 	// providerArg is the API server's own argument; a user who sets it manages keys in another way, such as KMS.
 	providerArg = "encryption-provider-config"
+	// advertiseArg is where a user can let the API server say it is elsewhere than at the node's address.
+	advertiseArg = "advertise-address"
 )
 
 // secretsState is what the daemon knows of the encryption of Secrets; Daemon.mu guards it.
@@ -277,7 +279,15 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 	for {
 		if want != "" {
 			_, err := d.ChangeEncryption(ctx, control.EncryptionRequest{Action: string(encryption.Enable), Provider: want})
-			if err != nil && !errs.Is(err, errs.Exists) && ctx.Err() == nil { // that is what is on its way
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				want = ""
+			case errs.Is(err, errs.Exists):
+				// Another change is on its way, or was begun in the same moment: after it.
+				d.log.Debug("secrets are not encrypted as configured yet", "err", err)
+			default:
 				d.log.Warn("secrets are not encrypted as configured", "err", err)
 				d.reportStuck(err)
 				select {
@@ -286,9 +296,11 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 				}
 				continue
 			}
-			want = ""
 		}
 		pause := d.agreeOnKeys(ctx)
+		if want != "" && pause < 0 {
+			pause = goOnAfter
+		}
 		var later <-chan time.Time
 		if pause > 0 {
 			later = time.After(pause)
@@ -518,16 +530,13 @@ func (c changer) Agree(ctx context.Context, r encryption.Record) error {
 	return nil
 }
 
-// servers are those that have the cluster's keys, by name, and where their APIs are.
+// servers are those that have the cluster's keys, by name, and where their APIs are. The first that joins is among them
+// before this one is one of several. An API that is at none of their addresses has its own as its name: it may be one that
+// is not known yet, or was removed and serves on, and it is asked like the others.
 func (c changer) servers(ctx context.Context) (map[string]string, error) {
 	c.d.mu.Lock()
 	in, api := c.d.in, c.d.api
 	c.d.mu.Unlock()
-	port := strconv.Itoa(in.Config.Spec.API.Port)
-	out := map[string]string{in.Facts.NodeName: ""}
-	if !in.Several {
-		return out, nil
-	}
 	all, err := clusterStore{api: api}.Bindings(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("finding the other servers: %w", err)
@@ -536,10 +545,22 @@ func (c changer) servers(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the other servers: %w", err)
 	}
+	return serversOf(in, all, answering), nil
+}
+
+// serversOf is servers, of who is known and of the addresses at which APIs are.
+func serversOf(in component.Input, all []join.Binding, answering []string) map[string]string {
+	port := strconv.Itoa(in.Config.Spec.API.Port)
+	out := map[string]string{in.Facts.NodeName: ""}
+	known := []string{in.Facts.NodeIP.String()}
+	if own, ok := in.Config.Spec.Components["kube-apiserver"].Args[advertiseArg]; ok {
+		known = append(known, own)
+	}
 	for _, b := range all {
 		if b.Role != token.Server || b.Node == in.Facts.NodeName {
 			continue
 		}
+		known = append(known, b.IP.String())
 		// Each has the port it likes; one that is away had the same as this one, most likely.
 		out[b.Node] = net.JoinHostPort(b.IP.String(), port)
 		for _, a := range answering {
@@ -548,11 +569,17 @@ func (c changer) servers(ctx context.Context) (map[string]string, error) {
 			}
 		}
 	}
-	return out, nil
+	for _, a := range answering {
+		if host, _, err := net.SplitHostPort(a); err == nil && !slices.Contains(known, host) {
+			out[a] = a
+		}
+	}
+	return out
 }
 
 func (c changer) Servers(ctx context.Context) ([]string, error) {
 	all, err := c.servers(ctx)
+	maps.DeleteFunc(all, func(name, at string) bool { return name == at }) // no name of a server
 	return slices.Sorted(maps.Keys(all)), err
 }
 
@@ -650,7 +677,7 @@ func (c changer) standing(ctx context.Context, servers map[string]string, file [
 			if err == nil {
 				got, err = api.EncryptionConfig(ctx)
 			}
-			out[i] = encryption.Standing{Server: name, Err: err, Loaded: got == want}
+			out[i] = encryption.Standing{Server: name, Err: err, Loaded: got == want, Unknown: name == servers[name]}
 		})
 	}
 	all.Wait()
@@ -807,6 +834,9 @@ func (d *Daemon) beginChange(ctx context.Context, in component.Input, action enc
 	if err != nil {
 		return cannot(err, "the API has to work, and the servers have to agree, first; see: k1s status")
 	}
+	if now.Change != nil {
+		d.wakeEncryption() // this server may not have known of it
+	}
 	next, err := now.Begin(action, time.Now().UTC(), newKey)
 	if err != nil || next.Change == now.Change {
 		return err
@@ -823,13 +853,20 @@ func (d *Daemon) beginChange(ctx context.Context, in component.Input, action enc
 	}
 	d.mu.Lock()
 	d.secrets.note = ""
+	d.mu.Unlock()
+	d.wakeEncryption()
+	return nil
+}
+
+// wakeEncryption lets watchEncryption look now whether there is something to do: there is more for it from now on, or at once.
+func (d *Daemon) wakeEncryption() {
+	d.mu.Lock()
 	wake := d.secrets.wake
 	d.mu.Unlock()
 	select {
 	case wake <- struct{}{}:
-	default:
+	default: // it looks anyway, or does not run yet
 	}
-	return nil
 }
 
 func wireEncryption(s secretsState, in component.Input) control.Encryption {

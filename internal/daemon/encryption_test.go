@@ -3,7 +3,11 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,12 +16,14 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/encryption"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/token"
 )
 
 // preparing is a daemon that is about to write what an API server starts with.
@@ -239,4 +245,71 @@ func TestWhoWasRemovedOnlyItsOwnServersTell(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhoHasTheKeysIsWaitedFor(t *testing.T) {
+	server := func(name, ip string) join.Binding {
+		return join.Binding{Node: name, Role: token.Server, IP: netip.MustParseAddr(ip)}
+	}
+	all := []join.Binding{server("server-0", "10.0.0.1"), server("server-1", "10.0.0.2"), {Node: "agent-0", Role: token.Agent, IP: netip.MustParseAddr("10.0.0.30")}}
+	alone := map[string]string{"server-0": ""}
+	both := map[string]string{"server-0": "", "server-1": "10.0.0.2:6443"}
+	for name, tc := range map[string]struct {
+		bindings  []join.Binding
+		answering []string
+		args      map[string]string
+		several   bool
+		want      map[string]string
+	}{
+		"nobody else":                                    {nil, []string{"10.0.0.1:6443"}, nil, false, alone},
+		"nobody answers yet":                             {nil, nil, nil, false, alone},
+		"the first that joins, before it serves":         {all, []string{"10.0.0.1:6443"}, nil, false, both},
+		"one that is off":                                {all, []string{"10.0.0.1:6443"}, nil, true, both},
+		"one with a port of its own":                     {all, []string{"10.0.0.1:6443", "10.0.0.2:7443"}, nil, true, map[string]string{"server-0": "", "server-1": "10.0.0.2:7443"}},
+		"the first server is not known":                  {all[1:], []string{"10.0.0.1:6443", "10.0.0.2:6443"}, nil, true, both},
+		"another first server is not known":              {all[:1], []string{"10.0.0.1:6443", "10.0.0.9:6443"}, nil, true, map[string]string{"server-0": "", "10.0.0.9:6443": "10.0.0.9:6443"}},
+		"an API at an agent's address":                   {all[2:], []string{"10.0.0.30:6443"}, nil, true, map[string]string{"server-0": "", "10.0.0.30:6443": "10.0.0.30:6443"}},
+		"its own API is said to be at another address":   {nil, []string{"192.0.2.7:6443"}, map[string]string{"advertise-address": "192.0.2.7"}, false, alone},
+		"another's API is said to be at another address": {all, []string{"192.0.2.7:6443"}, nil, true, map[string]string{"server-0": "", "server-1": "10.0.0.2:6443", "192.0.2.7:6443": "192.0.2.7:6443"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := component.Input{Config: config.Default(), Facts: component.Facts{NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1")}, Several: tc.several}
+			in.Config.Spec.Components = map[string]config.ComponentArgs{"kube-apiserver": {Args: tc.args}}
+			if got := serversOf(in, tc.bindings, tc.answering); !maps.Equal(got, tc.want) {
+				t.Errorf("got %v; want %v", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestAChangeThatIsOnItsWayIsLookedAt(t *testing.T) {
+	d, in := rotating(t)
+	s, err := encrypted(t, 3).Begin(encryption.Disable, time.Now().UTC().Truncate(time.Second), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := encryption.Record{Serial: s.Serial, Leader: in.Facts.NodeName, State: s}
+	addr := serve(t, in, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/v1/namespaces/kube-system/configmaps/"+recordName {
+			http.NotFound(w, r)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"metadata": map[string]string{"name": recordName, "resourceVersion": "9"}, "data": map[string]string{recordKey: string(record.Marshal())}})
+	}))
+	if d.api, err = serverClient(in, addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.api.Close)
+	d.secrets = secretsState{state: s, kept: true, wake: make(chan struct{}, 1)}
+	// Whoever leads it may wait for nothing in this moment.
+	if err := d.beginChange(t.Context(), in, encryption.Disable, nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.secrets.wake:
+	default:
+		t.Error("nobody is woken")
+	}
+	d.secrets.wake <- struct{}{}
+	d.wakeEncryption() // and nobody waits who wakes twice
 }
