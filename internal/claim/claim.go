@@ -33,25 +33,57 @@ type Claim struct {
 	Since  time.Time `json:"since"`
 }
 
-// Of is the claim of a server whose CA file this is, PEM. While one CA takes the place of another there are two in it.
-func Of(caFile []byte, server string, now time.Time) (Claim, error) {
-	c := Claim{Server: server, Since: now.UTC().Truncate(time.Second)}
-	for rest := caFile; ; {
+// Ours is what a server knows of its own cluster's CAs.
+type Ours struct {
+	// Claim has the pins of those the cluster trusts now.
+	Claim
+	// had are the pins of all that the cluster ever had: who took a database in the name of one of them was this cluster.
+	had []string
+}
+
+// Of is what a server claims whose CA file this is, PEM; while one CA takes the place of another there are two in it. had
+// are those the cluster had before, PEM too, in any order and with others among them that vouch for its CAs.
+func Of(caFile, had []byte, server string, now time.Time) (Ours, error) {
+	o := Ours{Claim: Claim{Server: server, Since: now.UTC().Truncate(time.Second)}}
+	present, err := certificates(caFile)
+	if err != nil {
+		return o, fmt.Errorf("reading the cluster's CA: %w", err)
+	}
+	if len(present) == 0 {
+		return o, errs.New(errs.Invalid, "reading the cluster's CA: there is no certificate in its file")
+	}
+	for _, c := range present {
+		o.Pins = append(o.Pins, token.Pin(c))
+	}
+	before, err := certificates(had)
+	if err != nil {
+		return o, fmt.Errorf("reading the CAs the cluster had: %w", err)
+	}
+	o.had = slices.Clone(o.Pins)
+	for _, c := range before {
+		o.had = append(o.had, token.Pin(c))
+	}
+	return o, nil
+}
+
+// certificates are those in a PEM file.
+func certificates(file []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for rest := file; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
-			break
+			return all, nil
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return c, fmt.Errorf("reading the cluster's CA: %w", err)
+			return nil, err
 		}
-		c.Pins = append(c.Pins, token.Pin(cert))
+		all = append(all, c)
 	}
-	if len(c.Pins) == 0 {
-		return c, errs.New(errs.Invalid, "reading the cluster's CA: there is no certificate in its file")
-	}
-	return c, nil
 }
+
+// was tells that the cluster has or had a CA with this pin.
+func (o Ours) was(pin string) bool { return slices.Contains(o.had, pin) }
 
 // Marshal is a claim as it is kept.
 func (c Claim) Marshal() []byte {
@@ -86,19 +118,20 @@ const (
 )
 
 // Decide compares what stands at Key with ours; found is nil for nothing. published is what stands at PublishedKey, asked for
-// only where nothing is found; ourCA is the file with our CAs. Errors are *Foreign, or say that the claim cannot be read.
-func Decide(found, published, ourCA []byte, ours Claim) (Deed, Claim, error) {
+// only where nothing is found. Errors are *Foreign, or say that the claim cannot be read.
+func Decide(found, published []byte, ours Ours) (Deed, Claim, error) {
 	if found == nil {
-		if published != nil && !holdsAny(published, ourCA) {
-			return "", ours, &Foreign{}
+		if strange, _ := strangers(published, ours); strange {
+			return "", ours.Claim, &Foreign{}
 		}
-		return Create, ours, nil
+		return Create, ours.Claim, nil
 	}
 	var theirs Claim
 	if err := json.Unmarshal(found, &theirs); err != nil || len(theirs.Pins) == 0 {
 		return "", theirs, errs.New(errs.Invalid, "the database says whose it is in a way that cannot be read (%.60q)", found)
 	}
-	if !slices.ContainsFunc(theirs.Pins, func(p string) bool { return slices.Contains(ours.Pins, p) }) {
+	// It may be of a time before the CA was replaced: a database that was put back, or that was left for another one.
+	if !slices.ContainsFunc(theirs.Pins, ours.was) {
 		return "", theirs, &Foreign{By: theirs}
 	}
 	// One that starts with the CAs of before does not take the new one out again.
@@ -109,23 +142,49 @@ func Decide(found, published, ourCA []byte, ours Claim) (Deed, Claim, error) {
 	return Leave, theirs, nil
 }
 
-// holdsAny tells that an object has one of our certificates in it: its encoding keeps text as it is.
-func holdsAny(object, ourCA []byte) bool {
-	for rest := ourCA; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return false
+// Unsure tells that the database has a cluster's state in it of which cannot be said whose it is, and that has no claim.
+func Unsure(found, published []byte, ours Ours) bool {
+	if found != nil || published == nil {
+		return false
+	}
+	_, known := strangers(published, ours)
+	return !known
+}
+
+// strangers tells that the CAs in a stored ConfigMap can be read, and none of them was ever ours. known is false where none
+// can be read, as in one that is encrypted: that says nothing.
+func strangers(object []byte, ours Ours) (strange, known bool) {
+	// Protocol buffers keep text as it is; JSON has the ends of its lines as two letters.
+	text := strings.NewReplacer(`\r`, "\r", `\n`, "\n", `\/`, "/", `\u002b`, "+", `\u002B`, "+").Replace(string(object))
+	for {
+		_, rest, ok := strings.Cut(text, pemBegin)
+		if !ok {
+			return known, known
 		}
-		if strings.Contains(string(object), strings.TrimSpace(string(pem.EncodeToMemory(block)))) {
-			return true
+		text = rest
+		block, _ := pem.Decode([]byte(pemBegin + rest))
+		if block == nil {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			continue
+		}
+		known = true
+		if ours.was(token.Pin(cert)) {
+			return false, true
 		}
 	}
 }
+
+const pemBegin = "-----BEGIN CERTIFICATE-----"
 
 // Report is what the API server tells the daemon, in a file.
 type Report struct {
 	// Ours: the database is this cluster's.
 	Ours bool `json:"ours"`
+	// Of identifies the database, as Input.Datastore does: the daemon may have been told of another one meanwhile.
+	Of string `json:"of,omitempty"`
 	// Foreign is whose it is else; an empty Claim for somebody of whom nothing is known.
 	Foreign *Claim `json:"foreign,omitempty"`
 }

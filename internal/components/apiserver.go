@@ -143,7 +143,8 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	}
 	env[EnvJoin] = p.JoinSocket()
 	if Engine(in).External() {
-		env[EnvClaim], env[EnvClaimNode] = p.Claim(), in.Facts.NodeName
+		env[EnvClaim], env[EnvClaimNode], env[EnvClaimHad] = p.Claim(), in.Facts.NodeName, p.PKI("ca-cross.pem")
+		env[EnvClaimOf] = in.Datastore
 	}
 	env[EnvTunnels] = p.Tunnels()
 	maps.Copy(env, trustEnv(in))
@@ -154,10 +155,13 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 }
 
 // How the API server is told to find out whose a database of others is before it writes to it: where it tells the answer
-// (claim.Report), and in which server's name it takes one that is nobody's.
+// (claim.Report), in which server's name it takes one that is nobody's, and where the CAs are that the cluster had before,
+// in whose name it may have been taken. What it tells is about the database that the last one identifies.
 const (
 	EnvClaim     = "K1S_CLAIM"
 	EnvClaimNode = "K1S_CLAIM_NODE"
+	EnvClaimHad  = "K1S_CLAIM_HAD"
+	EnvClaimOf   = "K1S_CLAIM_OF"
 )
 
 // EnvJoin tells the API server at which socket the daemon answers machines that join; they come to the API's port.

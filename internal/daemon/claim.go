@@ -23,14 +23,18 @@ const (
 )
 
 // prepareClaim remembers that a cluster is being founded in a database of others, before it has any key: whoever is second
-// there has to be able to give up what it has made. What an earlier API server was told is not about this start.
+// there has to be able to give up what it has made. A key that is there already is not of this start: with one the user brought
+// nothing is given up. What an earlier API server was told is not about this start.
 func (d *Daemon) prepareClaim(in component.Input, joins bool) error {
 	s, err := readPeers(in.Paths)
 	if err != nil {
 		return err
 	}
-	_, err = pki.ReadCA(in.Paths)
-	founding := components.Engine(in).External() && !joins && s.Joined == nil && (s.Founding || errors.Is(err, fs.ErrNotExist))
+	fresh, err := pki.Fresh(in.Paths)
+	if err != nil {
+		return err
+	}
+	founding := components.Engine(in).External() && !joins && s.Joined == nil && (s.Founding || fresh)
 	if founding != s.Founding {
 		s.Founding = founding
 		if err := s.keep(in.Paths); err != nil {
@@ -69,6 +73,9 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 			continue
 		}
 		r, err := readClaim(in.Paths)
+		if r != nil && r.Of != in.Datastore {
+			r = nil // an API server of before, that has not ended yet
+		}
 		switch {
 		case err != nil:
 			d.log.Warn("not known whose the database is", "err", err)
@@ -114,7 +121,7 @@ func (d *Daemon) refuse(in component.Input, foreign *claim.Foreign) {
 	case readErr == nil && s.Founding:
 		err = errs.Hint(err, "nothing of this start is left here. To join that cluster: %s; %s", join, own)
 	default:
-		err = errs.Hint(err, "this server has a cluster of its own (%s): correct spec.datastore.endpoint; to give that up and join the other one: k1s reset, then %s", in.Paths.Data, join)
+		err = errs.Hint(err, "this server has a cluster of its own (%s): correct spec.datastore.endpoint; to give that up, with all keys that are there, and join the other one: k1s reset, then %s", in.Paths.Data, join)
 	}
 	d.mu.Lock()
 	d.refused = errors.Join(err, readErr)

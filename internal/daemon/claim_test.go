@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k1s.io/k1s/internal/claim"
@@ -117,6 +118,7 @@ func TestOnlyAFirstServerOnADatabaseOfOthersFounds(t *testing.T) {
 		"an etcd of ours":   {"etcd", false},
 		"one that joins":    {postgresURL, true},
 		"one that has a CA": {postgresURL, false},
+		"a key of the user": {postgresURL, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, in := founder(t, tc.endpoint)
@@ -128,8 +130,23 @@ func TestOnlyAFirstServerOnADatabaseOfOthersFounds(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			users := in.Paths.PKI("etcd", "ca.key")
+			if name == "a key of the user" {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(users), 0o700), os.WriteFile(users, []byte("x"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if err := d.prepareClaim(in, tc.joins); err != nil || founding(t, in) {
 				t.Errorf("it founds (%v)", err)
+			}
+			if name == "a key of the user" {
+				d.refuse(in, &claim.Foreign{})
+				if err := d.refusal(in.Paths); err == nil {
+					t.Error("it goes on")
+				}
+				if _, err := os.Stat(users); err != nil {
+					t.Errorf("the user's key is gone: %v", err)
+				}
 			}
 		})
 	}
@@ -152,5 +169,40 @@ func TestWhatAnEarlierAPIServerWasRefusedForIsNotAboutThisStart(t *testing.T) {
 		if got, err := readClaim(in.Paths); err != nil || (got != nil) != r.Ours {
 			t.Errorf("after %+v: %+v, %v", r, got, err)
 		}
+	}
+}
+
+func TestWhatIsToldOfAnotherDatabaseIsNotBelieved(t *testing.T) {
+	d, in := founder(t, postgresURL)
+	in.Datastore = "now"
+	d.in = in
+	stopped := make(chan error, 1)
+	d.stop = func(err error) { stopped <- err }
+	tell := func(r claim.Report) {
+		raw, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(in.Paths.Claim(), raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan struct{})
+		tell(claim.Report{Foreign: &claim.Claim{Server: "other-0"}, Of: "before"})
+		go func() {
+			d.watchClaim(t.Context())
+			close(ended)
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(stopped) > 0 {
+			t.Fatal("it ends for what an API server told of the database of before")
+		}
+		tell(claim.Report{Foreign: &claim.Claim{Server: "other-0"}, Of: "now"})
+		<-ended
+	})
+	if len(stopped) != 1 || !strings.Contains(d.refused.Error(), "other-0") {
+		t.Errorf("refused: %v", d.refused)
 	}
 }

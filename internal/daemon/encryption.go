@@ -43,10 +43,14 @@ const (
 	// lookForChange is how often one of several servers looks whether another one changes the keys; followChange, while that is so.
 	lookForChange = 3 * time.Second
 	followChange  = time.Second
+	// lookForServers is how often it is kept whom to ask at the next start.
+	lookForServers = time.Minute
 	// askServer bounds a question to another server about its keys.
 	askServer = 5 * time.Second
 	// providerArg is the API server's own argument; a user who sets it manages keys in another way, such as KMS.
 	providerArg = "encryption-provider-config"
+	// advertiseArg is where a user can let the API server say it is elsewhere than at the node's address.
+	advertiseArg = "advertise-address"
 )
 
 // secretsState is what the daemon knows of the encryption of Secrets; Daemon.mu guards it.
@@ -62,6 +66,8 @@ type secretsState struct {
 	leader  string
 	servers []encryption.Standing
 	asked   time.Time // about servers
+	// serversKept is when the other servers were kept for the next start, or found to be the same.
+	serversKept time.Time
 }
 
 // keysError is a file of keys that cannot be used.
@@ -115,10 +121,13 @@ func (d *Daemon) prepareEncryption(ctx context.Context, in component.Input) erro
 		}
 		kept = true
 	}
-	if kept && in.Several && !ownProviders(in) {
+	// One that has no keys asks too: the others may have begun to encrypt after they have removed it. With etcd it cannot
+	// write any more then.
+	if in.Several && !ownProviders(in) && (kept || !components.UsesEtcd(in)) {
 		if s, err = d.newerKeys(ctx, in, s); err != nil {
 			return err
 		}
+		kept = kept || s.Serial > 0
 	}
 	d.mu.Lock()
 	d.secrets = secretsState{state: s, kept: kept, wake: make(chan struct{}, 1)}
@@ -145,7 +154,10 @@ func (d *Daemon) newerKeys(ctx context.Context, in component.Input, ours encrypt
 		return ours, nil
 	}
 	d.step("asking the other servers for the keys of Secrets")
+	var given bool
+	var removed error
 	for _, a := range askKeys(ctx, in, servers) {
+		given = given || a.err == nil
 		switch {
 		case a.err == nil && a.state.Serial > ours.Serial:
 			d.log.Info("newer keys of secrets", "from", a.server, "state", a.state.String())
@@ -155,13 +167,18 @@ func (d *Daemon) newerKeys(ctx context.Context, in component.Input, ours encrypt
 				}
 			}
 			ours = a.state
-		case errs.Is(a.err, errs.Denied) && !components.UsesEtcd(in): // with etcd it finds out from that
-			peers.Removed = true
-			return ours, errs.Hint(errors.Join(errs.New(errs.Invalid, "this server was removed from its cluster: %w", a.err), peers.keep(in.Paths)),
-				"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
-		case a.err != nil:
+		case errors.As(a.err, new(*join.NoServer)):
+			removed = a.err
+			d.log.Warn("another server gives no keys of secrets to this one", "from", a.server, "err", a.err)
+		case a.err != nil: // who answers without the cluster's certificate only has the address of one
 			d.log.Debug("no keys of secrets", "from", a.server, "err", a.err)
 		}
+	}
+	// With etcd it finds out from that. And while one of them knows this server, it is one.
+	if removed != nil && !given && !components.UsesEtcd(in) {
+		peers.Removed = true
+		return ours, errs.Hint(errors.Join(errs.New(errs.Invalid, "this server was removed from its cluster: %w", removed), peers.keep(in.Paths)),
+			"to join again: k1s server --server https://HOST:6443 --token-file FILE; to give up what is on it: k1s reset")
 	}
 	return ours, nil
 }
@@ -262,7 +279,15 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 	for {
 		if want != "" {
 			_, err := d.ChangeEncryption(ctx, control.EncryptionRequest{Action: string(encryption.Enable), Provider: want})
-			if err != nil && !errs.Is(err, errs.Exists) && ctx.Err() == nil { // that is what is on its way
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				want = ""
+			case errs.Is(err, errs.Exists):
+				// Another change is on its way, or was begun in the same moment: after it.
+				d.log.Debug("secrets are not encrypted as configured yet", "err", err)
+			default:
 				d.log.Warn("secrets are not encrypted as configured", "err", err)
 				d.reportStuck(err)
 				select {
@@ -271,9 +296,11 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 				}
 				continue
 			}
-			want = ""
 		}
 		pause := d.agreeOnKeys(ctx)
+		if want != "" && pause < 0 {
+			pause = goOnAfter
+		}
 		var later <-chan time.Time
 		if pause > 0 {
 			later = time.After(pause)
@@ -354,7 +381,7 @@ func (d *Daemon) agreeOnKeys(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return goOnAfter
 	}
-	if several && (err == nil && state.Serial != before.Serial || before.Serial != 0 && !d.serversKept()) {
+	if several && err == nil && (state.Serial != before.Serial || time.Since(d.serversKept()) > lookForServers) {
 		d.keepServers(ctx)
 	}
 	switch {
@@ -394,20 +421,37 @@ func (d *Daemon) keysState() encryption.State {
 	return d.secrets.state
 }
 
-func (d *Daemon) serversKept() bool {
-	_, err := os.Stat(d.o.Paths.EncryptionServers())
-	return err == nil
+// serversKept is when the other servers were kept the last time; zero for never.
+func (d *Daemon) serversKept() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.secrets.serversKept
 }
 
-// keepServers keeps for the next start whom to ask for keys.
+// keepServers keeps for the next start whom to ask for keys, those that are off too. Where none is known, those of before may
+// still be the right ones.
 func (d *Daemon) keepServers(ctx context.Context) {
 	others, err := d.otherServers(ctx)
 	if err == nil {
+		if bound, err := (changer{d}).servers(ctx); err == nil { // without it those that answer are enough
+			others = slices.AppendSeq(others, maps.Values(bound))
+		}
+		others = slices.DeleteFunc(others, func(s string) bool { return s == "" })
+		slices.Sort(others)
+		others = slices.Compact(others)
+	}
+	if err == nil && len(others) > 0 {
 		err = writeIfChanged(d.o.Paths.EncryptionServers(), []byte(strings.Join(others, "\n")+"\n"), 0o600)
 	}
-	if err != nil && ctx.Err() == nil {
-		d.log.Warn("the other servers are not kept for the next start", "err", err)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Warn("the other servers are not kept for the next start", "err", err)
+		}
+		return
 	}
+	d.mu.Lock()
+	d.secrets.serversKept = time.Now()
+	d.mu.Unlock()
 }
 
 // otherServers are those whose API is there, as host:port.
@@ -486,16 +530,13 @@ func (c changer) Agree(ctx context.Context, r encryption.Record) error {
 	return nil
 }
 
-// servers are those that have the cluster's keys, by name, and where their APIs are.
+// servers are those that have the cluster's keys, by name, and where their APIs are. The first that joins is among them
+// before this one is one of several. An API that is at none of their addresses has its own as its name: it may be one that
+// is not known yet, or was removed and serves on, and it is asked like the others.
 func (c changer) servers(ctx context.Context) (map[string]string, error) {
 	c.d.mu.Lock()
 	in, api := c.d.in, c.d.api
 	c.d.mu.Unlock()
-	port := strconv.Itoa(in.Config.Spec.API.Port)
-	out := map[string]string{in.Facts.NodeName: ""}
-	if !in.Several {
-		return out, nil
-	}
 	all, err := clusterStore{api: api}.Bindings(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("finding the other servers: %w", err)
@@ -504,10 +545,22 @@ func (c changer) servers(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the other servers: %w", err)
 	}
+	return serversOf(in, all, answering), nil
+}
+
+// serversOf is servers, of who is known and of the addresses at which APIs are.
+func serversOf(in component.Input, all []join.Binding, answering []string) map[string]string {
+	port := strconv.Itoa(in.Config.Spec.API.Port)
+	out := map[string]string{in.Facts.NodeName: ""}
+	known := []string{in.Facts.NodeIP.String()}
+	if own, ok := in.Config.Spec.Components["kube-apiserver"].Args[advertiseArg]; ok {
+		known = append(known, own)
+	}
 	for _, b := range all {
 		if b.Role != token.Server || b.Node == in.Facts.NodeName {
 			continue
 		}
+		known = append(known, b.IP.String())
 		// Each has the port it likes; one that is away had the same as this one, most likely.
 		out[b.Node] = net.JoinHostPort(b.IP.String(), port)
 		for _, a := range answering {
@@ -516,11 +569,17 @@ func (c changer) servers(ctx context.Context) (map[string]string, error) {
 			}
 		}
 	}
-	return out, nil
+	for _, a := range answering {
+		if host, _, err := net.SplitHostPort(a); err == nil && !slices.Contains(known, host) {
+			out[a] = a
+		}
+	}
+	return out
 }
 
 func (c changer) Servers(ctx context.Context) ([]string, error) {
 	all, err := c.servers(ctx)
+	maps.DeleteFunc(all, func(name, at string) bool { return name == at }) // no name of a server
 	return slices.Sorted(maps.Keys(all)), err
 }
 
@@ -618,7 +677,7 @@ func (c changer) standing(ctx context.Context, servers map[string]string, file [
 			if err == nil {
 				got, err = api.EncryptionConfig(ctx)
 			}
-			out[i] = encryption.Standing{Server: name, Err: err, Loaded: got == want}
+			out[i] = encryption.Standing{Server: name, Err: err, Loaded: got == want, Unknown: name == servers[name]}
 		})
 	}
 	all.Wait()
@@ -775,6 +834,9 @@ func (d *Daemon) beginChange(ctx context.Context, in component.Input, action enc
 	if err != nil {
 		return cannot(err, "the API has to work, and the servers have to agree, first; see: k1s status")
 	}
+	if now.Change != nil {
+		d.wakeEncryption() // this server may not have known of it
+	}
 	next, err := now.Begin(action, time.Now().UTC(), newKey)
 	if err != nil || next.Change == now.Change {
 		return err
@@ -791,13 +853,20 @@ func (d *Daemon) beginChange(ctx context.Context, in component.Input, action enc
 	}
 	d.mu.Lock()
 	d.secrets.note = ""
+	d.mu.Unlock()
+	d.wakeEncryption()
+	return nil
+}
+
+// wakeEncryption lets watchEncryption look now whether there is something to do: there is more for it from now on, or at once.
+func (d *Daemon) wakeEncryption() {
+	d.mu.Lock()
 	wake := d.secrets.wake
 	d.mu.Unlock()
 	select {
 	case wake <- struct{}{}:
-	default:
+	default: // it looks anyway, or does not run yet
 	}
-	return nil
 }
 
 func wireEncryption(s secretsState, in component.Input) control.Encryption {

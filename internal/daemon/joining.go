@@ -28,6 +28,7 @@ import (
 	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
+	"k1s.io/k1s/internal/wait"
 )
 
 // Where tokens and nodes are kept: Secrets of kube-system, which are part of every backup and of no user's business.
@@ -216,9 +217,18 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
-	if err := d.bindSelf(ctx, in, clusterStore{api: api}); err != nil && ctx.Err() == nil {
-		d.log.Error("this server's own name is not kept in the cluster: another machine could take it", "err", err)
-	}
+	wg.Go(func() {
+		// Until it is: the others do not wait with keys for a server they do not know.
+		said := ""
+		_ = wait.Until(ctx, bindSelfEvery, "this server's own name to be kept in the cluster", func(ctx context.Context) error {
+			err := d.bindSelf(ctx, in, clusterStore{api: api})
+			if err != nil && ctx.Err() == nil && err.Error() != said {
+				said = err.Error()
+				d.log.Error("this server's own name is not kept in the cluster: another machine could take it", "err", err)
+			}
+			return err
+		})
+	})
 	tick := time.NewTicker(expireEvery)
 	defer tick.Stop()
 	for {
@@ -232,6 +242,9 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 		}
 	}
 }
+
+// bindSelfEvery is how long another try waits after one that failed.
+const bindSelfEvery = 5 * time.Second
 
 // bindSelf keeps for the others whose name this server's is. One that joined has been bound; the first one does it by
 // itself, and again when it has another address. It has the keys of the cluster, so nobody could refuse.

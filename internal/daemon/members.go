@@ -262,6 +262,7 @@ func (d *Daemon) becomeSeveral(ctx context.Context) error {
 	d.mu.Lock()
 	d.in.Several = true
 	d.mu.Unlock()
+	d.wakeEncryption() // the others may change keys from now on
 	return nil
 }
 

@@ -476,7 +476,9 @@ func (m *move) job(mode migration.Mode) (migration.Job, error) {
 	j.Target, also = private(m.to, "target")
 	if err = errors.Join(err, also); err == nil && components.Engine(m.to).External() {
 		j.Node = m.from.Facts.NodeName
-		j.CA, err = os.ReadFile(pki.CertFile(m.from.Paths, pki.CA))
+		if j.CA, err = os.ReadFile(pki.CertFile(m.from.Paths, pki.CA)); err == nil {
+			j.Had, err = pki.Published(m.from.Paths)
+		}
 	}
 	return j, err
 }
@@ -697,6 +699,7 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	}
 	d.in = current
 	d.mu.Unlock()
+	d.wakeEncryption() // it may be one of several now
 	if err := writeDatastore(in); err != nil {
 		return err
 	}

@@ -470,7 +470,7 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 					d.board.Report("membership", nil)
 					begin()
 				}
-			case errs.Is(err, errs.Denied):
+			case errors.As(err, new(*join.NoServer)): // not from whoever has the address of one now
 				if err = d.wasRemoved(ctx); err == nil {
 					return
 				}

@@ -329,27 +329,41 @@ type Standing struct {
 	// Err is why nothing is known of it; else Loaded tells that its API server uses the keys that are agreed about.
 	Err    error
 	Loaded bool
+	// Unknown: Server is the address of an API server that is of no server the cluster knows.
+	Unknown bool
 }
 
 // Waiting is an error that names the servers that a stage waits for, nil for none.
 func Waiting(all []Standing) error {
 	var late []string
-	away := ""
+	away, strange := "", false
 	for _, s := range all {
+		who := s.Server
+		if s.Unknown {
+			who = "the API server at " + who + ", of no server that the cluster knows,"
+		}
 		switch {
 		case s.Err != nil:
-			late = append(late, fmt.Sprintf("%s does not answer (%v)", s.Server, s.Err))
-			away = cmp.Or(away, s.Server)
+			late = append(late, fmt.Sprintf("%s does not answer (%v)", who, s.Err))
+			if !s.Unknown {
+				away = cmp.Or(away, s.Server)
+			}
 		case !s.Loaded:
-			late = append(late, s.Server+" has not loaded the keys yet")
+			late = append(late, who+" has not loaded the keys yet")
+		default:
+			continue
 		}
+		strange = strange || s.Unknown
 	}
 	if len(late) == 0 {
 		return nil
 	}
 	err := errs.New(errs.NotRunning, "%s", strings.Join(late, "; "))
-	if away != "" {
+	switch {
+	case away != "":
 		return errs.Hint(err, "start it; if it does not come back: k1s node remove %s", away)
+	case strange:
+		return errs.Hint(err, "a server that has just started becomes known within seconds, and the address of one that has stopped goes; one that was removed and runs on has to be stopped there")
 	}
 	return err
 }

@@ -584,3 +584,26 @@ func TestARecordNamesKeysAndHoldsNone(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoIsWaitedForIsTold(t *testing.T) {
+	loaded, late := Standing{Server: "server-0", Loaded: true}, Standing{Server: "server-1"}
+	away := Standing{Server: "server-2", Err: errors.New("no route")}
+	strange := Standing{Server: "10.0.0.9:6443", Unknown: true}
+	if err := Waiting([]Standing{loaded}); err != nil {
+		t.Error(err)
+	}
+	for want, tc := range map[string]struct {
+		all  []Standing
+		hint string
+	}{
+		"server-1 has not loaded the keys yet":                                                              {[]Standing{loaded, late}, ""},
+		"server-1 has not loaded the keys yet; server-2 does not answer (no route)":                         {[]Standing{late, away}, "k1s node remove server-2"},
+		"the API server at 10.0.0.9:6443, of no server that the cluster knows, has not loaded the keys yet": {[]Standing{loaded, strange}, "has to be stopped there"},
+		"the API server at 10.0.0.9:6443, of no server that the cluster knows, does not answer (no route)":  {[]Standing{{Server: strange.Server, Unknown: true, Err: away.Err}}, "has to be stopped there"},
+	} {
+		err := Waiting(tc.all)
+		if hint, _ := errs.HintOf(err); err == nil || err.Error() != want || !strings.Contains(hint, tc.hint) {
+			t.Errorf("got %v (%s), want %q (%s)", err, hint, want, tc.hint)
+		}
+	}
+}

@@ -46,6 +46,20 @@ func (e *Unreachable) Error() string {
 }
 func (e *Unreachable) Unwrap() error { return e.Err }
 
+// NoServer says that a server of the cluster, whose certificate was checked, knows this machine as no server: it was removed,
+// or never was one. Nothing else says so: who answers with another certificate is somebody else.
+type NoServer struct{ Err error }
+
+func (e *NoServer) Error() string { return e.Err.Error() }
+func (e *NoServer) Unwrap() error { return e.Err }
+
+// refusal is an error as a server tells it.
+type refusal struct {
+	errs.Wire
+	// NoServer tells that it is a *NoServer.
+	NoServer bool `json:"noServer,omitempty"`
+}
+
 // Ask sends a request, signed with the node's identity, and with the token if there is one. Errors are *Unreachable where
 // it may go better later; all others are final.
 func (c Client) Ask(ctx context.Context, identity crypto.Signer, r Request, t *token.Token) (Welcome, error) {
@@ -87,7 +101,8 @@ func (c Client) Member(ctx context.Context, identity crypto.Signer, r MemberRequ
 	return m, err
 }
 
-// Keys asks another server for the keys of Secrets. Errors are as those of Ask.
+// Keys asks another server for the keys of Secrets. Errors are as those of Ask; a *NoServer where that server gives none to
+// this machine any more.
 func (c Client) Keys(ctx context.Context, identity crypto.Signer, node string) ([]byte, error) {
 	own, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
@@ -239,7 +254,7 @@ func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, h
 	if resp.StatusCode == http.StatusOK {
 		return answer, nil
 	}
-	var e errs.Wire
+	var e refusal
 	told := error(nil)
 	// What is said on a connection that nobody has vouched for is not repeated.
 	if !conf.InsecureSkipVerify && json.Unmarshal(answer, &e) == nil {
@@ -247,6 +262,9 @@ func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, h
 	}
 	switch resp.StatusCode {
 	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusNotImplemented:
+		if told != nil && e.NoServer {
+			told = &NoServer{told}
+		}
 		if told != nil && e.Kind != 0 {
 			return nil, told
 		}

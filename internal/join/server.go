@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -158,7 +159,8 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(errs.ToWire(err))
+	var noServer *NoServer
+	_ = json.NewEncoder(w).Encode(refusal{errs.ToWire(err), errors.As(err, &noServer)})
 }
 
 // node lets a machine be a node, or be it for longer.
@@ -315,7 +317,7 @@ func (s *Server) member(ctx context.Context, body []byte, signature string) (Mem
 	return s.Members.Join(ctx, r.Member)
 }
 
-// known is the binding of a server that asks, which has to be its own.
+// known is the binding of a server that asks, which has to be its own; the error is a *NoServer where it has none.
 func (s *Server) known(ctx context.Context, node string, identity []byte) (*Binding, error) {
 	all, err := s.Store.Bindings(ctx)
 	if err != nil {
@@ -323,7 +325,7 @@ func (s *Server) known(ctx context.Context, node string, identity []byte) (*Bind
 	}
 	b := claims{bindings: all}.binding(node)
 	if b == nil || b.Identity != fingerprint(identity) || b.Role != token.Server {
-		return nil, errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")
+		return nil, &NoServer{errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")}
 	}
 	return b, nil
 }

@@ -313,9 +313,16 @@ func TestAServerGetsTheKeysOfSecretsAndNobodyElse(t *testing.T) {
 			return client.Keys(t.Context(), m.identity, "server-1")
 		},
 	} {
-		if got, err := ask(); !errs.Is(err, errs.Denied) || got != nil {
+		var removed *NoServer
+		if got, err := ask(); !errs.Is(err, errs.Denied) || !errors.As(err, &removed) || got != nil {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
+	}
+	// Who answers with another cluster's certificate does not say that.
+	strange := Client{Server: newCluster(t).addr, CAs: cas}
+	var removed *NoServer
+	if got, err := strange.Keys(t.Context(), m.identity, "server-1"); !errs.Is(err, errs.Denied) || errors.As(err, &removed) || got != nil {
+		t.Errorf("another cluster's server: %q, %v", got, err)
 	}
 	// What goes over the line is sealed for the request.
 	k, err := sealed([]byte("the newest keys of secrets"), keysInfo, token.Token{}, "server-1", []byte{1})

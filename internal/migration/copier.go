@@ -55,7 +55,9 @@ type Job struct {
 	OldEtcd   string `json:"oldEtcd,omitempty"`
 	// CA, PEM, is the cluster's where the target is a database of others, which then becomes this cluster's, in the name of Node; one
 	// that is another cluster's is refused.
-	CA   []byte `json:"ca,omitempty"`
+	CA []byte `json:"ca,omitempty"`
+	// Had, PEM, are the CAs the cluster had before: a database that was taken in the name of one of them is this cluster's.
+	Had  []byte `json:"had,omitempty"`
 	Node string `json:"node,omitempty"`
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -152,6 +153,25 @@ func ReadTrusted(p paths.Paths) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("reading the certificate %s: %w", CertFile(p, CA), err)
 	}
 	return all, nil
+}
+
+// Fresh tells that this machine has no certificate or key yet, neither of its own making nor brought by the user.
+func Fresh(p paths.Paths) (bool, error) {
+	fresh := true
+	err := filepath.WalkDir(p.PKI(), func(_ string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err == nil && !e.IsDir():
+			fresh = false
+			return fs.SkipAll
+		}
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("looking for keys that are there already: %w", err)
+	}
+	return fresh, nil
 }
 
 // Pins identify certificates by their keys.

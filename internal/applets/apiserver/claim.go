@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -33,26 +34,27 @@ func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
 	if err != nil {
 		return fmt.Errorf("reading the cluster's CA: %w", err)
 	}
-	ours, err := ownership.Of(ca, os.Getenv(components.EnvClaimNode), time.Now())
+	// The daemon knows what the cluster had before; it is missing where there was nothing.
+	had, err := os.ReadFile(os.Getenv(components.EnvClaimHad))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the CAs the cluster had: %w", err)
+	}
+	ours, err := ownership.Of(ca, had, os.Getenv(components.EnvClaimNode), time.Now())
 	if err != nil {
 		return err
 	}
 	for said := ""; ; {
-		report, err := claimOnce(ctx, o, ca, ours)
+		report, err := claimOnce(ctx, o, ours)
 		if err == nil {
+			report.Of = os.Getenv(components.EnvClaimOf)
 			raw, err := json.Marshal(report)
 			if err != nil {
 				return err
 			}
-			if err := durable.WriteFile(file, raw, 0o600); err != nil {
-				return fmt.Errorf("telling whose the database is: %w", err)
+			if !report.Ours {
+				slog.Error("the database is another cluster's")
 			}
-			if report.Ours {
-				return nil
-			}
-			slog.Error("the database is another cluster's")
-			<-ctx.Done()
-			return context.Cause(ctx)
+			return tell(ctx, file, raw, report.Ours)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -69,7 +71,27 @@ func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
 	}
 }
 
-func claimOnce(ctx context.Context, o options.CompletedOptions, ca []byte, ours ownership.Claim) (ownership.Report, error) {
+// tell tells the daemon, once that the database is ours. Else until ctx ends: a daemon that starts again does not believe what
+// was told to the one before.
+func tell(ctx context.Context, file string, report []byte, ours bool) error {
+	for {
+		if _, err := os.Stat(file); ours || err != nil {
+			if err := durable.WriteFile(file, report, 0o600); err != nil {
+				return fmt.Errorf("telling whose the database is: %w", err)
+			}
+		}
+		if ours {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+func claimOnce(ctx context.Context, o options.CompletedOptions, ours ownership.Ours) (ownership.Report, error) {
 	c, err := newETCD3Client(o.Etcd.StorageConfig.Transport)
 	if err != nil {
 		return ownership.Report{}, err
@@ -77,7 +99,7 @@ func claimOnce(ctx context.Context, o options.CompletedOptions, ca []byte, ours 
 	defer c.Close()
 	asked, cancel := context.WithTimeoutCause(ctx, claimAnswer, fmt.Errorf("no answer within %s", claimAnswer))
 	defer cancel()
-	is, err := claiming.Make(asked, c.KV, o.Etcd.StorageConfig.Prefix, ca, ours)
+	is, err := claiming.Make(asked, c.KV, o.Etcd.StorageConfig.Prefix, ours)
 	var foreign *ownership.Foreign
 	switch {
 	case errors.As(err, &foreign):

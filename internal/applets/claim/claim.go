@@ -5,6 +5,7 @@ package claim
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -17,8 +18,8 @@ import (
 const tries = 10
 
 // Make makes the database ours, unless it is: then it keeps the claim up to date. The error is a *claim.Foreign where it is
-// somebody else's. ca is the file with our CAs.
-func Make(ctx context.Context, kv clientv3.KV, root string, ca []byte, ours claim.Claim) (claim.Claim, error) {
+// somebody else's.
+func Make(ctx context.Context, kv clientv3.KV, root string, ours claim.Ours) (claim.Claim, error) {
 	key := claim.Key(root)
 	for range tries {
 		// The forms kine understands: get one key, create it, replace it as it was read.
@@ -26,9 +27,12 @@ func Make(ctx context.Context, kv clientv3.KV, root string, ca []byte, ours clai
 		if err != nil {
 			return claim.Claim{}, err
 		}
-		deed, is, err := claim.Decide(found, published, ca, ours)
+		deed, is, err := claim.Decide(found, published, ours)
 		if err != nil {
 			return is, err
+		}
+		if claim.Unsure(found, published, ours) {
+			slog.Warn("the database has the state of a cluster in it, and which one cannot be read there; it is taken for this one's", "key", claim.PublishedKey(root))
 		}
 		value := string(is.Marshal())
 		done := true
@@ -61,10 +65,10 @@ func Refused(err error) bool {
 }
 
 // Look only looks; the error is that of Make.
-func Look(ctx context.Context, kv clientv3.KV, root string, ca []byte, ours claim.Claim) error {
+func Look(ctx context.Context, kv clientv3.KV, root string, ours claim.Ours) error {
 	found, published, _, err := read(ctx, kv, root)
 	if err == nil {
-		_, _, err = claim.Decide(found, published, ca, ours)
+		_, _, err = claim.Decide(found, published, ours)
 	}
 	return err
 }

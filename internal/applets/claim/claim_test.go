@@ -80,12 +80,12 @@ func TestOfManyWhoFoundAtOnceOneHasTheDatabase(t *testing.T) {
 	for i := range founders {
 		cas[i] = ca(t)
 		name := fmt.Sprintf("server-%d", i)
-		ours, err := claim.Of(cas[i], name, time.Now())
+		ours, err := claim.Of(cas[i], nil, name, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		all.Go(func() {
-			is, err := Make(t.Context(), db, root, cas[i], ours)
+			is, err := Make(t.Context(), db, root, ours)
 			mu.Lock()
 			defer mu.Unlock()
 			var foreign *claim.Foreign
@@ -115,28 +115,47 @@ func TestOfManyWhoFoundAtOnceOneHasTheDatabase(t *testing.T) {
 			i = n
 		}
 	}
-	joined, err := claim.Of(cas[i], "server-9", time.Now())
+	joined, err := claim.Of(cas[i], nil, "server-9", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if is, err := Make(t.Context(), db, root, cas[i], joined); err != nil || is.Server != won[0] {
+	if is, err := Make(t.Context(), db, root, joined); err != nil || is.Server != won[0] {
 		t.Errorf("a server that has joined: %+v, %v", is, err)
 	}
 	// While the CA is replaced the claim knows both, and afterwards the new one is enough.
 	next := ca(t)
-	both, err := claim.Of(slices.Concat(next, cas[i]), won[0], time.Now())
+	both, err := claim.Of(slices.Concat(next, cas[i]), nil, won[0], time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if is, err := Make(t.Context(), db, root, slices.Concat(next, cas[i]), both); err != nil || len(is.Pins) != 2 || is.Server != won[0] {
+	if is, err := Make(t.Context(), db, root, both); err != nil || len(is.Pins) != 2 || is.Server != won[0] {
 		t.Errorf("with two CAs: %+v, %v", is, err)
 	}
-	alone, err := claim.Of(next, won[0], time.Now())
+	alone, err := claim.Of(next, nil, won[0], time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Look(t.Context(), db, root, next, alone); err != nil {
+	if err := Look(t.Context(), db, root, alone); err != nil {
 		t.Errorf("with the new one: %v", err)
+	}
+	// The database is put back to the time before that, when both were not in it.
+	key := claim.Key(root)
+	if _, err := db.Put(t.Context(), key, string(by[i].Marshal())); err != nil {
+		t.Fatal(err)
+	}
+	var foreign *claim.Foreign
+	if err := Look(t.Context(), db, root, alone); !errors.As(err, &foreign) {
+		t.Errorf("by one that knows nothing of the old one: %v", err)
+	}
+	after, err := claim.Of(next, cas[i], won[0], time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is, err := Make(t.Context(), db, root, after); err != nil || is.Pins[0] != after.Pins[0] || len(is.Pins) != 2 {
+		t.Errorf("after it was put back: %+v, %v", is, err)
+	}
+	if err := Look(t.Context(), db, root, alone); err != nil {
+		t.Errorf("the present one is not in it: %v", err)
 	}
 }
 
@@ -149,11 +168,11 @@ func TestARightThatIsMissingIsTold(t *testing.T) {
 func TestLookingTakesNothing(t *testing.T) {
 	db := database(t)
 	file := ca(t)
-	ours, err := claim.Of(file, "server-0", time.Now())
+	ours, err := claim.Of(file, nil, "server-0", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Look(t.Context(), db, root, file, ours); err != nil {
+	if err := Look(t.Context(), db, root, ours); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := db.Get(t.Context(), claim.Key(root)); err != nil || len(r.Kvs) != 0 {
@@ -165,7 +184,7 @@ func TestLookingTakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	var foreign *claim.Foreign
-	if _, err := Make(t.Context(), db, root, file, ours); !errors.As(err, &foreign) {
+	if _, err := Make(t.Context(), db, root, ours); !errors.As(err, &foreign) {
 		t.Errorf("an older cluster's database: %v", err)
 	}
 }

@@ -152,16 +152,16 @@ func (c *copier) ours(ctx context.Context, take bool) error {
 	if len(c.CA) == 0 {
 		return nil
 	}
-	is, err := claim.Of(c.CA, c.Node, time.Now())
+	is, err := claim.Of(c.CA, c.Had, c.Node, time.Now())
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
 	defer cancel()
 	if take && !c.Replace {
-		_, err = claiming.Make(ctx, c.target.client, c.Root, c.CA, is)
+		_, err = claiming.Make(ctx, c.target.client, c.Root, is)
 	} else {
-		err = claiming.Look(ctx, c.target.client, c.Root, c.CA, is)
+		err = claiming.Look(ctx, c.target.client, c.Root, is)
 	}
 	var foreign *claim.Foreign
 	switch {
