@@ -258,7 +258,7 @@ func unpack(t *testing.T, p paths.Paths, u *unpackPlan, payload string) restore.
 
 func begun(t *testing.T, p paths.Paths, u *unpackPlan) restore.State[backup.Origin] {
 	t.Helper()
-	s, err := (restore.State[backup.Origin]{}).Begin(restore.State[backup.Origin]{ID: "1", From: u.Manifest.Origin(u.File), Archive: u.Archive, Staged: p.RestoreStaged("1")})
+	s, err := (restore.State[backup.Origin]{}).Begin(restore.State[backup.Origin]{ID: "1", From: u.Manifest.Origin(u.File), Archive: u.Archive, Old: u.aside, Staged: p.RestoreStaged("1")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,6 +411,61 @@ var errCut = errors.New("killed")
 // after it before every deed of what that does.
 func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
+	for name, model := range map[string]func() paths.Paths{
+		"a machine that has everything": func() paths.Paths { return used(t, from) },
+		"an empty machine":              func() paths.Paths { return machine(t) },
+		// What the backup has and the machine had not must never be taken for the old state.
+		"a machine that lacks what the backup has": func() paths.Paths {
+			p := used(t, from)
+			if err := errors.Join(os.RemoveAll(p.DB()), os.RemoveAll(p.Manifests())); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		},
+		"a machine with an empty directory": func() paths.Paths {
+			p := machine(t)
+			if err := os.MkdirAll(p.Manifests(), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		},
+	} {
+		t.Run(name, func(t *testing.T) { killedAnywhere(t, from, file, model()) })
+	}
+	// Before that it is as if nothing had been.
+	for _, phase := range []restore.Phase{restore.Staging, restore.Pausing, restore.Finishing} {
+		p := used(t, from)
+		was := tree(t, p.Data, p.Config)
+		u, err := decided(t, p, request(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := begun(t, p, u)
+		s.Phase = phase
+		w := &unpacking{p: p, state: s, plan: u}
+		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
+			t.Fatal(err)
+		}
+		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
+			t.Fatal(err)
+		}
+		if got := tree(t, p.Data, p.Config); got != was {
+			t.Errorf("%s: it has:\n%s\nwant:\n%s", phase, got, was)
+		}
+		if exists(s.Staged) || exists(s.Archive) {
+			t.Errorf("%s: something is left", phase)
+		}
+		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
+			t.Errorf("%s: %+v, %v", phase, kept, err)
+		}
+	}
+}
+
+// killedAnywhere restores to a machine again and again.
+func killedAnywhere(t *testing.T, from component.Input, file string, model paths.Paths) {
 	cut := func(n int) func() error {
 		return func() error {
 			if n--; n == 0 {
@@ -420,7 +475,6 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		}
 	}
 	// What there is when the new state is about to take its place, and when it has.
-	model := used(t, from)
 	was := tree(t, model.Data)
 	u, err := decided(t, model, request(file))
 	if err != nil {
@@ -428,6 +482,9 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 	}
 	u.in.Payload = from.Payload
 	s := begun(t, model, u)
+	if err := os.MkdirAll(model.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if s, err = restore.Run(t.Context(), &unpacking{p: model, state: s, plan: u, warn: func(string) {}, before: cut(1)}, s); !errors.Is(err, errCut) || !s.Committed() {
 		t.Fatalf("%+v, %v", s, err)
 	}
@@ -437,7 +494,9 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if err := errors.Join(os.CopyFS(p.Data, os.DirFS(model.Data)), os.CopyFS(p.Config, os.DirFS(model.Config))); err != nil {
 			t.Fatal(err)
 		}
-		s.Staged, s.Archive = p.Data+strings.TrimPrefix(s.Staged, model.Data), p.Data+strings.TrimPrefix(s.Archive, model.Data)
+		if s.Staged = p.Data + strings.TrimPrefix(s.Staged, model.Data); s.Archive != "" {
+			s.Archive = p.Data + strings.TrimPrefix(s.Archive, model.Data)
+		}
 		return p, s
 	}
 	state := func(p paths.Paths) string {
@@ -477,7 +536,7 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 					t.Errorf("killed before deed %d and %d it is gone: %s", at, again, line)
 				}
 			}
-			if exists(s.Staged) {
+			if exists(s.Staged) || exists(s.Staged+switchedEnd) {
 				t.Errorf("killed before deed %d and %d something is left", at, again)
 			}
 			if !killed {
@@ -485,40 +544,10 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 			}
 		}
 		if over {
-			if at < 10 {
+			if at < 8 {
 				t.Errorf("there are only %d deeds", at)
 			}
 			break
-		}
-	}
-	// Before that it is as if nothing had been.
-	for _, phase := range []restore.Phase{restore.Staging, restore.Pausing, restore.Finishing} {
-		p := used(t, from)
-		was := tree(t, p.Data, p.Config)
-		u, err := decided(t, p, request(file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := begun(t, p, u)
-		s.Phase = phase
-		w := &unpacking{p: p, state: s, plan: u}
-		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
-			t.Fatal(err)
-		}
-		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
-			t.Fatal(err)
-		}
-		if got := tree(t, p.Data, p.Config); got != was {
-			t.Errorf("%s: it has:\n%s\nwant:\n%s", phase, got, was)
-		}
-		if exists(s.Staged) || exists(s.Archive) {
-			t.Errorf("%s: something is left", phase)
-		}
-		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
-			t.Errorf("%s: %+v, %v", phase, kept, err)
 		}
 	}
 }

@@ -97,8 +97,10 @@ type unpacking struct {
 // unpackPlan is what making the new state takes.
 type unpackPlan struct {
 	RestorePlan
-	in      component.Input
-	key     backup.Key
+	in  component.Input
+	key backup.Key
+	// aside is what of replaced is there, empty directories included.
+	aside   []string
 	dropIns map[string][]byte // by name
 	old     migration.Job     // where the present datastore is
 }
@@ -325,8 +327,9 @@ func filesBelow(dir string) ([]string, error) {
 	return out, err
 }
 
-// Switch: the staged directory is there until the last deed is done, and what is in it has not got its place yet. The configuration
-// comes first: with it the next start finds the rest.
+// Switch puts aside what was there when the restore began, and nothing else: what has its new place is told from what is old by that list,
+// whatever is there. The configuration comes first: with it the next start finds the rest. When the staged directory has lost its name
+// every deed is done.
 func (u *unpacking) Switch() error {
 	deed := func(do func() error) error {
 		if u.before != nil {
@@ -337,8 +340,9 @@ func (u *unpacking) Switch() error {
 		return do()
 	}
 	s := u.staged()
+	done := s.Data + switchedEnd
 	if !exists(s.Data) {
-		return nil
+		return deed(func() error { return os.RemoveAll(done) })
 	}
 	files, err := filesBelow(s.Config)
 	if err != nil {
@@ -359,18 +363,19 @@ func (u *unpacking) Switch() error {
 	}
 	for _, item := range replaced {
 		now, aside, next := path.Join(u.p.Data, item), path.Join(u.state.Archive, item), path.Join(s.Data, item)
-		if exists(now) && !(u.state.Archive != "" && exists(aside)) {
-			if u.state.Archive == "" {
-				return errs.New(errs.Failure, "%s has appeared while a backup was restored", now)
-			}
+		if slices.Contains(u.state.Old, item) && exists(now) && !exists(aside) {
 			if err := deed(func() error { return os.Rename(now, aside) }); err != nil {
 				return fmt.Errorf("putting %s aside: %w", now, err)
 			}
 		}
-		if exists(next) {
-			if err := deed(func() error { return os.Rename(next, now) }); err != nil {
-				return fmt.Errorf("putting %s in its place: %w", now, err)
-			}
+		if !exists(next) {
+			continue
+		}
+		if exists(now) {
+			return errs.Hint(errs.New(errs.Failure, "%s has appeared while a backup was restored", now), "move it away, and start k1s, or run this command again: the restore then goes on")
+		}
+		if err := deed(func() error { return os.Rename(next, now) }); err != nil {
+			return fmt.Errorf("putting %s in its place: %w", now, err)
 		}
 	}
 	if err := durable.SyncDir(u.p.Data); err != nil {
@@ -381,8 +386,14 @@ func (u *unpacking) Switch() error {
 			return err
 		}
 	}
-	return deed(func() error { return os.RemoveAll(s.Data) })
+	if err := deed(func() error { return errors.Join(os.RemoveAll(done), os.Rename(s.Data, done)) }); err != nil {
+		return err
+	}
+	return deed(func() error { return os.RemoveAll(done) })
 }
+
+// switchedEnd is behind the name of a staged directory from which everything has got its place.
+const switchedEnd = ".done"
 
 // Unswitch is not asked for: nothing is started, so nothing can fail then.
 func (u *unpacking) Unswitch() error {
@@ -580,7 +591,12 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c), CA: caPin(p)}
 	u.Unfit, u.Foreign, u.Datastore = m.Unfit(here), m.Foreign(here), place(c.Spec.Datastore)
 	for _, item := range replaced {
-		if file := path.Join(p.Data, item); exists(file) && !isEmpty(file) {
+		file := path.Join(p.Data, item)
+		if !exists(file) {
+			continue
+		}
+		u.aside = append(u.aside, item)
+		if !isEmpty(file) {
 			u.Present = append(u.Present, item)
 		}
 	}
@@ -599,7 +615,7 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 		}
 	}
 	slices.Sort(u.Written)
-	if len(u.Present) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
+	if len(u.aside) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
 		u.Archive = p.RestoreArchive(time.Now().UTC().Format("20060102T150405Z"))
 	}
 	u.NeededBytes = uint64(m.Bytes()) + times*uint64(m.Store.Bytes) + spare
@@ -763,7 +779,7 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	u.in = in
 	id := u.Manifest.ID()
 	state, err := last.Begin(restore.State[backup.Origin]{
-		ID: id, From: u.Manifest.Origin(r.File), Archive: u.Archive, Staged: p.RestoreStaged(id), Since: time.Now().UTC().Truncate(time.Second),
+		ID: id, From: u.Manifest.Origin(r.File), Archive: u.Archive, Old: u.aside, Staged: p.RestoreStaged(id), Since: time.Now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
 		return u.RestorePlan, nil, err
