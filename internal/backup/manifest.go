@@ -46,6 +46,7 @@ const (
 	maxManifest = 16 << 20
 	maxParts    = 65536
 	maxName     = 1024
+	maxRevision = math.MaxInt64 / 4 // beyond it there is no room to begin behind
 	// MaxSmall is how large a part may be that is neither the datastore nor a manifest of the user.
 	MaxSmall = 4 << 20
 	// MaxSmallSum is how large all of these may be, because they are held in memory.
@@ -152,6 +153,9 @@ func (m Manifest) Check() error {
 	}
 	if m.CA == "" {
 		return errs.New(errs.Invalid, "the archive's manifest does not say which cluster it is of")
+	}
+	if m.Store.Revision < 0 || m.Store.Revision > maxRevision {
+		return errs.New(errs.Invalid, "the archive's manifest says that its datastore had the revision %d, which none has", m.Store.Revision)
 	}
 	seen, total, small := map[string]bool{}, int64(0), int64(0)
 	for _, p := range m.Parts {

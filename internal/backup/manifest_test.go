@@ -2,10 +2,13 @@ package backup
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"k1s.io/k1s/internal/errs"
 )
 
 func TestWhatDoesNotFitIsNamed(t *testing.T) {
@@ -90,5 +93,15 @@ func TestRetentionTakesWhatNobodyNamed(t *testing.T) {
 	}
 	if Expired(all, "", 1) != nil {
 		t.Error("what has no node goes")
+	}
+}
+
+func TestARevisionBehindWhichNothingCanBeginIsRefused(t *testing.T) {
+	for _, revision := range []int64{-1, math.MaxInt64} {
+		m := manifest(t, files(t))
+		m.Store.Revision = revision
+		if err := m.Check(); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "revision") {
+			t.Errorf("%d: %v", revision, err)
+		}
 	}
 }

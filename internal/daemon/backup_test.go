@@ -33,7 +33,9 @@ const copies = `read job
 file=$(echo "$job" | sed 's/.*"file":"\([^"]*\)".*/\1/')
 case "$job" in
 *'"mode":"dump"'*) cp "$(dirname "$0")/dump" "$file"; echo '{"dumped":{"keys":1,"bytes":13,"revision":77}}';;
-*'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"; cp "$file" "$(dirname "$file")/db/state.db"
+*'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"
+	etcd=$(echo "$job" | sed -n 's/.*"etcd":"\([^"]*\)".*/\1/p'); [ -z "$etcd" ] || cp "$etcd" "$(dirname "$0")/etcd.yaml"
+	cp "$file" "$(dirname "$file")/db/state.db"
 	echo '{"warning":"as a test"}'; echo '{"result":{"rows":null,"targetRevision":100077}}';;
 esac
 `
@@ -287,6 +289,33 @@ func used(t *testing.T, from component.Input) paths.Paths {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// A member of the cluster of before that still runs has the old cluster's IDs, and must not be let in.
+func TestARestoredEtcdIsAnotherClusterThanBefore(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	tokens := map[string]bool{}
+	for range 2 {
+		p, r := machine(t), request(file)
+		r.To = &config.Datastore{Endpoint: "etcd"}
+		u, err := decided(t, p, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unpack(t, p, u, from.Payload)
+		b, err := os.ReadFile(from.Payload + "/etcd.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "initial-cluster-token: restore-") {
+				tokens[line] = true
+			}
+		}
+	}
+	if len(tokens) != 2 {
+		t.Errorf("the tokens of two restores: %v", tokens)
+	}
 }
 
 func TestWhatIsHereIsPutAside(t *testing.T) {

@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -250,7 +252,13 @@ func relocated(d config.Datastore, to, now paths.Paths) config.Datastore {
 // load writes the datastore, and tells the first revision it gives out.
 func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	s, in := u.staged(), u.plan.in
-	in.Paths.Data, in.Etcd, in.Several = s.Data, component.EtcdMember{}, false
+	random := make([]byte, moveIDBytes)
+	if _, err := rand.Read(random); err != nil {
+		return 0, err
+	}
+	// A member of the cluster it was, should it still run, is refused: its log is another's.
+	etcd := component.EtcdMember{Token: "restore-" + u.plan.Manifest.ID() + "-" + hex.EncodeToString(random)}
+	in.Paths.Data, in.Etcd, in.Several = s.Data, etcd, false
 	in.Config.Spec.Datastore = relocated(in.Config.Spec.Datastore, u.p, s)
 	target, err := private(in, "target")
 	defer func() { err = errors.Join(err, os.RemoveAll(u.p.Moving(""))) }()
