@@ -33,8 +33,6 @@ import (
 )
 
 const (
-	// ownKeys is what k1s itself keeps in the datastore, beside the API server's objects.
-	ownKeys = "/k1s.io"
 	// stagingAge is after which time the files of a backup that nobody has fetched may go.
 	stagingAge = 24 * time.Hour
 )
@@ -160,7 +158,7 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 	if err != nil {
 		return control.Collected{}, err
 	}
-	job.Mode, job.Root, job.File, job.Others = migration.Dump, components.Root(in), path.Join(dir, backup.Datastore), []string{ownKeys}
+	job.Mode, job.Root, job.File = migration.Dump, components.Root(in), path.Join(dir, backup.Datastore)
 	sum, err := runDump(ctx, in, job)
 	if err != nil {
 		return control.Collected{}, err

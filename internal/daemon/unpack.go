@@ -268,7 +268,13 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	in.Paths = u.p // for the log
 	m := u.plan.Manifest
 	j := u.plan.old
-	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At, j.Others = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At, []string{ownKeys}
+	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
+	if components.Engine(in).External() { // it becomes the restored cluster's, which the machine's present CA may know nothing of
+		j.Node = in.Facts.NodeName
+		if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+			return 0, err
+		}
+	}
 	c, err := startCopier(ctx, in, j)
 	if err != nil {
 		return 0, err
