@@ -118,8 +118,14 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 	if len(pids) > 0 {
 		return nil, in, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "start k1s, or end them with: k1s stop")
 	}
-	if err := endRestore(ctx, o.Paths); err != nil {
+	ended, err := endRestore(ctx, o.Paths)
+	if err != nil {
 		return nil, in, err
+	}
+	if ended {
+		if o.Config, _, err = o.Reload(); err != nil {
+			return nil, in, fmt.Errorf("reading the configuration that a restore has left: %w", err)
+		}
 	}
 	if err := resolveDatastore(&o.Config); err != nil {
 		return nil, in, err

@@ -475,8 +475,8 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
 			t.Fatal(err)
 		}
-		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
-			t.Fatal(err)
+		if ended, err := FinishRestore(t.Context(), p, slog.New(slog.DiscardHandler)); err != nil || !ended {
+			t.Fatal(ended, err)
 		}
 		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
 			t.Fatal(err)
@@ -490,6 +490,58 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
 			t.Errorf("%s: %+v, %v", phase, kept, err)
 		}
+	}
+}
+
+// brokenOff is a machine on which a restore has the point of no return behind it, and changes the configuration.
+func brokenOff(t *testing.T) paths.Paths {
+	t.Helper()
+	from, file := saved(t, backup.Lock{})
+	p, r := used(t, from), request(file)
+	r.Config = ConfigBackup
+	u, err := decided(t, p, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s := begun(t, p, u)
+	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}, before: func() error { return errCut }}, s); !errors.Is(err, errCut) || !s.Committed() {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	return p
+}
+
+// effective is the configuration of a machine as its next start reads it.
+func effective(p paths.Paths) (config.Config, config.Origins, error) {
+	l, err := config.Effective(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()}, config.Known{})
+	return l.Config, l.Origins, err
+}
+
+func TestNothingRunsWithTheConfigurationOfBeforeARestore(t *testing.T) {
+	p := brokenOff(t)
+	before, _, err := effective(p)
+	if err != nil || before.Spec.API.Port == 7443 {
+		t.Fatalf("%+v, %v", before.Spec.API, err)
+	}
+	o := Options{Config: before, Paths: p, Log: slog.New(slog.DiscardHandler)}
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "after the configuration had been read") {
+		t.Errorf("%v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if after, _, err := effective(p); err != nil || after.Spec.API.Port != 7443 {
+		t.Errorf("%+v, %v", after.Spec.API, err)
+	}
+	// What works while nothing runs reads it again.
+	p = brokenOff(t)
+	o = Options{Config: before, Paths: p, Log: o.Log, Reload: func() (config.Config, config.Origins, error) { return effective(p) }}
+	unlock, _, err := quiet(t.Context(), &o)
+	if err == nil {
+		unlock()
+	}
+	if o.Config.Spec.API.Port != 7443 {
+		t.Errorf("%+v, %v", o.Config.Spec.API, err)
 	}
 }
 
@@ -553,7 +605,7 @@ func killedAnywhere(t *testing.T, from component.Input, file string, model paths
 			if err != nil && !killed {
 				t.Fatal(err)
 			}
-			if err := endRestore(t.Context(), p); err != nil {
+			if _, err := endRestore(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
 			if got := state(p); got != whole {

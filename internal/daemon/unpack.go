@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path"
@@ -449,36 +450,37 @@ func readUnpacking(p paths.Paths) (restore.State[backup.Origin], error) {
 }
 
 // endRestore brings a restore of a backup to its end that broke off: back, or if the new state has begun to take its place, forward. The
-// caller holds the lock of the data directory.
-func endRestore(ctx context.Context, p paths.Paths) error {
+// caller holds the lock of the data directory. Where it tells that there was one, the configuration may be another than before.
+func endRestore(ctx context.Context, p paths.Paths) (ended bool, err error) {
 	s, err := readUnpacking(p)
 	if err != nil || !s.Active() {
-		return err
+		return false, err
 	}
 	u := &unpacking{p: p, state: s}
 	if s, err = restore.Recover(u, s); err == nil && s.Active() {
 		_, err = restore.Run(ctx, u, s)
 	}
-	return err
+	return err == nil, err
 }
 
-// resumeRestore is endRestore at the start of a node, which does not hold the lock yet.
-func resumeRestore(ctx context.Context, o Options) error {
-	s, err := readUnpacking(o.Paths)
+// FinishRestore is for whoever starts a node, before the configuration is read: a restore of a backup that broke off is brought to its
+// end, back or forward, and may change the configuration. It tells whether there was one.
+func FinishRestore(ctx context.Context, p paths.Paths, log *slog.Logger) (ended bool, err error) {
+	s, err := readUnpacking(p)
 	if err != nil || !s.Active() {
-		return err
+		return false, err
 	}
-	unlock, err := lock(ctx, o.Paths)
+	unlock, err := lock(ctx, p)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
-	if err := endRestore(ctx, o.Paths); err != nil {
-		return err
+	if ended, err = endRestore(ctx, p); err != nil || !ended {
+		return ended, err
 	}
-	s, err = readUnpacking(o.Paths)
-	o.Log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
-	return err
+	s, err = readUnpacking(p)
+	log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
+	return true, err
 }
 
 // peeked is what has been read of an archive before anything is decided, in a directory of its own.
@@ -768,7 +770,7 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if len(pids) > 0 {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
 	}
-	if err := endRestore(ctx, p); err != nil {
+	if _, err := endRestore(ctx, p); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	u, err := decide(ctx, o, r, k)
