@@ -566,6 +566,7 @@ func newBackupRestoreCmd(deps Deps, runF func(context.Context, backupRestoreOpti
 	f.StringVar(&o.target.KeyFile, "key-file", "", "its key, as spec.datastore.keyFile")
 	f.StringVar(&o.request.Config, "config", daemon.ConfigAuto, "whose configuration counts: backup, machine, or auto: this machine's if it has one")
 	f.BoolVar(&o.request.Foreign, "foreign", false, "also when another cluster is on this machine")
+	f.BoolVar(&o.request.Alone, "alone", false, "also while other servers of the cluster answer")
 	f.BoolVar(&o.request.DryRun, "dry-run", false, "print what would be done, and do nothing")
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	return cmd
@@ -654,6 +655,12 @@ func printUnpackPlan(w io.Writer, p daemon.RestorePlan) error {
 	}
 	if p.Foreign {
 		fmt.Fprintf(w, "but:      another cluster is on this machine; --foreign puts it aside all the same\n")
+	}
+	if len(p.Running) > 0 {
+		fmt.Fprintf(w, "but:      servers of the cluster run, at %s; --alone restores all the same\n", strings.Join(p.Running, ", "))
+	}
+	if p.Replaced {
+		fmt.Fprintf(w, "but:      the cluster's CA is another one here than in the backup: agents join again, and kubeconfigs are issued anew\n")
 	}
 	fmt.Fprintf(w, "to:       %s\n", p.Datastore)
 	switch {

@@ -3,17 +3,31 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k1s.io/k1s/internal/backup"
 	"k1s.io/k1s/internal/backup/dump"
@@ -25,6 +39,7 @@ import (
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -76,7 +91,7 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 	if err := os.WriteFile(in.Payload+"/dump", b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := collect(t.Context(), in, "", migration.Job{}, []string{"other"})
+	c, err := collect(t.Context(), in, "", migration.Job{}, []string{"other"}, []string{"192.0.2.9:6443"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +151,7 @@ func TestABackupWhoseKeysChangeMeanwhileIsNone(t *testing.T) {
 	if err := os.WriteFile(in.Payload+"/k1s-kube", []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := collect(t.Context(), in, "", migration.Job{}, nil); err == nil || !strings.Contains(err.Error(), "changed while") {
+	if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err == nil || !strings.Contains(err.Error(), "changed while") {
 		t.Errorf("%v", err)
 	}
 	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
@@ -146,7 +161,7 @@ func TestABackupWhoseKeysChangeMeanwhileIsNone(t *testing.T) {
 
 func TestAnArchiveOfAnotherAuthorityThanItSaysIsFound(t *testing.T) {
 	in, _ := saved(t, backup.Lock{})
-	c, err := collect(t.Context(), in, "x", migration.Job{}, nil)
+	c, err := collect(t.Context(), in, "x", migration.Job{}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -661,5 +676,165 @@ func TestARestoreThatCannotLoadLeavesWhatWas(t *testing.T) {
 	u.File = other
 	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: begun(t, p, u), plan: u, warn: func(string) {}}, begun(t, p, u)); err == nil || !strings.Contains(err.Error(), "changed while") {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+func TestNothingIsBackedUpWhileAuthoritiesAreReplaced(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	if err := keepRotation(in.Paths, rotation.State{Number: 1, Stage: rotation.Overlapping, Authorities: []rotation.Authority{{Name: pki.CA, Old: "a", New: "b"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "being replaced") {
+		t.Errorf("%v", err)
+	}
+	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
+		t.Errorf("%q is left", dirs)
+	}
+	if err := keepRotation(in.Paths, rotation.State{Number: 1, Ended: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err != nil || !exists(c.Dir) {
+		t.Errorf("after it: %v", err)
+	}
+}
+
+// issuer is an authority of its own, and what it signs.
+type issuer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+}
+
+func sign(t *testing.T, c *x509.Certificate, by *issuer) *issuer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber, c.NotAfter = big.NewInt(1), time.Now().Add(time.Hour)
+	parent, signer := c, key
+	if by != nil {
+		parent, signer = by.cert, by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return &issuer{c, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+}
+
+func newAuthority(t *testing.T) *issuer {
+	t.Helper()
+	return sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+}
+
+func TestAClusterWhoseAuthorityWasReplacedIsTheSame(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	newer := newAuthority(t)
+	old, err := os.ReadFile(p.PKI("ca.crt"))
+	if err = errors.Join(err, os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := decided(t, p, request(file)); err != nil || !u.Foreign || u.Replaced {
+		t.Errorf("nothing leads from one to the other: %v, %+v", err, u)
+	}
+	if err := os.WriteFile(pki.CrossFile(p), old, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil || u.Foreign || !u.Replaced || u.old.OldSQLite == "" {
+		t.Fatalf("%v, %+v", err, u)
+	}
+	// Pods that run on have tokens of the present key.
+	key, err := os.ReadFile(from.Paths.PKI("sa.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	present := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: []byte("the present key")})
+	if err := os.WriteFile(p.PKI("sa.pub"), slices.Concat(present, key), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	unpack(t, p, u, from.Payload)
+	if got, err := os.ReadFile(p.PKI("sa.pub")); err != nil || string(got) != string(slices.Concat(key, present)) {
+		t.Errorf("%v, it has:\n%s", err, got)
+	}
+	// The other way round: the backup is the newer one.
+	c, err := collect(t.Context(), from, "newer", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(c.Manifest.Parts, func(p backup.Part) bool { return p.Name == "pki/ca-cross.pem" }) {
+		t.Error("it has a chain")
+	}
+	if err := os.WriteFile(pki.CrossFile(from.Paths), newer.pem, 0o644); err != nil { // the other authority was before this one
+		t.Fatal(err)
+	}
+	if c, err = collect(t.Context(), from, "newer", migration.Job{}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	again := filepath.Join(t.TempDir(), "b.tar.zst")
+	write(t, again, c, backup.Lock{})
+	p = used(t, from)
+	if err := os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := decided(t, p, request(again)); err != nil || u.Foreign || !u.Replaced {
+		t.Errorf("%v, %+v", err, u)
+	}
+}
+
+func TestServersThatRunOnAreFound(t *testing.T) {
+	ours, other := newAuthority(t), newAuthority(t)
+	serve := func(by *issuer, name string) string {
+		t.Helper()
+		leaf := sign(t, &x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, by)
+		s := httptest.NewUnstartedServer(http.NotFoundHandler())
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String()
+	}
+	runs := serve(ours, "kubernetes.default.svc")
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	cas := x509.NewCertPool()
+	cas.AppendCertsFromPEM(ours.pem)
+	addrs := []string{serve(other, "kubernetes.default.svc"), runs, serve(ours, "etcd"), gone.Listener.Addr().String()}
+	if got := answering(t.Context(), cas, addrs); len(got) != 1 || got[0] != runs {
+		t.Errorf("%q run, and it is %q", got, runs)
+	}
+	here := []net.Addr{&net.IPNet{IP: net.ParseIP("192.0.2.1"), Mask: net.CIDRMask(24, 32)}}
+	if got := elsewhere([]string{"192.0.2.1:6443", "192.0.2.2:6443", "no address", "192.0.2.2:6443"}, here); len(got) != 1 || got[0] != "192.0.2.2:6443" {
+		t.Errorf("%q", got)
+	}
+	from, file := saved(t, backup.Lock{})
+	if m, err := VerifyBackup(file, backup.Key{}); err != nil || !slices.Contains(m.Addresses, "192.0.2.9:6443") {
+		t.Errorf("%v, %q", err, m.Addresses)
+	}
+	p := used(t, from)
+	if err := os.WriteFile(p.EncryptionServers(), []byte("192.0.2.3:6443\n192.0.2.2:6443\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.Server(), []byte(`{"joined": {"servers": ["192.0.2.2:6443"]}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(knownServers(p), " "); got != "192.0.2.2:6443 192.0.2.3:6443" {
+		t.Errorf("known: %s", got)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Running = []string{"192.0.2.2:6443"}
+	if err := allowedToUnpack(u, RestoreRequest{}); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "192.0.2.2:6443") {
+		t.Errorf("%v", err)
+	}
+	if err := allowedToUnpack(u, RestoreRequest{Alone: true}); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,20 +4,25 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/backup"
@@ -52,7 +57,9 @@ type RestoreRequest struct {
 	Config string
 	// Foreign also replaces the state of another cluster.
 	Foreign bool
-	DryRun  bool
+	// Alone also makes this machine the only server while others of the cluster run.
+	Alone  bool
+	DryRun bool
 	// Load reads a configuration file and drop-ins as k1s server would.
 	Load func(file, dropIns string) (config.Config, error)
 	// Warn is told what did not go well and is no reason to fail.
@@ -66,6 +73,10 @@ type RestorePlan struct {
 	// Unfit names what keeps it from being restored here, Foreign that another cluster is here.
 	Unfit   []string `json:"unfit,omitempty"`
 	Foreign bool     `json:"foreign,omitempty"`
+	// Replaced tells that the cluster has another CA here than in the backup.
+	Replaced bool `json:"caReplaced,omitempty"`
+	// Running are the addresses at which servers of the cluster answer.
+	Running []string `json:"running,omitempty"`
 	// Archive is where the present state goes, Present what of it there is.
 	Archive string   `json:"archive,omitempty"`
 	Present []string `json:"present,omitempty"`
@@ -159,6 +170,9 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 			return from, err
 		}
 	}
+	if err := u.keepTokens(); err != nil {
+		return from, err
+	}
 	if err := os.MkdirAll(s.Manifests(), 0o755); err != nil {
 		return from, err
 	}
@@ -171,6 +185,47 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 		return from, err
 	}
 	return from, errors.Join(durable.SyncTree(s.Data), durable.SyncDir(u.p.Data))
+}
+
+// keepTokens lets tokens of service accounts count on that were issued since: those of the pods that run on are among them.
+func (u *unpacking) keepTokens() error {
+	if u.plan.Foreign {
+		return nil
+	}
+	present, err := os.ReadFile(u.p.PKI(pki.ServiceAccount + ".pub"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	file := u.staged().PKI(pki.ServiceAccount + ".pub")
+	restored, also := os.ReadFile(file)
+	if err := errors.Join(err, also); err != nil {
+		return err
+	}
+	return os.WriteFile(file, withBlocks(restored, present), 0o644)
+}
+
+// withBlocks are the PEM blocks of a file, and behind them those of another that it has not.
+func withBlocks(file, other []byte) []byte {
+	has := func(b *pem.Block) bool {
+		for rest := file; ; {
+			var mine *pem.Block
+			if mine, rest = pem.Decode(rest); mine == nil {
+				return false
+			}
+			if mine.Type == b.Type && bytes.Equal(mine.Bytes, b.Bytes) {
+				return true
+			}
+		}
+	}
+	for rest := other; ; {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil {
+			return file
+		}
+		if !has(b) {
+			file = slices.Concat(bytes.TrimRight(file, "\n"), []byte("\n"), pem.EncodeToMemory(b))
+		}
+	}
 }
 
 // extract writes the parts below the staged directory, and cannot leave it.
@@ -487,6 +542,8 @@ func FinishRestore(ctx context.Context, p paths.Paths, log *slog.Logger) (ended 
 type peeked struct {
 	paths.Paths
 	manifest backup.Manifest
+	// published are the cluster's CAs, and those it had before, as they stand in the archive, PEM.
+	published []byte
 }
 
 // peek reads a whole archive, checks it, and writes its configuration to a directory, which the caller removes, unless that is "".
@@ -523,6 +580,7 @@ func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 	if pin := token.Pin(ca); pin != k.manifest.CA {
 		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
 	}
+	k.published = slices.Concat(keys[pki.CA+".crt"], []byte("\n"), keys[path.Base(pki.CrossFile(k.Paths))])
 	if dir == "" {
 		return k, nil
 	}
@@ -604,8 +662,19 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 	if u.in.Facts, err = detectFacts(ctx, o); err != nil {
 		return nil, err
 	}
-	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c), CA: caPin(p)}
-	u.Unfit, u.Foreign, u.Datastore = m.Unfit(here), m.Foreign(here), place(c.Spec.Datastore)
+	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c)}
+	if now := caPin(p); now != "" {
+		published, err := pki.Published(p)
+		if err != nil {
+			return nil, err
+		}
+		here.CAs = append([]string{now}, pki.PinsOf(published)...)
+		u.Replaced = now != m.CA
+	}
+	// Either may have come before the other.
+	u.Foreign = m.Foreign(here) && !slices.Contains(pki.PinsOf(k.published), here.CAs[0])
+	u.Replaced = u.Replaced && !u.Foreign
+	u.Unfit, u.Datastore = m.Unfit(here), place(c.Spec.Datastore)
 	for _, item := range replaced {
 		file := path.Join(p.Data, item)
 		if !exists(file) {
@@ -721,6 +790,10 @@ func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
 	if u.Foreign && !r.Foreign {
 		return errs.Hint(errs.New(errs.Exists, "another cluster than that of the backup is on this machine"), "to put its state aside all the same, add --foreign")
 	}
+	if len(u.Running) > 0 && !r.Alone {
+		return errs.Hint(errs.New(errs.Exists, "servers of the cluster run, at %s: they would go on with the state of now, beside the restored one", strings.Join(u.Running, ", ")),
+			"stop them, and reset them before they join again: k1s reset --force; or add --alone, if they cannot be reached by anybody any more")
+	}
 	if u.FreeBytes != 0 && u.FreeBytes < u.NeededBytes {
 		return errs.Hint(errs.New(errs.Failure, "%d MiB are free for %s, and restoring this may need %d", u.FreeBytes>>20, u.in.Paths.Data, u.NeededBytes>>20), "make room")
 	}
@@ -734,6 +807,68 @@ func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
 		}
 	}
 	return nil
+}
+
+// answersWithin is how long a server is waited for that may run on.
+const answersWithin = 3 * time.Second
+
+// whoElse finds out which other servers of the cluster run, of those whose addresses are known here or in the archive. One that does not
+// answer may still do so, for others.
+func whoElse(ctx context.Context, p paths.Paths, k peeked) ([]string, error) {
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("finding this machine's addresses: %w", err)
+	}
+	cas := x509.NewCertPool()
+	cas.AppendCertsFromPEM(k.published)
+	if present, err := pki.Published(p); err == nil { // there may be none, or one that is damaged
+		cas.AppendCertsFromPEM(present)
+	}
+	return answering(ctx, cas, elsewhere(slices.Concat(k.manifest.Addresses, knownServers(p)), here)), nil
+}
+
+// elsewhere are the addresses (host:port) that are not this machine's own: what answers there is not another server.
+func elsewhere(addrs []string, here []net.Addr) []string {
+	own := map[string]bool{}
+	for _, a := range here {
+		if n, ok := a.(*net.IPNet); ok {
+			own[n.IP.String()] = true
+		}
+	}
+	var out []string
+	for _, a := range addrs {
+		if host, _, err := net.SplitHostPort(a); err == nil && !own[host] && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// answering are those of the addresses at which an API server has a certificate of one of the authorities.
+func answering(ctx context.Context, cas *x509.CertPool, addrs []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	answers := make([]bool, len(addrs))
+	var all sync.WaitGroup
+	for i, addr := range addrs {
+		all.Go(func() {
+			// A name that every API server has, and nothing else.
+			d := tls.Dialer{Config: &tls.Config{RootCAs: cas, ServerName: "kubernetes.default.svc", MinVersion: tls.VersionTLS12}}
+			c, err := d.DialContext(ctx, "tcp", addr)
+			if err == nil {
+				answers[i] = true
+				_ = c.Close() // nothing was sent
+			}
+		})
+	}
+	all.Wait()
+	var out []string
+	for i, addr := range addrs {
+		if answers[i] {
+			out = append(out, addr)
+		}
+	}
+	return out
 }
 
 // RestoreBackup restores an archive while nothing runs. With DryRun the state is nil.
@@ -756,6 +891,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 		if err != nil {
 			return RestorePlan{}, nil, err
 		}
+		if u.Running, err = whoElse(ctx, p, k); err != nil {
+			return RestorePlan{}, nil, err
+		}
 		return u.RestorePlan, nil, nil
 	}
 	unlock, err := lock(ctx, p)
@@ -775,6 +913,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	}
 	u, err := decide(ctx, o, r, k)
 	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if u.Running, err = whoElse(ctx, p, k); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	if err := allowedToUnpack(u, r); err != nil {
