@@ -247,11 +247,11 @@ func writeArchive(ctx context.Context, c control.Collected, file string, l backu
 	if fileExists(file) {
 		return out, errs.New(errs.Exists, "there is a backup %s already", file)
 	}
-	part := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+backup.PartEnd)
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	f, err := newPart(file)
 	if err != nil {
 		return out, fmt.Errorf("writing the backup: %w", err)
 	}
+	part := f.Name()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.Remove(part))
@@ -279,6 +279,11 @@ func writeArchive(ctx context.Context, c control.Collected, file string, l backu
 		return out, fmt.Errorf("writing the backup %s: %w", file, err)
 	}
 	return out, durable.SyncDir(filepath.Dir(file))
+}
+
+// newPart is a file (0600) that nobody else has, nor could have made before, beside one that is to be. pruneBackups finds it.
+func newPart(file string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*"+backup.PartEnd)
 }
 
 // readBack checks an archive that was just written: its bytes always, and what is in it where it can be opened, which one for recipients

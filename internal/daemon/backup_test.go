@@ -247,8 +247,10 @@ func TestAClusterComesBackOnAnEmptyMachine(t *testing.T) {
 	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, "7443") {
 		t.Errorf("it has:\n%s", got)
 	}
-	if st, err := os.Stat(p.PKI("ca.key")); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", st, err)
+	for file, want := range map[string]fs.FileMode{p.PKI("ca.key"): 0o600, p.PKI("ca.crt"): 0o644, p.Manifests() + "/app/a.yaml": 0o600} {
+		if st, err := os.Stat(file); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", file, st, err)
+		}
 	}
 	if left, _ := filepath.Glob(p.Data + "/*"); strings.Contains(strings.Join(left, " "), "restoring-") {
 		t.Errorf("%q is left", left)

@@ -116,6 +116,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
+	if err := forgetStaging(o.Paths, time.Now()); err != nil {
+		o.Log.Warn("what a backup has left is not removed", "err", err)
+	}
 
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -269,9 +269,9 @@ func (u *unpacking) extract(ctx context.Context) error {
 	}
 }
 
-// writeBelow writes a file with the directories it is in. What others may read is what they could read before.
+// writeBelow writes a file with the directories it is in. Others may read certificates, and nothing else: a manifest may be a Secret.
 func writeBelow(root *os.Root, name string, r io.Reader) error {
-	public := strings.HasPrefix(name, backup.Manifests) || strings.HasPrefix(name, backup.PKI) && (path.Ext(name) == ".crt" || path.Ext(name) == ".pub")
+	public := strings.HasPrefix(name, backup.PKI) && (path.Ext(name) == ".crt" || path.Ext(name) == ".pub" || path.Ext(name) == ".pem")
 	dirMode, mode := fs.FileMode(0o700), fs.FileMode(0o600)
 	if public {
 		mode = 0o644
@@ -877,7 +877,11 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if exists(p.Agent()) {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
 	}
-	dir, err := os.MkdirTemp("", "k1s-restore-")
+	// Not in /tmp: credentials of a database may be in it, and this does not outlive the machine's memory.
+	if err := os.MkdirAll(p.Run, 0o755); err != nil {
+		return RestorePlan{}, nil, err
+	}
+	dir, err := os.MkdirTemp(p.Run, "backup-restore-")
 	if err != nil {
 		return RestorePlan{}, nil, err
 	}
