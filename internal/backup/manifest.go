@@ -46,6 +46,7 @@ const (
 	maxManifest = 16 << 20
 	maxParts    = 65536
 	maxName     = 1024
+	maxRevision = math.MaxInt64 / 4 // beyond it there is no room to begin behind
 	// MaxSmall is how large a part may be that is neither the datastore nor a manifest of the user.
 	MaxSmall = 4 << 20
 	// MaxSmallSum is how large all of these may be, because they are held in memory.
@@ -61,6 +62,8 @@ type Manifest struct {
 	Cluster string   `json:"cluster"`
 	Node    string   `json:"node"`
 	Servers []string `json:"servers,omitempty"`
+	// Addresses are where the API of all of them was, as host:port, that of Node included.
+	Addresses []string `json:"addresses,omitempty"`
 	// CA identifies the public key of the cluster's certificate authority, in the form tokens have it (token.Pin).
 	CA         string `json:"ca"`
 	K1s        string `json:"k1s"`
@@ -153,6 +156,9 @@ func (m Manifest) Check() error {
 	if m.CA == "" {
 		return errs.New(errs.Invalid, "the archive's manifest does not say which cluster it is of")
 	}
+	if m.Store.Revision < 0 || m.Store.Revision > maxRevision {
+		return errs.New(errs.Invalid, "the archive's manifest says that its datastore had the revision %d, which none has", m.Store.Revision)
+	}
 	seen, total, small := map[string]bool{}, int64(0), int64(0)
 	for _, p := range m.Parts {
 		if err := p.check(); err != nil {
@@ -213,8 +219,9 @@ type Here struct {
 	// Root and Settings are those of the configuration the node will start with.
 	Root     string
 	Settings map[string]json.RawMessage
-	// CA is that of the cluster that is here now, "" for none.
-	CA string
+	// CAs are those of the cluster that is here now, as Manifest.CA names one: the present one first, then those it has had before. nil
+	// for no cluster.
+	CAs []string
 }
 
 // Unfit names, field by field, what keeps an archive from being restored here; nil when nothing does.
@@ -243,8 +250,8 @@ func compact(raw json.RawMessage) string {
 	return b.String()
 }
 
-// Foreign tells that another cluster is here now.
-func (m Manifest) Foreign(h Here) bool { return h.CA != "" && h.CA != m.CA }
+// Foreign tells that another cluster is here now. One whose CA was replaced since is the same.
+func (m Manifest) Foreign(h Here) bool { return len(h.CAs) > 0 && !slices.Contains(h.CAs, m.CA) }
 
 // Ends of file names.
 const (

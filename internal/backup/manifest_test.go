@@ -2,16 +2,19 @@ package backup
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"k1s.io/k1s/internal/errs"
 )
 
 func TestWhatDoesNotFitIsNamed(t *testing.T) {
 	m := manifest(t, files(t))
 	m.Settings["spec.network.podCIDR"] = json.RawMessage(`["10.42.0.0/16" ]`)
-	here := Here{Kubernetes: "v1.36.9", Root: "/registry", CA: m.CA, Settings: map[string]json.RawMessage{
+	here := Here{Kubernetes: "v1.36.9", Root: "/registry", CAs: []string{"newer", m.CA}, Settings: map[string]json.RawMessage{
 		"spec.cluster.domain": json.RawMessage(`"cluster.local"`), "spec.network.podCIDR": json.RawMessage(`["10.42.0.0/16"]`), "spec.new": json.RawMessage(`1`),
 	}}
 	if why := m.Unfit(here); why != nil || m.Foreign(here) {
@@ -21,7 +24,7 @@ func TestWhatDoesNotFitIsNamed(t *testing.T) {
 	if why := m.Unfit(here); why != nil {
 		t.Errorf("newer is fine: %q", why)
 	}
-	here.Kubernetes, here.Root, here.CA = "v1.35.7", "/other", "beef"
+	here.Kubernetes, here.Root, here.CAs = "v1.35.7", "/other", []string{"beef"}
 	here.Settings["spec.cluster.domain"] = json.RawMessage(`"example"`)
 	why := m.Unfit(here)
 	if len(why) != 3 || !m.Foreign(here) {
@@ -90,5 +93,15 @@ func TestRetentionTakesWhatNobodyNamed(t *testing.T) {
 	}
 	if Expired(all, "", 1) != nil {
 		t.Error("what has no node goes")
+	}
+}
+
+func TestARevisionBehindWhichNothingCanBeginIsRefused(t *testing.T) {
+	for _, revision := range []int64{-1, math.MaxInt64} {
+		m := manifest(t, files(t))
+		m.Store.Revision = revision
+		if err := m.Check(); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "revision") {
+			t.Errorf("%d: %v", revision, err)
+		}
 	}
 }

@@ -247,11 +247,11 @@ func writeArchive(ctx context.Context, c control.Collected, file string, l backu
 	if fileExists(file) {
 		return out, errs.New(errs.Exists, "there is a backup %s already", file)
 	}
-	part := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+backup.PartEnd)
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	f, err := newPart(file)
 	if err != nil {
 		return out, fmt.Errorf("writing the backup: %w", err)
 	}
+	part := f.Name()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.Remove(part))
@@ -279,6 +279,11 @@ func writeArchive(ctx context.Context, c control.Collected, file string, l backu
 		return out, fmt.Errorf("writing the backup %s: %w", file, err)
 	}
 	return out, durable.SyncDir(filepath.Dir(file))
+}
+
+// newPart is a file (0600) that nobody else has, nor could have made before, beside one that is to be. pruneBackups finds it.
+func newPart(file string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*"+backup.PartEnd)
 }
 
 // readBack checks an archive that was just written: its bytes always, and what is in it where it can be opened, which one for recipients
@@ -566,6 +571,7 @@ func newBackupRestoreCmd(deps Deps, runF func(context.Context, backupRestoreOpti
 	f.StringVar(&o.target.KeyFile, "key-file", "", "its key, as spec.datastore.keyFile")
 	f.StringVar(&o.request.Config, "config", daemon.ConfigAuto, "whose configuration counts: backup, machine, or auto: this machine's if it has one")
 	f.BoolVar(&o.request.Foreign, "foreign", false, "also when another cluster is on this machine")
+	f.BoolVar(&o.request.Alone, "alone", false, "also while other servers of the cluster answer")
 	f.BoolVar(&o.request.DryRun, "dry-run", false, "print what would be done, and do nothing")
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	return cmd
@@ -654,6 +660,12 @@ func printUnpackPlan(w io.Writer, p daemon.RestorePlan) error {
 	}
 	if p.Foreign {
 		fmt.Fprintf(w, "but:      another cluster is on this machine; --foreign puts it aside all the same\n")
+	}
+	if len(p.Running) > 0 {
+		fmt.Fprintf(w, "but:      servers of the cluster run, at %s; --alone restores all the same\n", strings.Join(p.Running, ", "))
+	}
+	if p.Replaced {
+		fmt.Fprintf(w, "but:      the cluster's CA is another one here than in the backup: agents join again, and kubeconfigs are issued anew\n")
 	}
 	fmt.Fprintf(w, "to:       %s\n", p.Datastore)
 	switch {

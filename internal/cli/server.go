@@ -75,6 +75,12 @@ func newAgentCmd(deps Deps, runF func(context.Context, serverOptions) error) *co
 }
 
 func runServer(ctx context.Context, o serverOptions) error {
+	if !o.dryRun && os.Geteuid() <= 0 {
+		// It may change the configuration.
+		if _, err := daemon.FinishRestore(ctx, o.deps.Paths(), newLogger(o.deps.Streams.ErrOut, config.Default().Spec.Log)); err != nil {
+			return err
+		}
+	}
 	do, err := daemonOptions(o.deps, o.flags)
 	if err != nil {
 		return err

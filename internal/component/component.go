@@ -165,6 +165,9 @@ type EtcdMember struct {
 	Name string
 	// InitialCluster are the members there were when it joined, with itself: NAME=URL,…
 	InitialCluster string
+	// Token makes the IDs of a cluster that is founded others than those of any other one with the same members; "" is etcd's default.
+	// What joins a cluster, or goes on, does not need it.
+	Token string
 }
 
 // Component is a Def rendered for one node.

@@ -60,3 +60,19 @@ func TestOnlyOneStoreIsPartOfANode(t *testing.T) {
 		}
 	}
 }
+
+func TestAClusterThatIsFoundedAgainHasATokenOfItsOwn(t *testing.T) {
+	cfg := config.Default()
+	cfg.Spec.Datastore.Endpoint = "etcd"
+	in := input(cfg)
+	for _, token := range []string{"", "restore-1-a", "restore-1-b"} {
+		in.Etcd.Token = token
+		_, files, err := Private(in, "target")
+		if err != nil || len(files) != 1 {
+			t.Fatalf("%+v, %v", files, err)
+		}
+		if has := strings.Contains(files[0].Content, "initial-cluster-token: "+token+"\n"); has != (token != "") {
+			t.Errorf("with the token %q:\n%s", token, files[0].Content)
+		}
+	}
+}

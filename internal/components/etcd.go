@@ -96,7 +96,7 @@ func etcdMember(in component.Input) map[string]any {
 	if in.Several {
 		heartbeat, election = 100, 1000
 	}
-	return map[string]any{
+	cfg := map[string]any{
 		"name":                        name,
 		"data-dir":                    in.Paths.Etcd(),
 		"advertise-client-urls":       fmt.Sprintf("https://%s", local(etcdClientPort)),
@@ -111,6 +111,10 @@ func etcdMember(in component.Input) map[string]any {
 		"log-level":                      "warn",
 		"logger":                         "zap",
 	}
+	if in.Etcd.Token != "" {
+		cfg["initial-cluster-token"] = in.Etcd.Token
+	}
+	return cfg
 }
 
 // EtcdMember are the name and the peers' address of this server's member.

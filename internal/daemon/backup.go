@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,8 +35,6 @@ import (
 )
 
 const (
-	// ownKeys is what k1s itself keeps in the datastore, beside the API server's objects.
-	ownKeys = "/k1s.io"
 	// stagingAge is after which time the files of a backup that nobody has fetched may go.
 	stagingAge = 24 * time.Hour
 )
@@ -68,7 +68,11 @@ func (d *Daemon) CollectBackup(ctx context.Context, r control.BackupRequest) (co
 			others = append(others, b.Node)
 		}
 	}
-	c, err := collect(ctx, in, r.Name, migration.Job{Live: components.Served(in)}, others)
+	addresses, err := d.otherServers(ctx)
+	if err != nil {
+		return control.Collected{}, err
+	}
+	c, err := collect(ctx, in, r.Name, migration.Job{Live: components.Served(in)}, others, addresses)
 	if err == nil {
 		d.log.Info("state gathered for a backup", "name", c.Manifest.Name, "keys", c.Manifest.Store.Keys, "revision", c.Manifest.Store.Revision)
 	}
@@ -94,10 +98,13 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 	case components.LocalDir(in) != "" && isEmpty(components.LocalDir(in)):
 		return control.Collected{}, errs.Hint(errs.New(errs.NotFound, "there is no state in %s", components.LocalDir(in)), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}
+	if err := unreplaced(in.Paths); err != nil { // before anything is opened
+		return control.Collected{}, err
+	}
 	source, err := private(in, "source")
 	var c control.Collected
 	if err == nil {
-		c, err = collect(ctx, in, r.Name, migration.Job{Source: source}, nil)
+		c, err = collect(ctx, in, r.Name, migration.Job{Source: source}, nil, knownServers(in.Paths))
 	}
 	return c, errors.Join(err, os.RemoveAll(in.Paths.Moving("")))
 }
@@ -120,8 +127,14 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 	if len(pids) > 0 {
 		return nil, in, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "start k1s, or end them with: k1s stop")
 	}
-	if err := endRestore(ctx, o.Paths); err != nil {
+	ended, err := endRestore(ctx, o.Paths)
+	if err != nil {
 		return nil, in, err
+	}
+	if ended {
+		if o.Config, _, err = o.Reload(); err != nil {
+			return nil, in, fmt.Errorf("reading the configuration that a restore has left: %w", err)
+		}
 	}
 	if err := resolveDatastore(&o.Config); err != nil {
 		return nil, in, err
@@ -130,9 +143,38 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 	return unlock, in, err
 }
 
-// collect gathers everything in a directory of its own. job says how the datastore is read.
-func collect(ctx context.Context, in component.Input, name string, job migration.Job, others []string) (_ control.Collected, err error) {
+// unreplaced is an error while the cluster's authorities are being replaced: nodes have certificates of either then, and what is to become
+// of them stands in no archive.
+func unreplaced(p paths.Paths) error {
+	r, err := readRotation(p)
+	if err == nil && r.Active() {
+		err = errs.Hint(errs.New(errs.Exists, "cannot back up now: the cluster's CA is being replaced (%s)", r.Stage), "wait for its end: k1s certs rotate-ca --status; or end it now: k1s certs rotate-ca --finish")
+	}
+	return err
+}
+
+// knownServers are the addresses of the other servers, as far as this one knows while it does not run.
+func knownServers(p paths.Paths) []string {
+	var out []string
+	if b, err := os.ReadFile(p.EncryptionServers()); err == nil {
+		out = strings.Fields(string(b))
+	}
+	if s, err := readPeers(p); err == nil && s.Joined != nil { // what cannot be read here is put aside, or the start says so
+		out = append(out, s.Joined.Servers...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// collect gathers everything in a directory of its own. job says how the datastore is read, others and addresses name the other servers.
+func collect(ctx context.Context, in component.Input, name string, job migration.Job, others, addresses []string) (_ control.Collected, err error) {
 	p := in.Paths
+	if err := unreplaced(p); err != nil {
+		return control.Collected{}, err
+	}
+	if in.Facts.NodeIP.IsValid() {
+		addresses = append([]string{net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))}, addresses...)
+	}
 	if err := forgetStaging(p, time.Now()); err != nil {
 		return control.Collected{}, err
 	}
@@ -160,7 +202,7 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 	if err != nil {
 		return control.Collected{}, err
 	}
-	job.Mode, job.Root, job.File, job.Others = migration.Dump, components.Root(in), path.Join(dir, backup.Datastore), []string{ownKeys}
+	job.Mode, job.Root, job.File = migration.Dump, components.Root(in), path.Join(dir, backup.Datastore)
 	sum, err := runDump(ctx, in, job)
 	if err != nil {
 		return control.Collected{}, err
@@ -175,7 +217,7 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 	}
 	now := time.Now().UTC().Truncate(time.Second)
 	m := backup.Manifest{
-		Format: backup.Format, Name: name, At: now, Cluster: in.Config.Spec.Cluster.Name, Node: in.Facts.NodeName, Servers: others, CA: caPin(p),
+		Format: backup.Format, Name: name, At: now, Cluster: in.Config.Spec.Cluster.Name, Node: in.Facts.NodeName, Servers: others, Addresses: addresses, CA: caPin(p),
 		K1s: version.K1s, Kubernetes: version.Kubernetes, SecretKeys: secretKeys(p), Settings: config.Shared(in.Config),
 		Store: backup.Store{Engine: string(components.Engine(in)), Root: components.Root(in), Summary: sum},
 		Left:  []string{"volumes of the storage class local-path (" + p.Storage() + ") and of other storage", "container images"},

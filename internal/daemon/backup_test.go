@@ -3,17 +3,31 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k1s.io/k1s/internal/backup"
 	"k1s.io/k1s/internal/backup/dump"
@@ -25,6 +39,7 @@ import (
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -33,7 +48,9 @@ const copies = `read job
 file=$(echo "$job" | sed 's/.*"file":"\([^"]*\)".*/\1/')
 case "$job" in
 *'"mode":"dump"'*) cp "$(dirname "$0")/dump" "$file"; echo '{"dumped":{"keys":1,"bytes":13,"revision":77}}';;
-*'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"; cp "$file" "$(dirname "$file")/db/state.db"
+*'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"
+	etcd=$(echo "$job" | sed -n 's/.*"etcd":"\([^"]*\)".*/\1/p'); [ -z "$etcd" ] || cp "$etcd" "$(dirname "$0")/etcd.yaml"
+	cp "$file" "$(dirname "$file")/db/state.db"
 	echo '{"warning":"as a test"}'; echo '{"result":{"rows":null,"targetRevision":100077}}';;
 esac
 `
@@ -74,7 +91,7 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 	if err := os.WriteFile(in.Payload+"/dump", b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := collect(t.Context(), in, "", migration.Job{}, []string{"other"})
+	c, err := collect(t.Context(), in, "", migration.Job{}, []string{"other"}, []string{"192.0.2.9:6443"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +151,7 @@ func TestABackupWhoseKeysChangeMeanwhileIsNone(t *testing.T) {
 	if err := os.WriteFile(in.Payload+"/k1s-kube", []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := collect(t.Context(), in, "", migration.Job{}, nil); err == nil || !strings.Contains(err.Error(), "changed while") {
+	if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err == nil || !strings.Contains(err.Error(), "changed while") {
 		t.Errorf("%v", err)
 	}
 	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
@@ -144,7 +161,7 @@ func TestABackupWhoseKeysChangeMeanwhileIsNone(t *testing.T) {
 
 func TestAnArchiveOfAnotherAuthorityThanItSaysIsFound(t *testing.T) {
 	in, _ := saved(t, backup.Lock{})
-	c, err := collect(t.Context(), in, "x", migration.Job{}, nil)
+	c, err := collect(t.Context(), in, "x", migration.Job{}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,8 +247,10 @@ func TestAClusterComesBackOnAnEmptyMachine(t *testing.T) {
 	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, "7443") {
 		t.Errorf("it has:\n%s", got)
 	}
-	if st, err := os.Stat(p.PKI("ca.key")); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", st, err)
+	for file, want := range map[string]fs.FileMode{p.PKI("ca.key"): 0o600, p.PKI("ca.crt"): 0o644, p.Manifests() + "/app/a.yaml": 0o600} {
+		if st, err := os.Stat(file); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", file, st, err)
+		}
 	}
 	if left, _ := filepath.Glob(p.Data + "/*"); strings.Contains(strings.Join(left, " "), "restoring-") {
 		t.Errorf("%q is left", left)
@@ -258,7 +277,7 @@ func unpack(t *testing.T, p paths.Paths, u *unpackPlan, payload string) restore.
 
 func begun(t *testing.T, p paths.Paths, u *unpackPlan) restore.State[backup.Origin] {
 	t.Helper()
-	s, err := (restore.State[backup.Origin]{}).Begin(restore.State[backup.Origin]{ID: "1", From: u.Manifest.Origin(u.File), Archive: u.Archive, Staged: p.RestoreStaged("1")})
+	s, err := (restore.State[backup.Origin]{}).Begin(restore.State[backup.Origin]{ID: "1", From: u.Manifest.Origin(u.File), Archive: u.Archive, Old: u.aside, Staged: p.RestoreStaged("1")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,6 +306,33 @@ func used(t *testing.T, from component.Input) paths.Paths {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// A member of the cluster of before that still runs has the old cluster's IDs, and must not be let in.
+func TestARestoredEtcdIsAnotherClusterThanBefore(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	tokens := map[string]bool{}
+	for range 2 {
+		p, r := machine(t), request(file)
+		r.To = &config.Datastore{Endpoint: "etcd"}
+		u, err := decided(t, p, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unpack(t, p, u, from.Payload)
+		b, err := os.ReadFile(from.Payload + "/etcd.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "initial-cluster-token: restore-") {
+				tokens[line] = true
+			}
+		}
+	}
+	if len(tokens) != 2 {
+		t.Errorf("the tokens of two restores: %v", tokens)
+	}
 }
 
 func TestWhatIsHereIsPutAside(t *testing.T) {
@@ -411,6 +457,113 @@ var errCut = errors.New("killed")
 // after it before every deed of what that does.
 func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
+	for name, model := range map[string]func() paths.Paths{
+		"a machine that has everything": func() paths.Paths { return used(t, from) },
+		"an empty machine":              func() paths.Paths { return machine(t) },
+		// What the backup has and the machine had not must never be taken for the old state.
+		"a machine that lacks what the backup has": func() paths.Paths {
+			p := used(t, from)
+			if err := errors.Join(os.RemoveAll(p.DB()), os.RemoveAll(p.Manifests())); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		},
+		"a machine with an empty directory": func() paths.Paths {
+			p := machine(t)
+			if err := os.MkdirAll(p.Manifests(), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		},
+	} {
+		t.Run(name, func(t *testing.T) { killedAnywhere(t, from, file, model()) })
+	}
+	// Before that it is as if nothing had been.
+	for _, phase := range []restore.Phase{restore.Staging, restore.Pausing, restore.Finishing} {
+		p := used(t, from)
+		was := tree(t, p.Data, p.Config)
+		u, err := decided(t, p, request(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := begun(t, p, u)
+		s.Phase = phase
+		w := &unpacking{p: p, state: s, plan: u}
+		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
+			t.Fatal(err)
+		}
+		if ended, err := FinishRestore(t.Context(), p, slog.New(slog.DiscardHandler)); err != nil || !ended {
+			t.Fatal(ended, err)
+		}
+		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
+			t.Fatal(err)
+		}
+		if got := tree(t, p.Data, p.Config); got != was {
+			t.Errorf("%s: it has:\n%s\nwant:\n%s", phase, got, was)
+		}
+		if exists(s.Staged) || exists(s.Archive) {
+			t.Errorf("%s: something is left", phase)
+		}
+		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
+			t.Errorf("%s: %+v, %v", phase, kept, err)
+		}
+	}
+}
+
+// brokenOff is a machine on which a restore has the point of no return behind it, and changes the configuration.
+func brokenOff(t *testing.T) paths.Paths {
+	t.Helper()
+	from, file := saved(t, backup.Lock{})
+	p, r := used(t, from), request(file)
+	r.Config = ConfigBackup
+	u, err := decided(t, p, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s := begun(t, p, u)
+	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}, before: func() error { return errCut }}, s); !errors.Is(err, errCut) || !s.Committed() {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	return p
+}
+
+// effective is the configuration of a machine as its next start reads it.
+func effective(p paths.Paths) (config.Config, config.Origins, error) {
+	l, err := config.Effective(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()}, config.Known{})
+	return l.Config, l.Origins, err
+}
+
+func TestNothingRunsWithTheConfigurationOfBeforeARestore(t *testing.T) {
+	p := brokenOff(t)
+	before, _, err := effective(p)
+	if err != nil || before.Spec.API.Port == 7443 {
+		t.Fatalf("%+v, %v", before.Spec.API, err)
+	}
+	o := Options{Config: before, Paths: p, Log: slog.New(slog.DiscardHandler)}
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "after the configuration had been read") {
+		t.Errorf("%v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if after, _, err := effective(p); err != nil || after.Spec.API.Port != 7443 {
+		t.Errorf("%+v, %v", after.Spec.API, err)
+	}
+	// What works while nothing runs reads it again.
+	p = brokenOff(t)
+	o = Options{Config: before, Paths: p, Log: o.Log, Reload: func() (config.Config, config.Origins, error) { return effective(p) }}
+	unlock, _, err := quiet(t.Context(), &o)
+	if err == nil {
+		unlock()
+	}
+	if o.Config.Spec.API.Port != 7443 {
+		t.Errorf("%+v, %v", o.Config.Spec.API, err)
+	}
+}
+
+// killedAnywhere restores to a machine again and again.
+func killedAnywhere(t *testing.T, from component.Input, file string, model paths.Paths) {
 	cut := func(n int) func() error {
 		return func() error {
 			if n--; n == 0 {
@@ -420,7 +573,6 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		}
 	}
 	// What there is when the new state is about to take its place, and when it has.
-	model := used(t, from)
 	was := tree(t, model.Data)
 	u, err := decided(t, model, request(file))
 	if err != nil {
@@ -428,6 +580,9 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 	}
 	u.in.Payload = from.Payload
 	s := begun(t, model, u)
+	if err := os.MkdirAll(model.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if s, err = restore.Run(t.Context(), &unpacking{p: model, state: s, plan: u, warn: func(string) {}, before: cut(1)}, s); !errors.Is(err, errCut) || !s.Committed() {
 		t.Fatalf("%+v, %v", s, err)
 	}
@@ -437,7 +592,9 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if err := errors.Join(os.CopyFS(p.Data, os.DirFS(model.Data)), os.CopyFS(p.Config, os.DirFS(model.Config))); err != nil {
 			t.Fatal(err)
 		}
-		s.Staged, s.Archive = p.Data+strings.TrimPrefix(s.Staged, model.Data), p.Data+strings.TrimPrefix(s.Archive, model.Data)
+		if s.Staged = p.Data + strings.TrimPrefix(s.Staged, model.Data); s.Archive != "" {
+			s.Archive = p.Data + strings.TrimPrefix(s.Archive, model.Data)
+		}
 		return p, s
 	}
 	state := func(p paths.Paths) string {
@@ -465,7 +622,7 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 			if err != nil && !killed {
 				t.Fatal(err)
 			}
-			if err := endRestore(t.Context(), p); err != nil {
+			if _, err := endRestore(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
 			if got := state(p); got != whole {
@@ -477,7 +634,7 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 					t.Errorf("killed before deed %d and %d it is gone: %s", at, again, line)
 				}
 			}
-			if exists(s.Staged) {
+			if exists(s.Staged) || exists(s.Staged+switchedEnd) {
 				t.Errorf("killed before deed %d and %d something is left", at, again)
 			}
 			if !killed {
@@ -485,40 +642,10 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 			}
 		}
 		if over {
-			if at < 10 {
+			if at < 8 {
 				t.Errorf("there are only %d deeds", at)
 			}
 			break
-		}
-	}
-	// Before that it is as if nothing had been.
-	for _, phase := range []restore.Phase{restore.Staging, restore.Pausing, restore.Finishing} {
-		p := used(t, from)
-		was := tree(t, p.Data, p.Config)
-		u, err := decided(t, p, request(file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := begun(t, p, u)
-		s.Phase = phase
-		w := &unpacking{p: p, state: s, plan: u}
-		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
-			t.Fatal(err)
-		}
-		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
-			t.Fatal(err)
-		}
-		if got := tree(t, p.Data, p.Config); got != was {
-			t.Errorf("%s: it has:\n%s\nwant:\n%s", phase, got, was)
-		}
-		if exists(s.Staged) || exists(s.Archive) {
-			t.Errorf("%s: something is left", phase)
-		}
-		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
-			t.Errorf("%s: %+v, %v", phase, kept, err)
 		}
 	}
 }
@@ -551,5 +678,165 @@ func TestARestoreThatCannotLoadLeavesWhatWas(t *testing.T) {
 	u.File = other
 	if s, err = restore.Run(t.Context(), &unpacking{p: p, state: begun(t, p, u), plan: u, warn: func(string) {}}, begun(t, p, u)); err == nil || !strings.Contains(err.Error(), "changed while") {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+func TestNothingIsBackedUpWhileAuthoritiesAreReplaced(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	if err := keepRotation(in.Paths, rotation.State{Number: 1, Stage: rotation.Overlapping, Authorities: []rotation.Authority{{Name: pki.CA, Old: "a", New: "b"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "being replaced") {
+		t.Errorf("%v", err)
+	}
+	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
+		t.Errorf("%q is left", dirs)
+	}
+	if err := keepRotation(in.Paths, rotation.State{Number: 1, Ended: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err != nil || !exists(c.Dir) {
+		t.Errorf("after it: %v", err)
+	}
+}
+
+// issuer is an authority of its own, and what it signs.
+type issuer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+}
+
+func sign(t *testing.T, c *x509.Certificate, by *issuer) *issuer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber, c.NotAfter = big.NewInt(1), time.Now().Add(time.Hour)
+	parent, signer := c, key
+	if by != nil {
+		parent, signer = by.cert, by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return &issuer{c, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+}
+
+func newAuthority(t *testing.T) *issuer {
+	t.Helper()
+	return sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+}
+
+func TestAClusterWhoseAuthorityWasReplacedIsTheSame(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	newer := newAuthority(t)
+	old, err := os.ReadFile(p.PKI("ca.crt"))
+	if err = errors.Join(err, os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := decided(t, p, request(file)); err != nil || !u.Foreign || u.Replaced {
+		t.Errorf("nothing leads from one to the other: %v, %+v", err, u)
+	}
+	if err := os.WriteFile(pki.CrossFile(p), old, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil || u.Foreign || !u.Replaced || u.old.OldSQLite == "" {
+		t.Fatalf("%v, %+v", err, u)
+	}
+	// Pods that run on have tokens of the present key.
+	key, err := os.ReadFile(from.Paths.PKI("sa.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	present := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: []byte("the present key")})
+	if err := os.WriteFile(p.PKI("sa.pub"), slices.Concat(present, key), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	unpack(t, p, u, from.Payload)
+	if got, err := os.ReadFile(p.PKI("sa.pub")); err != nil || string(got) != string(slices.Concat(key, present)) {
+		t.Errorf("%v, it has:\n%s", err, got)
+	}
+	// The other way round: the backup is the newer one.
+	c, err := collect(t.Context(), from, "newer", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(c.Manifest.Parts, func(p backup.Part) bool { return p.Name == "pki/ca-cross.pem" }) {
+		t.Error("it has a chain")
+	}
+	if err := os.WriteFile(pki.CrossFile(from.Paths), newer.pem, 0o644); err != nil { // the other authority was before this one
+		t.Fatal(err)
+	}
+	if c, err = collect(t.Context(), from, "newer", migration.Job{}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	again := filepath.Join(t.TempDir(), "b.tar.zst")
+	write(t, again, c, backup.Lock{})
+	p = used(t, from)
+	if err := os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := decided(t, p, request(again)); err != nil || u.Foreign || !u.Replaced {
+		t.Errorf("%v, %+v", err, u)
+	}
+}
+
+func TestServersThatRunOnAreFound(t *testing.T) {
+	ours, other := newAuthority(t), newAuthority(t)
+	serve := func(by *issuer, name string) string {
+		t.Helper()
+		leaf := sign(t, &x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, by)
+		s := httptest.NewUnstartedServer(http.NotFoundHandler())
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String()
+	}
+	runs := serve(ours, "kubernetes.default.svc")
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	cas := x509.NewCertPool()
+	cas.AppendCertsFromPEM(ours.pem)
+	addrs := []string{serve(other, "kubernetes.default.svc"), runs, serve(ours, "etcd"), gone.Listener.Addr().String()}
+	if got := answering(t.Context(), cas, addrs); len(got) != 1 || got[0] != runs {
+		t.Errorf("%q run, and it is %q", got, runs)
+	}
+	here := []net.Addr{&net.IPNet{IP: net.ParseIP("192.0.2.1"), Mask: net.CIDRMask(24, 32)}}
+	if got := elsewhere([]string{"192.0.2.1:6443", "192.0.2.2:6443", "no address", "192.0.2.2:6443"}, here); len(got) != 1 || got[0] != "192.0.2.2:6443" {
+		t.Errorf("%q", got)
+	}
+	from, file := saved(t, backup.Lock{})
+	if m, err := VerifyBackup(file, backup.Key{}); err != nil || !slices.Contains(m.Addresses, "192.0.2.9:6443") {
+		t.Errorf("%v, %q", err, m.Addresses)
+	}
+	p := used(t, from)
+	if err := os.WriteFile(p.EncryptionServers(), []byte("192.0.2.3:6443\n192.0.2.2:6443\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.Server(), []byte(`{"joined": {"servers": ["192.0.2.2:6443"]}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(knownServers(p), " "); got != "192.0.2.2:6443 192.0.2.3:6443" {
+		t.Errorf("known: %s", got)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Running = []string{"192.0.2.2:6443"}
+	if err := allowedToUnpack(u, RestoreRequest{}); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "192.0.2.2:6443") {
+		t.Errorf("%v", err)
+	}
+	if err := allowedToUnpack(u, RestoreRequest{Alone: true}); err != nil {
+		t.Error(err)
 	}
 }

@@ -94,10 +94,13 @@ var errStop = errors.New("asked to stop")
 
 // Run brings a node up and keeps it until ctx ends or it is asked to stop over the control socket; then
 // it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
-// Errors are those that kept the node from starting.
+// Errors are those that kept the node from starting. FinishRestore comes before o is made.
 func Run(ctx context.Context, o Options) error {
-	if err := resumeRestore(ctx, o); err != nil {
+	switch ended, err := FinishRestore(ctx, o.Paths, o.Log); {
+	case err != nil:
 		return err
+	case ended: // between the reading of the configuration and now
+		return errs.Hint(errs.New(errs.Failure, "a restore of a backup was brought to its end, after the configuration had been read"), "start k1s again")
 	}
 	if o.Config.Spec.ControlPlane() {
 		if err := resolveDatastore(&o.Config); err != nil {
@@ -113,6 +116,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
+	if err := forgetStaging(o.Paths, time.Now()); err != nil {
+		o.Log.Warn("what a backup has left is not removed", "err", err)
+	}
 
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -3,18 +3,26 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/backup"
@@ -49,7 +57,9 @@ type RestoreRequest struct {
 	Config string
 	// Foreign also replaces the state of another cluster.
 	Foreign bool
-	DryRun  bool
+	// Alone also makes this machine the only server while others of the cluster run.
+	Alone  bool
+	DryRun bool
 	// Load reads a configuration file and drop-ins as k1s server would.
 	Load func(file, dropIns string) (config.Config, error)
 	// Warn is told what did not go well and is no reason to fail.
@@ -63,6 +73,10 @@ type RestorePlan struct {
 	// Unfit names what keeps it from being restored here, Foreign that another cluster is here.
 	Unfit   []string `json:"unfit,omitempty"`
 	Foreign bool     `json:"foreign,omitempty"`
+	// Replaced tells that the cluster has another CA here than in the backup.
+	Replaced bool `json:"caReplaced,omitempty"`
+	// Running are the addresses at which servers of the cluster answer.
+	Running []string `json:"running,omitempty"`
 	// Archive is where the present state goes, Present what of it there is.
 	Archive string   `json:"archive,omitempty"`
 	Present []string `json:"present,omitempty"`
@@ -97,8 +111,10 @@ type unpacking struct {
 // unpackPlan is what making the new state takes.
 type unpackPlan struct {
 	RestorePlan
-	in      component.Input
-	key     backup.Key
+	in  component.Input
+	key backup.Key
+	// aside is what of replaced is there, empty directories included.
+	aside   []string
 	dropIns map[string][]byte // by name
 	old     migration.Job     // where the present datastore is
 }
@@ -154,6 +170,9 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 			return from, err
 		}
 	}
+	if err := u.keepTokens(); err != nil {
+		return from, err
+	}
 	if err := os.MkdirAll(s.Manifests(), 0o755); err != nil {
 		return from, err
 	}
@@ -166,6 +185,47 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 		return from, err
 	}
 	return from, errors.Join(durable.SyncTree(s.Data), durable.SyncDir(u.p.Data))
+}
+
+// keepTokens lets tokens of service accounts count on that were issued since: those of the pods that run on are among them.
+func (u *unpacking) keepTokens() error {
+	if u.plan.Foreign {
+		return nil
+	}
+	present, err := os.ReadFile(u.p.PKI(pki.ServiceAccount + ".pub"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	file := u.staged().PKI(pki.ServiceAccount + ".pub")
+	restored, also := os.ReadFile(file)
+	if err := errors.Join(err, also); err != nil {
+		return err
+	}
+	return os.WriteFile(file, withBlocks(restored, present), 0o644)
+}
+
+// withBlocks are the PEM blocks of a file, and behind them those of another that it has not.
+func withBlocks(file, other []byte) []byte {
+	has := func(b *pem.Block) bool {
+		for rest := file; ; {
+			var mine *pem.Block
+			if mine, rest = pem.Decode(rest); mine == nil {
+				return false
+			}
+			if mine.Type == b.Type && bytes.Equal(mine.Bytes, b.Bytes) {
+				return true
+			}
+		}
+	}
+	for rest := other; ; {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil {
+			return file
+		}
+		if !has(b) {
+			file = slices.Concat(bytes.TrimRight(file, "\n"), []byte("\n"), pem.EncodeToMemory(b))
+		}
+	}
 }
 
 // extract writes the parts below the staged directory, and cannot leave it.
@@ -209,9 +269,9 @@ func (u *unpacking) extract(ctx context.Context) error {
 	}
 }
 
-// writeBelow writes a file with the directories it is in. What others may read is what they could read before.
+// writeBelow writes a file with the directories it is in. Others may read certificates, and nothing else: a manifest may be a Secret.
 func writeBelow(root *os.Root, name string, r io.Reader) error {
-	public := strings.HasPrefix(name, backup.Manifests) || strings.HasPrefix(name, backup.PKI) && (path.Ext(name) == ".crt" || path.Ext(name) == ".pub")
+	public := strings.HasPrefix(name, backup.PKI) && (path.Ext(name) == ".crt" || path.Ext(name) == ".pub" || path.Ext(name) == ".pem")
 	dirMode, mode := fs.FileMode(0o700), fs.FileMode(0o600)
 	if public {
 		mode = 0o644
@@ -248,7 +308,13 @@ func relocated(d config.Datastore, to, now paths.Paths) config.Datastore {
 // load writes the datastore, and tells the first revision it gives out.
 func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	s, in := u.staged(), u.plan.in
-	in.Paths.Data, in.Etcd, in.Several = s.Data, component.EtcdMember{}, false
+	random := make([]byte, moveIDBytes)
+	if _, err := rand.Read(random); err != nil {
+		return 0, err
+	}
+	// A member of the cluster it was, should it still run, is refused: its log is another's.
+	etcd := component.EtcdMember{Token: "restore-" + u.plan.Manifest.ID() + "-" + hex.EncodeToString(random)}
+	in.Paths.Data, in.Etcd, in.Several = s.Data, etcd, false
 	in.Config.Spec.Datastore = relocated(in.Config.Spec.Datastore, u.p, s)
 	target, err := private(in, "target")
 	defer func() { err = errors.Join(err, os.RemoveAll(u.p.Moving(""))) }()
@@ -258,7 +324,13 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	in.Paths = u.p // for the log
 	m := u.plan.Manifest
 	j := u.plan.old
-	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At, j.Others = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At, []string{ownKeys}
+	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
+	if components.Engine(in).External() { // it becomes the restored cluster's, which the machine's present CA may know nothing of
+		j.Node = in.Facts.NodeName
+		if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+			return 0, err
+		}
+	}
 	c, err := startCopier(ctx, in, j)
 	if err != nil {
 		return 0, err
@@ -325,8 +397,9 @@ func filesBelow(dir string) ([]string, error) {
 	return out, err
 }
 
-// Switch: the staged directory is there until the last deed is done, and what is in it has not got its place yet. The configuration
-// comes first: with it the next start finds the rest.
+// Switch puts aside what was there when the restore began, and nothing else: what has its new place is told from what is old by that list,
+// whatever is there. The configuration comes first: with it the next start finds the rest. When the staged directory has lost its name
+// every deed is done.
 func (u *unpacking) Switch() error {
 	deed := func(do func() error) error {
 		if u.before != nil {
@@ -337,8 +410,9 @@ func (u *unpacking) Switch() error {
 		return do()
 	}
 	s := u.staged()
+	done := s.Data + switchedEnd
 	if !exists(s.Data) {
-		return nil
+		return deed(func() error { return os.RemoveAll(done) })
 	}
 	files, err := filesBelow(s.Config)
 	if err != nil {
@@ -359,18 +433,19 @@ func (u *unpacking) Switch() error {
 	}
 	for _, item := range replaced {
 		now, aside, next := path.Join(u.p.Data, item), path.Join(u.state.Archive, item), path.Join(s.Data, item)
-		if exists(now) && !(u.state.Archive != "" && exists(aside)) {
-			if u.state.Archive == "" {
-				return errs.New(errs.Failure, "%s has appeared while a backup was restored", now)
-			}
+		if slices.Contains(u.state.Old, item) && exists(now) && !exists(aside) {
 			if err := deed(func() error { return os.Rename(now, aside) }); err != nil {
 				return fmt.Errorf("putting %s aside: %w", now, err)
 			}
 		}
-		if exists(next) {
-			if err := deed(func() error { return os.Rename(next, now) }); err != nil {
-				return fmt.Errorf("putting %s in its place: %w", now, err)
-			}
+		if !exists(next) {
+			continue
+		}
+		if exists(now) {
+			return errs.Hint(errs.New(errs.Failure, "%s has appeared while a backup was restored", now), "move it away, and start k1s, or run this command again: the restore then goes on")
+		}
+		if err := deed(func() error { return os.Rename(next, now) }); err != nil {
+			return fmt.Errorf("putting %s in its place: %w", now, err)
 		}
 	}
 	if err := durable.SyncDir(u.p.Data); err != nil {
@@ -381,8 +456,14 @@ func (u *unpacking) Switch() error {
 			return err
 		}
 	}
-	return deed(func() error { return os.RemoveAll(s.Data) })
+	if err := deed(func() error { return errors.Join(os.RemoveAll(done), os.Rename(s.Data, done)) }); err != nil {
+		return err
+	}
+	return deed(func() error { return os.RemoveAll(done) })
 }
+
+// switchedEnd is behind the name of a staged directory from which everything has got its place.
+const switchedEnd = ".done"
 
 // Unswitch is not asked for: nothing is started, so nothing can fail then.
 func (u *unpacking) Unswitch() error {
@@ -424,42 +505,45 @@ func readUnpacking(p paths.Paths) (restore.State[backup.Origin], error) {
 }
 
 // endRestore brings a restore of a backup to its end that broke off: back, or if the new state has begun to take its place, forward. The
-// caller holds the lock of the data directory.
-func endRestore(ctx context.Context, p paths.Paths) error {
+// caller holds the lock of the data directory. Where it tells that there was one, the configuration may be another than before.
+func endRestore(ctx context.Context, p paths.Paths) (ended bool, err error) {
 	s, err := readUnpacking(p)
 	if err != nil || !s.Active() {
-		return err
+		return false, err
 	}
 	u := &unpacking{p: p, state: s}
 	if s, err = restore.Recover(u, s); err == nil && s.Active() {
 		_, err = restore.Run(ctx, u, s)
 	}
-	return err
+	return err == nil, err
 }
 
-// resumeRestore is endRestore at the start of a node, which does not hold the lock yet.
-func resumeRestore(ctx context.Context, o Options) error {
-	s, err := readUnpacking(o.Paths)
+// FinishRestore is for whoever starts a node, before the configuration is read: a restore of a backup that broke off is brought to its
+// end, back or forward, and may change the configuration. It tells whether there was one.
+func FinishRestore(ctx context.Context, p paths.Paths, log *slog.Logger) (ended bool, err error) {
+	s, err := readUnpacking(p)
 	if err != nil || !s.Active() {
-		return err
+		return false, err
 	}
-	unlock, err := lock(ctx, o.Paths)
+	unlock, err := lock(ctx, p)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
-	if err := endRestore(ctx, o.Paths); err != nil {
-		return err
+	if ended, err = endRestore(ctx, p); err != nil || !ended {
+		return ended, err
 	}
-	s, err = readUnpacking(o.Paths)
-	o.Log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
-	return err
+	s, err = readUnpacking(p)
+	log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
+	return true, err
 }
 
 // peeked is what has been read of an archive before anything is decided, in a directory of its own.
 type peeked struct {
 	paths.Paths
 	manifest backup.Manifest
+	// published are the cluster's CAs, and those it had before, as they stand in the archive, PEM.
+	published []byte
 }
 
 // peek reads a whole archive, checks it, and writes its configuration to a directory, which the caller removes, unless that is "".
@@ -496,6 +580,7 @@ func peek(file string, key backup.Key, dir string) (_ peeked, err error) {
 	if pin := token.Pin(ca); pin != k.manifest.CA {
 		return k, errs.New(errs.Invalid, "%s: the certificate authority in it (%s) is not the one its manifest names (%s)", file, pin, k.manifest.CA)
 	}
+	k.published = slices.Concat(keys[pki.CA+".crt"], []byte("\n"), keys[path.Base(pki.CrossFile(k.Paths))])
 	if dir == "" {
 		return k, nil
 	}
@@ -577,10 +662,26 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 	if u.in.Facts, err = detectFacts(ctx, o); err != nil {
 		return nil, err
 	}
-	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c), CA: caPin(p)}
-	u.Unfit, u.Foreign, u.Datastore = m.Unfit(here), m.Foreign(here), place(c.Spec.Datastore)
+	here := backup.Here{Kubernetes: version.Kubernetes, Root: components.Root(u.in), Settings: config.Shared(c)}
+	if now := caPin(p); now != "" {
+		published, err := pki.Published(p)
+		if err != nil {
+			return nil, err
+		}
+		here.CAs = append([]string{now}, pki.PinsOf(published)...)
+		u.Replaced = now != m.CA
+	}
+	// Either may have come before the other.
+	u.Foreign = m.Foreign(here) && !slices.Contains(pki.PinsOf(k.published), here.CAs[0])
+	u.Replaced = u.Replaced && !u.Foreign
+	u.Unfit, u.Datastore = m.Unfit(here), place(c.Spec.Datastore)
 	for _, item := range replaced {
-		if file := path.Join(p.Data, item); exists(file) && !isEmpty(file) {
+		file := path.Join(p.Data, item)
+		if !exists(file) {
+			continue
+		}
+		u.aside = append(u.aside, item)
+		if !isEmpty(file) {
 			u.Present = append(u.Present, item)
 		}
 	}
@@ -599,7 +700,7 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 		}
 	}
 	slices.Sort(u.Written)
-	if len(u.Present) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
+	if len(u.aside) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
 		u.Archive = p.RestoreArchive(time.Now().UTC().Format("20060102T150405Z"))
 	}
 	u.NeededBytes = uint64(m.Bytes()) + times*uint64(m.Store.Bytes) + spare
@@ -689,6 +790,10 @@ func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
 	if u.Foreign && !r.Foreign {
 		return errs.Hint(errs.New(errs.Exists, "another cluster than that of the backup is on this machine"), "to put its state aside all the same, add --foreign")
 	}
+	if len(u.Running) > 0 && !r.Alone {
+		return errs.Hint(errs.New(errs.Exists, "servers of the cluster run, at %s: they would go on with the state of now, beside the restored one", strings.Join(u.Running, ", ")),
+			"stop them, and reset them before they join again: k1s reset --force; or add --alone, if they cannot be reached by anybody any more")
+	}
 	if u.FreeBytes != 0 && u.FreeBytes < u.NeededBytes {
 		return errs.Hint(errs.New(errs.Failure, "%d MiB are free for %s, and restoring this may need %d", u.FreeBytes>>20, u.in.Paths.Data, u.NeededBytes>>20), "make room")
 	}
@@ -704,13 +809,79 @@ func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
 	return nil
 }
 
+// answersWithin is how long a server is waited for that may run on.
+const answersWithin = 3 * time.Second
+
+// whoElse finds out which other servers of the cluster run, of those whose addresses are known here or in the archive. One that does not
+// answer may still do so, for others.
+func whoElse(ctx context.Context, p paths.Paths, k peeked) ([]string, error) {
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("finding this machine's addresses: %w", err)
+	}
+	cas := x509.NewCertPool()
+	cas.AppendCertsFromPEM(k.published)
+	if present, err := pki.Published(p); err == nil { // there may be none, or one that is damaged
+		cas.AppendCertsFromPEM(present)
+	}
+	return answering(ctx, cas, elsewhere(slices.Concat(k.manifest.Addresses, knownServers(p)), here)), nil
+}
+
+// elsewhere are the addresses (host:port) that are not this machine's own: what answers there is not another server.
+func elsewhere(addrs []string, here []net.Addr) []string {
+	own := map[string]bool{}
+	for _, a := range here {
+		if n, ok := a.(*net.IPNet); ok {
+			own[n.IP.String()] = true
+		}
+	}
+	var out []string
+	for _, a := range addrs {
+		if host, _, err := net.SplitHostPort(a); err == nil && !own[host] && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// answering are those of the addresses at which an API server has a certificate of one of the authorities.
+func answering(ctx context.Context, cas *x509.CertPool, addrs []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	answers := make([]bool, len(addrs))
+	var all sync.WaitGroup
+	for i, addr := range addrs {
+		all.Go(func() {
+			// A name that every API server has, and nothing else.
+			d := tls.Dialer{Config: &tls.Config{RootCAs: cas, ServerName: "kubernetes.default.svc", MinVersion: tls.VersionTLS12}}
+			c, err := d.DialContext(ctx, "tcp", addr)
+			if err == nil {
+				answers[i] = true
+				_ = c.Close() // nothing was sent
+			}
+		})
+	}
+	all.Wait()
+	var out []string
+	for i, addr := range addrs {
+		if answers[i] {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
 // RestoreBackup restores an archive while nothing runs. With DryRun the state is nil.
 func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm func(RestorePlan) error) (_ RestorePlan, _ *restore.State[backup.Origin], err error) {
 	p := o.Paths
 	if exists(p.Agent()) {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
 	}
-	dir, err := os.MkdirTemp("", "k1s-restore-")
+	// Not in /tmp: credentials of a database may be in it, and this does not outlive the machine's memory.
+	if err := os.MkdirAll(p.Run, 0o755); err != nil {
+		return RestorePlan{}, nil, err
+	}
+	dir, err := os.MkdirTemp(p.Run, "backup-restore-")
 	if err != nil {
 		return RestorePlan{}, nil, err
 	}
@@ -722,6 +893,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if r.DryRun {
 		u, err := decide(ctx, o, r, k)
 		if err != nil {
+			return RestorePlan{}, nil, err
+		}
+		if u.Running, err = whoElse(ctx, p, k); err != nil {
 			return RestorePlan{}, nil, err
 		}
 		return u.RestorePlan, nil, nil
@@ -738,11 +912,14 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if len(pids) > 0 {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
 	}
-	if err := endRestore(ctx, p); err != nil {
+	if _, err := endRestore(ctx, p); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	u, err := decide(ctx, o, r, k)
 	if err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if u.Running, err = whoElse(ctx, p, k); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	if err := allowedToUnpack(u, r); err != nil {
@@ -763,7 +940,7 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	u.in = in
 	id := u.Manifest.ID()
 	state, err := last.Begin(restore.State[backup.Origin]{
-		ID: id, From: u.Manifest.Origin(r.File), Archive: u.Archive, Staged: p.RestoreStaged(id), Since: time.Now().UTC().Truncate(time.Second),
+		ID: id, From: u.Manifest.Origin(r.File), Archive: u.Archive, Old: u.aside, Staged: p.RestoreStaged(id), Since: time.Now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
 		return u.RestorePlan, nil, err

@@ -143,15 +143,30 @@ func TestWhereRevisionsGoOn(t *testing.T) {
 		age           time.Duration
 		want          int64
 	}{
-		{100, 5000, time.Hour, 105_000},
-		{9000, 5000, time.Hour, 109_000},                         // of a cluster that was reset meanwhile
-		{100, 0, time.Minute, 100 + 10_000_000},                  // nobody knows
-		{100, 0, 100 * time.Hour, 100 + 360_000_000},             // nor here
-		{100, 0, 10 * 365 * 24 * time.Hour, 100 + 1_000_000_000}, // at most
-		{100, 0, -time.Hour, 100 + 10_000_000},                   // the clock is wrong
+		{100, 5000, time.Hour, 100 + 10_000_000 + 3_600_000}, // the old data may be a member's that was behind
+		{100, 50_000_000, time.Hour, 50_100_000},
+		{9000, 5000, time.Hour, 9000 + 10_000_000 + 3_600_000},                  // of a cluster that was reset meanwhile
+		{100, 0, time.Minute, 100 + 10_000_000 + 60_000},                        // nobody knows
+		{100, 0, 100 * time.Hour, 100 + 10_000_000 + 360_000_000},               // nor here
+		{100, 0, 10 * 365 * 24 * time.Hour, 100 + 10_000_000 + 315_360_000_000}, // however long
+		{100, 0, -time.Hour, 100 + 10_000_000},                                  // the clock is wrong
 	} {
 		if got := Target(c.snapshot, c.old, c.age); got != c.want {
 			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}
+
+// One snapshot that is restored a second time, to a machine that has nothing of the first, begins behind whatever that one has reached.
+func TestALaterRestoreOfTheSameSnapshotBeginsBehindTheEarlierOne(t *testing.T) {
+	for _, first := range []time.Duration{0, time.Hour, 1000 * 24 * time.Hour} {
+		for _, ran := range []time.Duration{0, time.Minute, 30 * 24 * time.Hour} {
+			reached := Target(100, 0, first) + int64(ran/time.Second)*unknownRate
+			for _, stale := range []int64{0, 90, 5000} {
+				if got := Target(100, stale, first+ran); got < reached {
+					t.Errorf("after %s, with %d on the disk: %d, and the first reached %d", first+ran, stale, got, reached)
+				}
+			}
 		}
 	}
 }

@@ -48,8 +48,6 @@ type Job struct {
 	File    string       `json:"file,omitempty"`
 	Summary dump.Summary `json:"summary,omitzero"`
 	At      time.Time    `json:"at,omitzero"`
-	// Others are prefixes of keys beside Root, in the form of Root, that a Dump has too.
-	Others []string `json:"others,omitempty"`
 	// OldSQLite or OldEtcd is the file or the data directory of the datastore that is replaced on this machine.
 	OldSQLite string `json:"oldSQLite,omitempty"`
 	OldEtcd   string `json:"oldEtcd,omitempty"`

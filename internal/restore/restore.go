@@ -41,13 +41,16 @@ type State[S Source] struct {
 	ID    string `json:"id,omitempty"`
 	From  S      `json:"from,omitzero"`
 	Phase Phase  `json:"phase,omitempty"`
-	// Archive is the directory the present data goes to, "" where there is none; in Staged the new one is made.
-	Archive string    `json:"archive,omitempty"`
-	Staged  string    `json:"staged,omitempty"`
-	Since   time.Time `json:"since,omitzero"`
-	Ended   time.Time `json:"ended,omitzero"`
-	Error   string    `json:"error,omitempty"`
-	Hint    string    `json:"hint,omitempty"`
+	// Archive is the directory the present data goes to, "" where there is none.
+	Archive string `json:"archive,omitempty"`
+	// Old names what is to be put there, where that is not one directory: what there was when the restore began.
+	Old []string `json:"old,omitempty"`
+	// Staged is where the new data is made.
+	Staged string    `json:"staged,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+	Ended  time.Time `json:"ended,omitzero"`
+	Error  string    `json:"error,omitempty"`
+	Hint   string    `json:"hint,omitempty"`
 	// Revision is the first that the restored datastore gives out.
 	Revision int64 `json:"revision,omitempty"`
 	// PausedS is how long the API did not serve, in seconds.

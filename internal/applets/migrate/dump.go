@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,10 +27,12 @@ const dumpTries = 5
 // errMoved says that the revision is not there any more, or not whole.
 var errMoved = errors.New("the datastore forgot the revision while it was read")
 
-// private are keys that say something about the datastore they are in, not about the cluster.
-func private(key string) bool {
-	return key == health || key == fillKey || strings.HasPrefix(key, "/k1s.io/migration/") || strings.HasPrefix(key, "/k1s.io/etcd/")
-}
+// ownKeys are below what k1s itself keeps in a datastore. They say something about the datastore they are in, not about the cluster: whose
+// it is, how far a move is, who tends its etcd.
+const ownKeys = "/k1s.io/"
+
+// private are keys that no dump has. Early ones had some.
+func private(key string) bool { return key == health || strings.HasPrefix(key, ownKeys) }
 
 // dump writes the source to a file.
 func (c *copier) dump(ctx context.Context) error {
@@ -74,31 +75,27 @@ func (c *copier) dumpOnce(ctx context.Context) (sum dump.Summary, err error) {
 		return sum, err
 	}
 	w, told, left := dump.NewWriter(f), time.Now(), map[int64]int64{}
-	roots := append([]string{c.Root}, c.Others...)
-	slices.Sort(roots) // the keys of one before those of the next
-	for _, root := range roots {
-		err := c.source.readAt(ctx, root, revision, func(key string, value []byte, lease int64) error {
-			if private(key) {
-				return nil
-			}
-			if lease != 0 {
-				if _, known := left[lease]; !known {
-					if left[lease], err = c.source.left(ctx, lease); err != nil {
-						return err
-					}
-				}
-			}
-			if now := time.Now(); now.Sub(told) > time.Second {
-				told = now
-				if err := c.progress("reading", 0, 0); err != nil {
+	err = c.source.readAt(ctx, c.Root, revision, func(key string, value []byte, lease int64) (err error) {
+		if private(key) {
+			return nil
+		}
+		if lease != 0 {
+			if _, known := left[lease]; !known {
+				if left[lease], err = c.source.left(ctx, lease); err != nil {
 					return err
 				}
 			}
-			return w.Add(dump.Record{Key: key, Value: value, Lease: uint64(lease), TTL: uint64(max(left[lease], 0))})
-		})
-		if err != nil {
-			return sum, err
 		}
+		if now := time.Now(); now.Sub(told) > time.Second {
+			told = now
+			if err := c.progress("reading", 0, 0); err != nil {
+				return err
+			}
+		}
+		return w.Add(dump.Record{Key: key, Value: value, Lease: uint64(lease), TTL: uint64(max(left[lease], 0))})
+	})
+	if err != nil {
+		return sum, err
 	}
 	if sum, err = w.Close(revision); err != nil {
 		return sum, err
@@ -148,6 +145,9 @@ func (c *copier) load(ctx context.Context) error {
 	if err := c.open(ctx, &c.target, "new", c.Target, 0); err != nil {
 		return err
 	}
+	if err := c.ours(ctx, false); err != nil {
+		return err
+	}
 	known, _, err := c.target.read(ctx, c.Root, nil)
 	if err != nil {
 		return fmt.Errorf("reading the new datastore: %w", err)
@@ -159,6 +159,10 @@ func (c *copier) load(ctx context.Context) error {
 	if len(known) > 0 && mark != c.ID {
 		return errs.Hint(errs.New(errs.Exists, "the datastore to restore to is not empty: it has %d keys below %s", len(known), c.Root),
 			"name an empty one, or restore to this machine, with --to etcd or --to sqlite; nothing is deleted in a database of others")
+	}
+	// Before anything else is written: who else thinks that it is his has to see it.
+	if err := c.ours(ctx, true); err != nil {
+		return err
 	}
 	if mark != c.ID {
 		if _, err := c.target.write(ctx, markKey(c.Root), []byte(c.ID), markRevision, 0); err != nil {
@@ -182,17 +186,6 @@ func (c *copier) load(ctx context.Context) error {
 	got, now, err := c.target.read(ctx, c.Root, nil)
 	if err != nil {
 		return fmt.Errorf("reading the new datastore: %w", err)
-	}
-	for _, root := range c.Others {
-		more, _, err := c.target.read(ctx, root, nil)
-		if err != nil {
-			return fmt.Errorf("reading the new datastore: %w", err)
-		}
-		for key, e := range more {
-			if !private(key) {
-				got[key] = e
-			}
-		}
 	}
 	r, err := migration.Verify(migration.Compare(c.Root, want, got))
 	if err != nil {
@@ -276,7 +269,10 @@ func (c *copier) loadAll(ctx context.Context, known migration.Contents) (_ migra
 			err = rerr
 			break
 		}
-		if r.Lease > math.MaxInt64 || r.TTL > math.MaxInt64 || !strings.HasPrefix(r.Key, c.Root+"/") && !slices.ContainsFunc(c.Others, func(o string) bool { return strings.HasPrefix(r.Key, o+"/") }) || private(r.Key) {
+		if strings.HasPrefix(r.Key, ownKeys) {
+			continue // of an early dump
+		}
+		if r.Lease > math.MaxInt64 || r.TTL > math.MaxInt64 || !strings.HasPrefix(r.Key, c.Root+"/") || private(r.Key) {
 			err = errs.New(errs.Invalid, "the dump of the datastore has the key %.100q, which no cluster has", r.Key)
 			break
 		}

@@ -2,11 +2,18 @@ package migrate
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +23,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"k1s.io/k1s/internal/backup/dump"
+	"k1s.io/k1s/internal/claim"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/migration"
@@ -52,7 +60,7 @@ func told(t *testing.T, j migration.Job) ([]migration.Event, error) {
 
 func dumped(t *testing.T, s migration.Store, file string) dump.Summary {
 	t.Helper()
-	all, err := told(t, migration.Job{Mode: migration.Dump, Root: root, Live: s, File: file, Others: []string{"/k1s.io"}})
+	all, err := told(t, migration.Job{Mode: migration.Dump, Root: root, Live: s, File: file})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +98,7 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 			}
 		}
 		want[root+"/events/default/e"] = "event"
-		s.put(t, "/k1s.io/claim", "ours")
+		s.put(t, "/k1s.io/cluster"+root, "the datastore's too")
 		s.put(t, "/k1s.io/etcd/defragment", "the datastore's")
 		s.put(t, "/elsewhere/x", "not the API server's")
 	}
@@ -105,8 +113,8 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 				served.Kine, served.Etcd = nil, ""
 				sum = dumped(t, served, file)
 			})
-			if sum.Keys != int64(len(want))+1 || sum.Revision == 0 {
-				t.Fatalf("%+v, want %d keys", sum, len(want)+1)
+			if sum.Keys != int64(len(want)) || sum.Revision == 0 {
+				t.Fatalf("%+v, want %d keys", sum, len(want))
 			}
 			again := dumped(t, from("own"), file+".again") // while nobody else uses it
 			if again.Keys != sum.Keys || again.Revision < sum.Revision {
@@ -120,7 +128,7 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 					last = s.put(t, root+"/x/y", "z")
 				}
 			})
-			j := migration.Job{Mode: migration.Load, ID: "load", Root: root, Target: to("t"), File: file, Summary: sum, At: time.Now(), Others: []string{"/k1s.io"}}
+			j := migration.Job{Mode: migration.Load, ID: "load", Root: root, Target: to("t"), File: file, Summary: sum, At: time.Now()}
 			if place := old("o"); place.EtcdDir != "" {
 				j.OldEtcd = place.EtcdDir
 			} else {
@@ -139,7 +147,7 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 				if got := s.all(t); !maps.Equal(got, want) {
 					t.Errorf("%d keys, want %d", len(got), len(want))
 				}
-				for key, value := range map[string]string{"/k1s.io/claim": "ours", "/k1s.io/etcd/defragment": "", "/elsewhere/x": "", markKey(root): ""} {
+				for key, value := range map[string]string{"/k1s.io/cluster" + root: "", "/k1s.io/etcd/defragment": "", "/elsewhere/x": "", markKey(root): ""} {
 					r, err := s.client.Get(t.Context(), key)
 					if err != nil || (len(r.Kvs) == 1) != (value != "") || value != "" && string(r.Kvs[0].Value) != value {
 						t.Errorf("%s: %v, %v", key, r, err)
@@ -249,7 +257,7 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 		return f.Name(), sum
 	}
 	load := func(to migration.Store, id, file string, sum dump.Summary) error {
-		_, err := told(t, migration.Job{Mode: migration.Load, ID: id, Root: root, Target: to, File: file, Summary: sum, At: time.Now(), Others: []string{"/k1s.io"}})
+		_, err := told(t, migration.Job{Mode: migration.Load, ID: id, Root: root, Target: to, File: file, Summary: sum, At: time.Now()})
 		return err
 	}
 	good, sum := write("good", dump.Record{Key: root + "/a", Value: []byte("1")}, dump.Record{Key: root + "/b", Value: []byte("2"), Lease: 9, TTL: 0})
@@ -282,7 +290,7 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 	})
 	for name, records := range map[string][]dump.Record{
 		"of nobody":     {{Key: "/elsewhere/x"}},
-		"of a database": {{Key: "/k1s.io/migration/registry"}},
+		"of a database": {{Key: root + "/health"}},
 	} {
 		t.Run("keys "+name, func(t *testing.T) {
 			file, sum := write("bad", records...)
@@ -291,6 +299,45 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 			}
 		})
 	}
+	t.Run("whose the database was, in an early dump, is nobody's business", func(t *testing.T) {
+		file, sum := write("early", dump.Record{Key: "/k1s.io/cluster" + root, Value: []byte("another's")}, dump.Record{Key: root + "/a", Value: []byte("1")})
+		d := datastore(t, "sqlite")
+		if err := load(d("t"), "1", file, sum); err != nil {
+			t.Fatal(err)
+		}
+		with(t, d("s"), func(s *store) {
+			if r, err := s.client.Get(t.Context(), claim.Key(root)); err != nil || len(r.Kvs) != 0 {
+				t.Errorf("%v, %v", r, err)
+			}
+		})
+	})
+	t.Run("to a database that is another cluster's", func(t *testing.T) {
+		d, ours, other := datastore(t, "sqlite"), authority(t), authority(t)
+		j := migration.Job{Mode: migration.Load, ID: "1", Root: root, Target: d("t"), File: good, Summary: sum, At: time.Now(), CA: ours, Node: "restored"}
+		is, err := claim.Of(other, "elsewhere", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		with(t, d("s"), func(s *store) { s.put(t, claim.Key(root), string(is.Marshal())) })
+		if _, err := told(t, j); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "elsewhere") {
+			t.Errorf("%v", err)
+		}
+		with(t, d("s"), func(s *store) {
+			if got := s.all(t); len(got) != 0 {
+				t.Errorf("it has %v", got)
+			}
+			s.drop(t, claim.Key(root))
+		})
+		if _, err := told(t, j); err != nil {
+			t.Fatal(err)
+		}
+		with(t, d("s"), func(s *store) {
+			r, err := s.client.Get(t.Context(), claim.Key(root))
+			if err != nil || len(r.Kvs) != 1 || !strings.Contains(string(r.Kvs[0].Value), `"server":"restored"`) {
+				t.Errorf("the database is not taken: %v, %v", r, err)
+			}
+		})
+	})
 	t.Run("another dump than was checked", func(t *testing.T) {
 		other := sum
 		other.Keys++
@@ -298,4 +345,19 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// authority is the file of a cluster's CA.
+func authority(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
