@@ -37,6 +37,10 @@ const DefaultKeep = 30 * 24 * time.Hour
 // It matters only where what the new authority signs is not accepted because of the old one.
 const settle = 10 * time.Minute
 
+// reread is how long the new one signs at least before the old one goes, whatever the hurry: until then programs that run,
+// kubelets among them, may know only the old one, and go on by the chain that goes with it.
+const reread = 6 * time.Minute
+
 // Authority is one that is replaced, or the key of service accounts.
 type Authority struct {
 	Name string `json:"name"`
@@ -207,6 +211,9 @@ func Next(s State, f Facts) (State, []string) {
 			wait("running programs read the CA again by %s (the old CA allows no chain)", at.Format(time.RFC3339))
 		}
 	case Overlapping:
+		if at := s.Since.Add(reread); (s.Hurry || s.Until.Before(at)) && f.Now.Before(at) {
+			wait("running programs read the CA again by %s", at.Format(time.RFC3339))
+		}
 		if !s.Hurry && f.Now.Before(s.Until) {
 			wait("the old CA is trusted until %s", s.Until.Format(time.RFC3339))
 		}

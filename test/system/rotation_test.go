@@ -97,7 +97,14 @@ func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away membe
 		}
 	}
 
-	c.in(within(t, limit), "k1s", "certs", "rotate-ca", "--finish", "--yes").wants(t, 0)
+	away.must(t, away.nodeCommand(t, "start"))
+	away.untilState(t, control.Running)
+	app.reach(t, 3)
+	if os.Getenv("K1S_TEST_LONG") == "" {
+		return // the old CA goes six minutes later at the earliest
+	}
+
+	c.in(within(t, 4*limit), "k1s", "certs", "rotate-ca", "--finish", "--yes").wants(t, 0)
 	second := server.trusts(t)
 	if len(second) != 1 || second[0] == first[0] {
 		t.Errorf("trusted are %v, the first CA is %v", second, first)
@@ -105,12 +112,13 @@ func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away membe
 	if r := old(within(t, limit)); r.code == 0 {
 		t.Error("a kubeconfig of the old CA works after it was removed")
 	}
-	away.must(t, away.nodeCommand(t, "start"))
-	away.untilState(t, control.Running)
 	app.reach(t, 3)
 	for _, m := range []member{there, away} {
-		if got := m.trusts(t); !slices.Equal(got, second) {
-			t.Errorf("%s trusts %v, want %v", m.node, got, second)
-		}
+		eventually(t, limit, m.node+" to trust the new CA only", func(context.Context) error {
+			if got := m.trusts(t); !slices.Equal(got, second) {
+				return fmt.Errorf("it trusts %v, want %v", got, second)
+			}
+			return nil
+		})
 	}
 }
