@@ -120,7 +120,11 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 	if len(pids) > 0 {
 		return nil, in, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "start k1s, or end them with: k1s stop")
 	}
-	if err := endRestore(ctx, o.Paths); err != nil {
+	ended, err := endRestore(ctx, o.Paths)
+	if err == nil && ended {
+		err = o.again()
+	}
+	if err != nil {
 		return nil, in, err
 	}
 	if err := resolveDatastore(&o.Config); err != nil {
@@ -218,7 +222,7 @@ func forgetStaging(p paths.Paths, now time.Time) error {
 // clusterKeys are the keys of the cluster by the names of the parts they become: its authorities, the key of service accounts, those of
 // Secrets, and what a database of others is reached with.
 func clusterKeys(p paths.Paths) (map[string][]byte, error) {
-	bundle, err := pki.ReadBundle(p)
+	bundle, err := pki.ReadKept(p)
 	if err != nil {
 		return nil, errs.Hint(err, "a backup needs all of the cluster's keys; one that is kept elsewhere cannot be backed up from here")
 	}

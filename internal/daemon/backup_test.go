@@ -45,7 +45,7 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 	in.Config.Spec.Datastore.Endpoint = "sqlite"
 	in.Config.Spec.Cluster.Domain = "example.local"
 	p := in.Paths
-	if _, err := pki.Ensure(t.Context(), pki.Request{Paths: p, NodeName: "node", Domain: "cluster.local", NodeIP: in.Facts.NodeIP, Etcd: true, NoWorker: true}); err != nil {
+	if _, err := pki.Ensure(t.Context(), pki.Request{Paths: p, NodeName: "node", Domain: "cluster.local", NodeIP: in.Facts.NodeIP, NoWorker: true}); err != nil {
 		t.Logf("leaves are not issued: %v", err) // authorities are
 	}
 	for name, content := range map[string]string{
@@ -107,7 +107,7 @@ func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
 	if m.CA != caPin(in.Paths) || m.Node != "node" || m.Store.Keys != 1 || m.Store.Revision != 77 || m.Store.Engine != "sqlite" || m.Servers[0] != "other" || string(m.Settings["spec.cluster.domain"]) != `"example.local"` {
 		t.Errorf("%+v", m)
 	}
-	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml"} {
+	for _, name := range []string{"pki/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml"} {
 		if !m.Has(name) {
 			t.Errorf("it has no %s", name)
 		}
@@ -465,7 +465,7 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 			if err != nil && !killed {
 				t.Fatal(err)
 			}
-			if err := endRestore(t.Context(), p); err != nil {
+			if _, err := endRestore(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
 			if got := state(p); got != whole {
@@ -505,7 +505,7 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if err := errors.Join(os.MkdirAll(s.Staged+"/pki", 0o700), os.WriteFile(s.Staged+"/pki/ca.crt", nil, 0o600), os.MkdirAll(s.Archive+"/config", 0o700), w.Keep(s)); err != nil {
 			t.Fatal(err)
 		}
-		if err := resumeRestore(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		if err := resumeRestore(t.Context(), &Options{Paths: p, Log: slog.New(slog.DiscardHandler)}); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Remove(p.Lock()); err != nil { // what is left of the start
@@ -520,6 +520,31 @@ func TestARestoreKilledAnywhereIsTheOldStateOrTheNewOne(t *testing.T) {
 		if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Failed {
 			t.Errorf("%s: %+v, %v", phase, kept, err)
 		}
+	}
+}
+
+func TestTheConfigurationIsReadAgainAfterARestoreThatBrokeOff(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := machine(t)
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(p.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s, first := begun(t, p, u), errors.New("killed before the configuration is written")
+	if _, err := restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}, before: func() error { return first }}, s); !errors.Is(err, first) {
+		t.Fatal(err)
+	}
+	o := Options{Paths: p, Log: slog.New(slog.DiscardHandler), Config: config.Default(), Reload: func() (config.Config, config.Origins, error) {
+		c, err := request(file).Load(p.ConfigFile(), p.ConfigDropIns())
+		return c, nil, err
+	}}
+	o.Config.Spec.Role = "as told"
+	if err := resumeRestore(t.Context(), &o); err != nil || o.Config.Spec.API.Port != 7443 || o.Config.Spec.Role != "as told" {
+		t.Errorf("%+v, %v", o.Config.Spec.API, err)
 	}
 }
 

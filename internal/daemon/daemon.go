@@ -93,7 +93,7 @@ var errStop = errors.New("asked to stop")
 // it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
 // Errors are those that kept the node from starting.
 func Run(ctx context.Context, o Options) error {
-	if err := resumeRestore(ctx, o); err != nil {
+	if err := resumeRestore(ctx, &o); err != nil {
 		return err
 	}
 	if o.Config.Spec.ControlPlane() {

@@ -128,7 +128,7 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 	if err := u.extract(ctx); err != nil {
 		return from, err
 	}
-	if _, err := pki.ReadBundle(s); err != nil {
+	if _, err := pki.ReadKept(s); err != nil {
 		return from, errs.As(errs.Invalid, fmt.Errorf("the backup: %w", err))
 	}
 	if u.plan.Config == ConfigMachine {
@@ -425,20 +425,34 @@ func readUnpacking(p paths.Paths) (restore.State[backup.Origin], error) {
 
 // endRestore brings a restore of a backup to its end that broke off: back, or if the new state has begun to take its place, forward. The
 // caller holds the lock of the data directory.
-func endRestore(ctx context.Context, p paths.Paths) error {
+func endRestore(ctx context.Context, p paths.Paths) (ended bool, err error) {
 	s, err := readUnpacking(p)
 	if err != nil || !s.Active() {
-		return err
+		return false, err
 	}
 	u := &unpacking{p: p, state: s}
 	if s, err = restore.Recover(u, s); err == nil && s.Active() {
 		_, err = restore.Run(ctx, u, s)
 	}
-	return err
+	return true, err
+}
+
+// again reads the configuration after a restore may have changed it. The role follows from the command.
+func (o *Options) again() error {
+	if o.Reload == nil {
+		return nil
+	}
+	c, _, err := o.Reload()
+	if err != nil {
+		return fmt.Errorf("reading the restored configuration: %w", err)
+	}
+	c.Spec.Role = o.Config.Spec.Role
+	o.Config = c
+	return nil
 }
 
 // resumeRestore is endRestore at the start of a node, which does not hold the lock yet.
-func resumeRestore(ctx context.Context, o Options) error {
+func resumeRestore(ctx context.Context, o *Options) error {
 	s, err := readUnpacking(o.Paths)
 	if err != nil || !s.Active() {
 		return err
@@ -448,12 +462,14 @@ func resumeRestore(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
-	if err := endRestore(ctx, o.Paths); err != nil {
+	if _, err := endRestore(ctx, o.Paths); err != nil {
 		return err
 	}
-	s, err = readUnpacking(o.Paths)
+	if s, err = readUnpacking(o.Paths); err != nil {
+		return err
+	}
 	o.Log.Warn("a restore of a backup broke off", "backup", s.From.Name, "now", string(s.Phase))
-	return err
+	return o.again()
 }
 
 // peeked is what has been read of an archive before anything is decided, in a directory of its own.
@@ -738,7 +754,7 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if len(pids) > 0 {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
 	}
-	if err := endRestore(ctx, p); err != nil {
+	if _, err := endRestore(ctx, p); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	u, err := decide(ctx, o, r, k)
