@@ -726,7 +726,19 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if exists(p.Agent()) {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
 	}
-	dir, err := os.MkdirTemp("", "k1s-restore-")
+	// The configuration may hold passwords: what a killed restore leaves of it is gone with the next one, or the next boot.
+	dir, base := "", ""
+	if !r.DryRun {
+		base = p.Run
+		left, gerr := filepath.Glob(path.Join(base, "restore-*"))
+		err = errors.Join(gerr, os.MkdirAll(base, 0o755))
+		for _, l := range left {
+			err = errors.Join(err, os.RemoveAll(l))
+		}
+	}
+	if err == nil {
+		dir, err = os.MkdirTemp(base, "restore-")
+	}
 	if err != nil {
 		return RestorePlan{}, nil, err
 	}
