@@ -260,7 +260,7 @@ func forgetStaging(p paths.Paths, now time.Time) error {
 // clusterKeys are the keys of the cluster by the names of the parts they become: its authorities, the key of service accounts, those of
 // Secrets, and what a database of others is reached with.
 func clusterKeys(p paths.Paths) (map[string][]byte, error) {
-	bundle, err := pki.ReadBundle(p)
+	bundle, err := pki.ReadKept(p)
 	if err != nil {
 		return nil, errs.Hint(err, "a backup needs all of the cluster's keys; one that is kept elsewhere cannot be backed up from here")
 	}

@@ -158,8 +158,8 @@ type bindings struct {
 
 func (b bindings) Bindings(context.Context) ([]join.Binding, error) { return b.all, nil }
 
-// answering lets a server with the authorities below p answer for keys, to the servers it knows.
-func answering(t *testing.T, in component.Input, s encryption.State, known ...join.Binding) string {
+// answersForKeys lets a server with the authorities below p answer for keys, to the servers it knows.
+func answersForKeys(t *testing.T, in component.Input, s encryption.State, known ...join.Binding) string {
 	t.Helper()
 	srv := &join.Server{
 		Store: bindings{all: known}, Secrets: func() ([]byte, error) { return s.Marshal(), nil }, Admitting: &sync.Mutex{},
@@ -214,17 +214,17 @@ func TestWhoWasRemovedOnlyItsOwnServersTell(t *testing.T) {
 	}{
 		"a server of another cluster has the address of one": {func(_ *Daemon, _ component.Input, own join.Binding) []string {
 			_, other := rotating(t)
-			return []string{answering(t, other, encrypted(t, 99), own)}
+			return []string{answersForKeys(t, other, encrypted(t, 99), own)}
 		}, "", false},
 		"and another one answers": {func(_ *Daemon, in component.Input, own join.Binding) []string {
 			_, other := rotating(t)
-			return []string{answering(t, other, encrypted(t, 99)), answering(t, in, newest, own)}
+			return []string{answersForKeys(t, other, encrypted(t, 99)), answersForKeys(t, in, newest, own)}
 		}, "", true},
 		"its own servers have removed it": {func(_ *Daemon, in component.Input, _ join.Binding) []string {
-			return []string{answering(t, in, newest)}
+			return []string{answersForKeys(t, in, newest)}
 		}, "was removed from its cluster", false},
 		"one of them knows it": {func(_ *Daemon, in component.Input, own join.Binding) []string {
-			return []string{answering(t, in, newest), answering(t, in, newest, own)}
+			return []string{answersForKeys(t, in, newest), answersForKeys(t, in, newest, own)}
 		}, "", true},
 		"nobody answers": {func(*Daemon, component.Input, join.Binding) []string { return []string{"127.0.0.1:1"} }, "", false},
 	} {

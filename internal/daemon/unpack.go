@@ -144,7 +144,7 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 	if err := u.extract(ctx); err != nil {
 		return from, err
 	}
-	if _, err := pki.ReadBundle(s); err != nil {
+	if _, err := pki.ReadKept(s); err != nil {
 		return from, errs.As(errs.Invalid, fmt.Errorf("the backup: %w", err))
 	}
 	if u.plan.Config == ConfigMachine {
