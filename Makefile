@@ -219,6 +219,9 @@ system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -tags $(TAGS),system -count=1 -timeout 45m ./test/system/...
 
+system-external: ## servers on a PostgreSQL, which goes away for a minute; one test, some minutes, as root
+	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 15m -run TestSeveralServersOnADatabaseOfOthers ./test/system
+
 STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
 	@test -x $(STAGED)/k1s-kube || $(MAKE) build

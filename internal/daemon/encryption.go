@@ -796,13 +796,20 @@ func (d *Daemon) beginChange(ctx context.Context, in component.Input, action enc
 	}
 	d.mu.Lock()
 	d.secrets.note = ""
+	d.mu.Unlock()
+	d.wakeKeys()
+	return nil
+}
+
+// wakeKeys lets this server look whether there is something to do about its keys: one that was alone looks for nothing by itself.
+func (d *Daemon) wakeKeys() {
+	d.mu.Lock()
 	wake := d.secrets.wake
 	d.mu.Unlock()
 	select {
 	case wake <- struct{}{}:
-	default:
+	default: // it will, or there is none yet, who begins with looking
 	}
-	return nil
 }
 
 func wireEncryption(s secretsState, in component.Input) control.Encryption {

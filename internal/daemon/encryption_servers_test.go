@@ -300,3 +300,18 @@ func TestServersChangeTheKeysOfSecretsTogether(t *testing.T) {
 		t.Errorf("it has %v", b.keysState())
 	}
 }
+
+func TestAServerThatWasAloneFollowsOneThatJoins(t *testing.T) {
+	d, in := preparing(t, "")
+	if err := d.prepareEncryption(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	d.log = slog.New(slog.DiscardHandler)
+	d.wakeKeys()
+	d.wakeKeys() // nobody waits yet, and it does not block
+	select {
+	case <-d.secrets.wake:
+	default:
+		t.Error("who waits for something to do about the keys is not woken")
+	}
+}

@@ -266,6 +266,7 @@ func (d *Daemon) becomeSeveral(ctx context.Context) error {
 	d.mu.Lock()
 	d.in.Several = true
 	d.mu.Unlock()
+	d.wakeKeys() // another server may change them from now on
 	return nil
 }
 

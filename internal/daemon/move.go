@@ -697,6 +697,7 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	}
 	d.in = current
 	d.mu.Unlock()
+	d.wakeKeys() // it may be one of several by now
 	if err := writeDatastore(in); err != nil {
 		return err
 	}
