@@ -99,7 +99,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|images)(/|$$)')
 
-.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system faults vm golden bench up down clean dist dist-check reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system system-external faults vm golden bench up down clean dist dist-check reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -224,6 +224,9 @@ FAULTS ?= .
 faults: ## three servers and an agent under load, and everything that can happen to them: make faults FAULTS='disk|partition'
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run 'TestNoWriteIsLost/$(FAULTS)' ./test/system
+
+system-external: test-deps ## servers on a PostgreSQL, which goes away for a minute; one test, some minutes, as root
+	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 15m -run TestSeveralServersOnADatabaseOfOthers ./test/system
 
 STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces

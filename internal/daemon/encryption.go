@@ -511,9 +511,7 @@ func (c changer) Record(ctx context.Context) (*encryption.Record, error) {
 			"delete it: k1s kubectl -n %s delete configmap %s; the servers make it anew from their keys", systemNamespace, recordName)
 	}
 	r.Version = m.Metadata.ResourceVersion
-	c.d.mu.Lock()
-	c.d.secrets.leader = r.Leader
-	c.d.mu.Unlock()
+	c.leads(r.Leader)
 	return &r, nil
 }
 
@@ -527,7 +525,14 @@ func (c changer) Agree(ctx context.Context, r encryption.Record) error {
 	if err != nil {
 		return fmt.Errorf("letting the servers agree about the keys of Secrets: %w", err)
 	}
+	c.leads(r.Leader)
 	return nil
+}
+
+func (c changer) leads(server string) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	c.d.secrets.leader = server
 }
 
 // servers are those that have the cluster's keys, by name, and where their APIs are. The first that joins is among them

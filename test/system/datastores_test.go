@@ -75,7 +75,6 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 			c.hidesPassword(t, databasePassword)
 
 			stop() // pods run on
-			c.isSecond(t)
 			c.serves(t)
 			c.running(t)
 			c.hasKept(t)
@@ -101,22 +100,6 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 			}
 		})
 	}
-}
-
-// isSecond starts another cluster's first server with the database, which is refused and leaves nothing.
-func (c *Cluster) isSecond(t *testing.T) {
-	t.Helper()
-	const aside = "cd /var/lib/k1s && mkdir kept && mv pki kubeconfig encryption kept/ && { [ ! -e server.json ] || mv server.json kept/; }"
-	c.in(within(t, limit), "sh", "-c", aside).wants(t, 0)
-	r := c.in(within(t, limit), "k1s", "server")
-	r.wants(t, 1, "belongs to another cluster, which server-0 has founded", "hint:  ", "nothing of this start is left here", "k1s server --server")
-	if strings.Contains(r.out+r.err, databasePassword) {
-		t.Error("it tells the password")
-	}
-	if left := c.in(within(t, limit), "sh", "-c", "cd /var/lib/k1s && ls -d pki kubeconfig encryption server.json 2>/dev/null"); strings.TrimSpace(left.out) != "" {
-		t.Errorf("it leaves %s", left.out)
-	}
-	c.in(within(t, limit), "sh", "-c", "cd /var/lib/k1s && mv kept/* . && rmdir kept").wants(t, 0)
 }
 
 // named configures the database with a URL in a file.

@@ -16,7 +16,11 @@
 //	outside.go        what that machine is connected to, and what is seen on the link
 //	registry.go       a real container registry, from the module in test/registry
 //	leftovers.go      what is on this machine, and what a run has added to it
+//	databases.go      databases of others, run in a node's network
 //	manifests/        the workloads, as a user would write them
 //
 // survive_test.go has the build tag faults, too, and a target of its own, see `make faults`: it takes long.
+//
+// What takes minutes by itself runs only where it is asked for: several servers on one PostgreSQL with K1S_TEST_EXTERNAL
+// (`make system-external`).
 package system
