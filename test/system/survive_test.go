@@ -60,7 +60,6 @@ func TestNoWriteIsLost(t *testing.T) {
 	agent := member{c, "agent-0"}
 	app := everywhere{c.namespace(t, "everywhere")}
 	app.apply(t, "everywhere.yaml")
-	app.reach(t, 4)
 	r := c.registers(t, servers)
 	everybody := []string{"server-0", "server-1", "server-2", balanced}
 	r.goOn(t, "before", everybody...)

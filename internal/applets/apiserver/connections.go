@@ -147,7 +147,7 @@ func client(shared *clientv3.Client) (*etcdkubernetes.Client, error) {
 	own.KV = clientv3.NewKV(shared)
 	own.Lease = clientv3.NewLease(shared)
 	own.Maintenance = clientv3.NewMaintenance(shared)
-	own.Watcher = clientv3.NewWatcher(shared)
+	own.Watcher = newWatches(clientv3.NewWatcher(shared))
 	c := &etcdkubernetes.Client{Client: own}
 	c.Kubernetes = c
 	return c, nil
