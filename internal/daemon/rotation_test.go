@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -489,10 +490,18 @@ func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
 	}
 	stage := func(to rotation.Stage) {
 		t.Helper()
+		before, err := pki.Published(sin.Paths)
+		if err != nil {
+			t.Fatal(err)
+		}
 		rot.Stage = to
 		server.in.Trust = rot.Epoch()
 		if err := (rotator{server}).Install(t.Context(), rot); err != nil {
 			t.Fatal(err)
+		}
+		// It is by this that nodes see that there is news.
+		if after, err := pki.Published(sin.Paths); err != nil || bytes.Equal(before, after) {
+			t.Errorf("in the stage %s the same is published as before, %v", to, err)
 		}
 	}
 	refresh := func() {

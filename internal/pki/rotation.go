@@ -330,7 +330,8 @@ func install(p paths.Paths, r Replacement, phase Phase) error {
 		cross := read[names[3]]
 		if r.Name == CA {
 			// For good: machines and tokens that know an older one find the way to the present one with it.
-			if err := write(CrossFile(p), concat(readFile(CrossFile(p)).data, old, cross), 0o644); err != nil {
+			// The old one stands last: what is published differs in each phase, which is how nodes see that there is news.
+			if err := write(CrossFile(p), concat(readFile(CrossFile(p)).data, cross, old), 0o644); err != nil {
 				return err
 			}
 		}
@@ -397,7 +398,8 @@ func chain(p paths.Paths, name string, by *x509.Certificate) []byte {
 	return f.data
 }
 
-// Published is what anybody may have to verify this cluster's servers: what is trusted, and how one CA vouched for the next.
+// Published is what anybody may have to verify this cluster's servers: what is trusted, and how one CA vouched for the next. It
+// differs between any two phases.
 func Published(p paths.Paths) ([]byte, error) {
 	ca, err := os.ReadFile(CertFile(p, CA))
 	if err != nil {
