@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
+	"net/url"
 	"os"
 	"slices"
 	"sync"
@@ -19,6 +21,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
 	"k1s.io/k1s/internal/applets/kine"
@@ -162,6 +165,69 @@ func TestOfManyWhoFoundAtOnceOneHasTheDatabase(t *testing.T) {
 func TestARightThatIsMissingIsTold(t *testing.T) {
 	if !Refused(fmt.Errorf("asking: %w", rpctypes.ErrPermissionDenied)) || Refused(rpctypes.ErrNoSpace) || Refused(errors.New("no")) {
 		t.Error("the wrong errors say that a right is missing")
+	}
+}
+
+func TestAnEtcdThatKeepsTheKeyFromItsUserSaysSo(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, peers := url.URL{Scheme: "http", Host: l.Addr().String()}, url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+	conf := embed.NewConfig()
+	conf.Dir, conf.ZapLoggerBuilder = t.TempDir(), embed.NewZapLoggerBuilder(zap.NewNop())
+	conf.ListenClientUrls, conf.AdvertiseClientUrls = []url.URL{clients}, []url.URL{clients}
+	conf.ListenPeerUrls, conf.AdvertisePeerUrls = []url.URL{peers}, []url.URL{peers}
+	conf.InitialCluster = conf.InitialClusterFromName(conf.Name)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e, err := embed.StartEtcd(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	select {
+	case <-e.Server.ReadyNotify():
+	case err := <-e.Err():
+		t.Fatal(err)
+	}
+	as := func(user string) *clientv3.Client {
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{clients.String()}, Username: user, Password: user, Logger: zap.NewNop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	admin, ctx := as(""), t.Context()
+	for _, user := range []string{"root", "k1s"} {
+		_, err1 := admin.UserAdd(ctx, user, user)
+		_, err2 := admin.RoleAdd(ctx, user)
+		_, err3 := admin.UserGrantRole(ctx, user, user)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := admin.RoleGrantPermission(ctx, "k1s", root+"/", clientv3.GetPrefixRangeEnd(root+"/"), clientv3.PermissionType(clientv3.PermReadWrite)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.AuthEnable(ctx); err != nil {
+		t.Fatal(err)
+	}
+	ours, err := claim.Of(ca(t), nil, "server-0", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := as("k1s")
+	if _, err := user.Put(ctx, root+"/a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Make(ctx, user, root, ours); !Refused(err) {
+		t.Errorf("taking it: %v", err)
+	}
+	if err := Look(ctx, user, root, ours); !Refused(err) {
+		t.Errorf("looking: %v", err)
 	}
 }
 
