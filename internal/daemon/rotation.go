@@ -85,6 +85,8 @@ func phaseOf(s rotation.Stage) pki.Phase {
 		return pki.SignNew
 	case rotation.Draining:
 		return pki.KeepTokens
+	case rotation.Aborting:
+		return pki.TrustOld
 	}
 	return pki.TrustNew
 }
@@ -134,7 +136,10 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 			d.noteRotation(nil, err)
 		} else if s.Active() {
 			d.noteRotation(nil, nil)
-			d.log.Info("the cluster's CA is replaced", "number", s.Number)
+			d.mu.Lock()
+			end := d.rotating.state
+			d.mu.Unlock()
+			d.log.Info("a replacement of the cluster's CA is at its end", "number", end.Number, "called off", end.Aborted)
 		}
 		var again <-chan time.Time
 		if err != nil {
@@ -190,13 +195,26 @@ type rotator struct{ d *Daemon }
 var _ rotation.World = rotator{}
 
 func (r rotator) Keep(s rotation.State) error {
+	if err := r.keep(s); err != nil {
+		return err
+	}
+	r.d.log.Info("replacing the cluster's CA", "state", s.String())
+	return nil
+}
+
+// keep puts the state in the place of that which it follows from. What the user has said since then counts.
+func (r rotator) keep(s rotation.State) error {
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	now := r.d.rotating.state
+	if now.Stage == rotation.Aborting && s.Stage != rotation.None {
+		return errs.New(errs.Exists, "the replacement was called off in the same moment")
+	}
+	s.Hurry, s.DropTokens = s.Hurry || now.Hurry && now.Number == s.Number, s.DropTokens || now.DropTokens && now.Number == s.Number
 	if err := keepRotation(r.d.o.Paths, s); err != nil {
 		return err
 	}
-	r.d.mu.Lock()
 	r.d.rotating.state = s
-	r.d.mu.Unlock()
-	r.d.log.Info("replacing the cluster's CA", "state", s.String())
 	return nil
 }
 
@@ -449,8 +467,8 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
-	if r.Finish {
-		if err := d.finishRotation(in, r.DropTokens, r.DryRun); err != nil {
+	if r.Finish || r.Abort {
+		if err := d.endRotation(in, r); err != nil {
 			return control.Rotation{}, err
 		}
 		return d.Rotation(ctx)
@@ -509,12 +527,15 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	return out, nil
 }
 
-// finishRotation lets the old authorities go now, and with tokens what their key of service accounts has signed.
-func (d *Daemon) finishRotation(in component.Input, tokens, dryRun bool) error {
+// endRotation lets the old authorities go now, or the new ones.
+func (d *Daemon) endRotation(in component.Input, r control.RotateRequest) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next, err := d.rotating.state.Finish(tokens)
-	if err != nil || dryRun {
+	next, err := d.rotating.state.Abort(time.Now())
+	if !r.Abort {
+		next, err = d.rotating.state.Finish(r.DropTokens)
+	}
+	if err != nil || r.DryRun {
 		return err
 	}
 	if err := keepRotation(in.Paths, next); err != nil {
