@@ -489,7 +489,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, fmt.Errorf("the cluster's CA cannot be replaced: %w", err)
 	}
-	warnings, err := d.rotationWarnings(ctx, api, all)
+	warnings, err := d.rotationWarnings(ctx, api, r, all)
 	if err != nil {
 		return control.Rotation{}, err
 	}
@@ -554,13 +554,16 @@ func (d *Daemon) wakeRotation() {
 }
 
 // rotationWarnings is what a user has to know of before.
-func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, all []pki.Replacement) ([]string, error) {
+func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, r control.RotateRequest, all []pki.Replacement) ([]string, error) {
 	var out []string
-	for _, r := range all {
-		if r.Below {
-			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", r.Name))
+	if r.Keep < rotation.TokensLast && !r.DropTokens {
+		out = append(out, "the old key of service accounts is good for 24 hours after the switch, longer than the old CA: pods have tokens of it. Who else has it can be any service account until then; if it is in wrong hands, end it with the CA: --drop-tokens")
+	}
+	for _, a := range all {
+		if a.Below {
+			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", a.Name))
 		}
-		if r.Name == pki.CA && !r.Chained {
+		if a.Name == pki.CA && !a.Chained {
 			out = append(out, "the CA in use allows no other one below it, so programs that read it only when they start, as some pods do, have to be started again before the new one signs; that is not before ten minutes have passed")
 		}
 	}

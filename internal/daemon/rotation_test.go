@@ -250,13 +250,19 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 1 || !strings.Contains(plan.Warnings[0], "apps/legacy") || len(plan.Nodes) != 3 {
+	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 2 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") || len(plan.Nodes) != 3 {
 		t.Errorf("plan %+v", plan)
 	}
 	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
 		t.Errorf("looking has begun it: %v, %v", s, err)
 	}
 
+	for _, r := range []control.RotateRequest{{Keep: rotation.TokensLast}, {DropTokens: true}} {
+		r.DryRun = true
+		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 1 {
+			t.Errorf("%+v: warnings %q, %v", r, plan.Warnings, err)
+		}
+	}
 	begun, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour})
 	if err != nil {
 		t.Fatal(err)

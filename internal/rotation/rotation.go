@@ -40,9 +40,9 @@ const DefaultKeep = 30 * 24 * time.Hour
 // and before the new one signs where what it signs is not accepted because of the old one.
 const Settle = 10 * time.Minute
 
-// tokensLast is for how long a kubelet at most gives a pod the same token of its service account: its token manager asks for
+// TokensLast is for how long a kubelet at most gives a pod the same token of its service account: its token manager asks for
 // another one after 80% of its time, and after 24 hours.
-const tokensLast = 24 * time.Hour
+const TokensLast = 24 * time.Hour
 
 // Authority is one that is replaced, or the key of service accounts.
 type Authority struct {
@@ -113,7 +113,7 @@ func (s State) TokensUntil() time.Time {
 	if s.DropTokens || s.Switched.IsZero() || !slices.ContainsFunc(s.Authorities, Authority.isKey) {
 		return time.Time{}
 	}
-	return s.Switched.Add(tokensLast)
+	return s.Switched.Add(TokensLast)
 }
 
 func (s State) String() string {
