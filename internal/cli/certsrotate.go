@@ -20,7 +20,7 @@ type certsRotateOptions struct {
 	deps                        Deps
 	format                      printer.Format
 	dryRun, status, finish, yes bool
-	dropTokens                  bool
+	dropTokens, abort           bool
 	dir                         string
 	keep                        time.Duration
 }
@@ -45,6 +45,7 @@ func newCertsRotateCmd(deps Deps, runF func(context.Context, certsRotateOptions)
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would be done")
 	f.BoolVar(&o.status, "status", false, "show how far it is, and who is behind")
 	f.BoolVar(&o.finish, "finish", false, "stop trusting the old ones now")
+	f.BoolVar(&o.abort, "abort", false, "call it off; as long as the new ones do not sign")
 	f.BoolVar(&o.yes, "yes", false, "do not ask")
 	f.StringVar(&o.dir, "ca-dir", "", "take authorities of your own from this directory: ca.crt and ca.key, and if they are there\nfront-proxy-ca, etcd/ca, sa.key; what is not there is made")
 	f.BoolVar(&o.dropTokens, "drop-tokens", false, "end the tokens of pods together with the old CA, not a day later; pods have to be started\nanew then, or are refused for up to an hour. For when the key of service accounts is in wrong hands")
@@ -56,7 +57,9 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 	switch {
 	case o.keep < 0:
 		return errs.New(errs.Usage, "the old CA cannot be trusted for %s", o.keep)
-	case o.status && (o.finish || o.dryRun || o.dropTokens || o.dir != ""):
+	case o.abort && (o.finish || o.dropTokens || o.dir != ""):
+		return errs.New(errs.Usage, "--abort calls a replacement off; give it alone")
+	case o.status && (o.finish || o.abort || o.dryRun || o.dropTokens || o.dir != ""):
 		return errs.New(errs.Usage, "--status only shows how far it is; give it alone")
 	case o.finish && o.dir != "":
 		return errs.New(errs.Usage, "--finish ends a replacement, and --ca-dir begins one; give one of them")
@@ -70,7 +73,7 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 		}
 		return printer.Print(s.Out, o.format, r, func(w io.Writer) error { return printRotation(w, r) })
 	}
-	req := control.RotateRequest{Keep: o.keep, Finish: o.finish, DropTokens: o.dropTokens}
+	req := control.RotateRequest{Keep: o.keep, Finish: o.finish, DropTokens: o.dropTokens, Abort: o.abort}
 	if o.dir != "" {
 		var err error
 		if req.Dir, err = filepath.Abs(o.dir); err != nil {
@@ -85,7 +88,7 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 			return err
 		}
 		err = printer.Print(s.Out, o.format, r, func(w io.Writer) error {
-			if o.finish {
+			if o.finish || o.abort {
 				return printRotation(w, r)
 			}
 			return printRotationPlan(w, r)
@@ -99,6 +102,9 @@ func runCertsRotate(ctx context.Context, o certsRotateOptions) error {
 		}
 		if o.finish && o.dropTokens {
 			question = "Stop trusting the old CA now, and end the tokens of pods?"
+		}
+		if o.abort {
+			question = "Call it off, and keep the old CA?"
 		}
 		if err := confirm(ctx, s, question); err != nil {
 			return err
@@ -150,8 +156,12 @@ func rotationProgress(r control.Rotation) string {
 		rotation.Trusting:    "everybody learns to trust the new CA beside the old one",
 		rotation.Overlapping: "the new CA signs, and the old one is still trusted",
 		rotation.Draining:    "the old CA is not trusted any more, and tokens of pods that the old key has signed are still good",
+		rotation.Aborting:    "the replacement is called off, and everybody forgets the new CA",
 		rotation.Removing:    "the old CA is forgotten",
 	}[r.State.Stage]
+	if text == "" && r.State.Aborted {
+		return "the CA stays"
+	}
 	if text == "" {
 		return "the CA is replaced"
 	}
@@ -168,7 +178,7 @@ func printRotation(w io.Writer, r control.Rotation) error {
 	st := r.State
 	var head strings.Builder
 	switch {
-	case !st.Active() && st.Number == 0:
+	case !st.Active() && st.Ended.IsZero():
 		head.WriteString("The cluster's CA was never replaced.\n")
 	case !st.Active():
 		fmt.Fprintf(&head, "The cluster's CA was last replaced on %s.\n", day(st.Ended))

@@ -200,6 +200,8 @@ type RotateRequest struct {
 	// DropTokens ends tokens that the old key of service accounts has signed together with the old ones, instead of a day after
 	// the new key signs: pods get others only when they are started anew, or within an hour.
 	DropTokens bool `json:"dropTokens,omitempty"`
+	// Abort calls the replacement off that is on its way, while nothing has been signed by the new ones; nothing else is looked at.
+	Abort bool `json:"abort,omitempty"`
 	// Finish stops trusting the old ones of the replacement that is on its way; nothing else is looked at.
 	Finish bool `json:"finish,omitempty"`
 }

@@ -85,6 +85,8 @@ func phaseOf(s rotation.Stage) pki.Phase {
 		return pki.SignNew
 	case rotation.Draining:
 		return pki.KeepTokens
+	case rotation.Aborting:
+		return pki.TrustOld
 	}
 	return pki.TrustNew
 }
@@ -134,7 +136,10 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 			d.noteRotation(nil, err)
 		} else if s.Active() {
 			d.noteRotation(nil, nil)
-			d.log.Info("the cluster's CA is replaced", "number", s.Number)
+			d.mu.Lock()
+			end := d.rotating.state
+			d.mu.Unlock()
+			d.log.Info("a replacement of the cluster's CA is at its end", "number", end.Number, "called off", end.Aborted)
 		}
 		var again <-chan time.Time
 		if err != nil {
@@ -190,13 +195,26 @@ type rotator struct{ d *Daemon }
 var _ rotation.World = rotator{}
 
 func (r rotator) Keep(s rotation.State) error {
+	if err := r.keep(s); err != nil {
+		return err
+	}
+	r.d.log.Info("replacing the cluster's CA", "state", s.String())
+	return nil
+}
+
+// keep puts the state in the place of that which it follows from. What the user has said since then counts.
+func (r rotator) keep(s rotation.State) error {
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	now := r.d.rotating.state
+	if now.Stage == rotation.Aborting && s.Stage != rotation.None {
+		return errs.New(errs.Exists, "the replacement was called off in the same moment")
+	}
+	s.Hurry, s.DropTokens = s.Hurry || now.Hurry && now.Number == s.Number, s.DropTokens || now.DropTokens && now.Number == s.Number
 	if err := keepRotation(r.d.o.Paths, s); err != nil {
 		return err
 	}
-	r.d.mu.Lock()
 	r.d.rotating.state = s
-	r.d.mu.Unlock()
-	r.d.log.Info("replacing the cluster's CA", "state", s.String())
 	return nil
 }
 
@@ -449,8 +467,8 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
-	if r.Finish {
-		if err := d.finishRotation(in, r.DropTokens, r.DryRun); err != nil {
+	if r.Finish || r.Abort {
+		if err := d.endRotation(in, r); err != nil {
 			return control.Rotation{}, err
 		}
 		return d.Rotation(ctx)
@@ -471,7 +489,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, fmt.Errorf("the cluster's CA cannot be replaced: %w", err)
 	}
-	warnings, err := d.rotationWarnings(ctx, api, all)
+	warnings, err := d.rotationWarnings(ctx, api, r, all)
 	if err != nil {
 		return control.Rotation{}, err
 	}
@@ -509,12 +527,15 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	return out, nil
 }
 
-// finishRotation lets the old authorities go now, and with tokens what their key of service accounts has signed.
-func (d *Daemon) finishRotation(in component.Input, tokens, dryRun bool) error {
+// endRotation lets the old authorities go now, or the new ones.
+func (d *Daemon) endRotation(in component.Input, r control.RotateRequest) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next, err := d.rotating.state.Finish(tokens)
-	if err != nil || dryRun {
+	next, err := d.rotating.state.Abort(time.Now())
+	if !r.Abort {
+		next, err = d.rotating.state.Finish(r.DropTokens)
+	}
+	if err != nil || r.DryRun {
 		return err
 	}
 	if err := keepRotation(in.Paths, next); err != nil {
@@ -533,13 +554,16 @@ func (d *Daemon) wakeRotation() {
 }
 
 // rotationWarnings is what a user has to know of before.
-func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, all []pki.Replacement) ([]string, error) {
+func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, r control.RotateRequest, all []pki.Replacement) ([]string, error) {
 	var out []string
-	for _, r := range all {
-		if r.Below {
-			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", r.Name))
+	if r.Keep < rotation.TokensLast && !r.DropTokens {
+		out = append(out, "the old key of service accounts is good for 24 hours after the switch, longer than the old CA: pods have tokens of it. Who else has it can be any service account until then; if it is in wrong hands, end it with the CA: --drop-tokens")
+	}
+	for _, a := range all {
+		if a.Below {
+			out = append(out, fmt.Sprintf("your %s is below another authority, which is not trusted here: it could sign for anybody. Programs of Go take the certificate by itself; some that use OpenSSL want one that is signed by itself (Python before 3.13), and cannot verify this cluster then", a.Name))
 		}
-		if r.Name == pki.CA && !r.Chained {
+		if a.Name == pki.CA && !a.Chained {
 			out = append(out, "the CA in use allows no other one below it, so programs that read it only when they start, as some pods do, have to be started again before the new one signs; that is not before ten minutes have passed")
 		}
 	}

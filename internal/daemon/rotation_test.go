@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -250,13 +251,19 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 1 || !strings.Contains(plan.Warnings[0], "apps/legacy") || len(plan.Nodes) != 3 {
+	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 2 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") || len(plan.Nodes) != 3 {
 		t.Errorf("plan %+v", plan)
 	}
 	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
 		t.Errorf("looking has begun it: %v, %v", s, err)
 	}
 
+	for _, r := range []control.RotateRequest{{Keep: rotation.TokensLast}, {DropTokens: true}} {
+		r.DryRun = true
+		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 1 {
+			t.Errorf("%+v: warnings %q, %v", r, plan.Warnings, err)
+		}
+	}
 	begun, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -410,6 +417,55 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	}
 	if !pinned(in.Paths, first) || pinned(in.Paths, "x") {
 		t.Error("the old CA's pin is not known as one of this cluster's")
+	}
+}
+
+func TestAReplacementIsCalledOffAndNothingOvertakesThat(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, d, in)
+	d.in.Trust = s.Epoch()
+	if err := (rotator{d}).Install(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Abort: true, DryRun: true}); err != nil || d.rotating.state.Stage != rotation.Trusting {
+		t.Errorf("looking has called it off: %s, %v", d.rotating.state, err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Abort: true}); err != nil {
+		t.Fatal(err)
+	}
+	// The switch was decided in the same moment.
+	late := s
+	late.Stage = rotation.Overlapping
+	if err := (rotator{d}).Keep(late); !errs.Is(err, errs.Exists) {
+		t.Errorf("the new CA signs though it was called off: %v", err)
+	}
+	kept, err := readRotation(in.Paths)
+	if err != nil || kept.Stage != rotation.Aborting || d.rotating.state.Stage != rotation.Aborting {
+		t.Fatalf("%s is kept, %v", kept, err)
+	}
+	d.in.Trust = kept.Epoch()
+	if err := (rotator{d}).Install(t.Context(), kept); err != nil {
+		t.Fatal(err)
+	}
+	if cas, err := pki.ReadTrusted(in.Paths); err != nil || !slices.Equal(pki.Pins(cas), []string{ca(s).Old}) {
+		t.Errorf("trusted are %v, %v", pki.Pins(cas), err)
+	}
+	end := kept
+	end.Stage = rotation.None
+	if err := errors.Join((rotator{d}).Keep(end), (rotator{d}).Forget(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(in.Paths.PKI("rotation")); !os.IsNotExist(err) {
+		t.Errorf("what is not needed is still there: %v", err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Abort: true}); !errs.Is(err, errs.NotFound) {
+		t.Errorf("called off without a beginning: %v", err)
 	}
 }
 

@@ -41,6 +41,7 @@ const (
 	SignNew                 // the new ones sign, all are trusted
 	KeepTokens              // as TrustNew, but the old key of service accounts still verifies tokens
 	TrustNew                // the old ones are not trusted any more
+	TrustOld                // in the place of SignNew: the new ones are not trusted any more, and have signed nothing
 )
 
 // Replacement is one authority, or the service account key, that is replaced by another.
@@ -324,14 +325,24 @@ func install(p paths.Paths, r Replacement, phase Phase) error {
 		}
 	case TrustNew:
 		public = fresh
+	case TrustOld:
+		public = old
 	}
 	var chain []byte
 	if r.Name != ServiceAccount {
 		cross := read[names[3]]
 		if r.Name == CA {
 			// For good: machines and tokens that know an older one find the way to the present one with it.
+<<<<<<< HEAD
 			// The old one stands last: what is published differs in each phase, which is how nodes see that there is news.
 			if err := write(CrossFile(p), concat(readFile(CrossFile(p)).data, cross, old), 0o644); err != nil {
+=======
+			known := concat(readFile(CrossFile(p)).data, old, cross)
+			if phase == TrustOld {
+				known, _ = without(known, blocks(cross)) // it is the successor of nobody
+			}
+			if err := write(CrossFile(p), known, 0o644); err != nil {
+>>>>>>> m/rotate
 				return err
 			}
 		}
@@ -346,7 +357,7 @@ func install(p paths.Paths, r Replacement, phase Phase) error {
 	} else if err := write(chainFile(p, r.Name), chain, 0o644); err != nil {
 		return err
 	}
-	if phase != TrustBoth {
+	if phase != TrustBoth && phase != TrustOld {
 		if err := write(KeyFile(p, r.Name), key, 0o600); err != nil {
 			return err
 		}
@@ -412,24 +423,30 @@ func Published(p paths.Paths) ([]byte, error) {
 // Stale takes out of a bundle that others keep what the replacement that is on its way has taken out of the authority's own
 // file. Both are PEM; gone tells that there was something to take out.
 func Stale(p paths.Paths, name string, bundle []byte) (left []byte, gone bool, err error) {
-	old := readFile(p.PKI(rotationDir, "old", publicName(name)))
+	old, fresh := readFile(p.PKI(rotationDir, "old", publicName(name))), readFile(p.PKI(rotationDir, "new", publicName(name)))
 	if old.absent() {
 		return bundle, false, nil // it is not replaced
 	}
 	own := readFile(CertFile(p, name))
-	if err := errors.Join(old.err, own.err); err != nil {
+	if err := errors.Join(old.err, fresh.err, own.err); err != nil {
 		return nil, false, fmt.Errorf("finding out which authorities are not trusted any more: %w", err)
 	}
-	trusted, stale := blocks(own.data), map[string]bool{}
-	for der := range blocks(old.data) {
-		stale[der] = !trusted[der]
+	stale := blocks(concat(old.data, fresh.data))
+	for der := range blocks(own.data) {
+		delete(stale, der)
 	}
-	for rest := bundle; ; {
+	left, gone = without(bundle, stale)
+	return left, gone, nil
+}
+
+// without leaves blocks out of a PEM file, and tells whether there were any.
+func without(b []byte, out map[string]bool) (left []byte, gone bool) {
+	for {
 		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return left, gone, nil
+		if block, b = pem.Decode(b); block == nil {
+			return left, gone
 		}
-		if stale[string(block.Bytes)] {
+		if out[string(block.Bytes)] {
 			gone = true
 			continue
 		}

@@ -180,6 +180,38 @@ func TestAuthoritiesAreReplacedInThreePhases(t *testing.T) {
 	}
 }
 
+func TestAReplacementThatIsCalledOffLeavesTheAuthoritiesAsTheyWere(t *testing.T) {
+	n := newNode(t)
+	n.ensure()
+	before := n.snapshot()
+	all := n.prepare("")
+	n.install(all, TrustBoth)
+	bundle := n.read(CertFile(n.req.Paths, CA))
+	if left, gone, err := Stale(n.req.Paths, CA, []byte(bundle)); err != nil || gone || string(left) != bundle {
+		t.Errorf("what is trusted counts as stale: %v", err)
+	}
+	n.install(all, TrustOld)
+	if left, gone, err := Stale(n.req.Paths, CA, []byte(bundle)); err != nil || !gone || string(left) != n.read(CertFile(n.req.Paths, CA)) {
+		t.Errorf("the new one is not taken out: %s, %v", left, err)
+	}
+	if err := ForgetReplacement(t.Context(), n.req.Paths); err != nil {
+		t.Fatal(err)
+	}
+	after := n.snapshot()
+	for name := range after {
+		if before[name] == "" && strings.HasSuffix(name, "ca-cross.pem") {
+			if got := PinsOf([]byte(n.read(CrossFile(n.req.Paths)))); !slices.Equal(got, []string{all[0].Old}) {
+				t.Errorf("vouched for are %v", got)
+			}
+			delete(after, name)
+		}
+	}
+	if !maps.Equal(before, after) {
+		t.Errorf("the files are not as they were: %v, before %v", slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
+	}
+	n.wantIssued(map[string]string{})
+}
+
 // A kill leaves any mixture of the files of two phases behind.
 func TestAPhaseIsInstalledAgainAfterAKillAtAnyPoint(t *testing.T) {
 	files := []string{CertFile(paths.Paths{}, CA), KeyFile(paths.Paths{}, CA), chainFile(paths.Paths{}, CA), CertFile(paths.Paths{}, ServiceAccount), KeyFile(paths.Paths{}, ServiceAccount)}

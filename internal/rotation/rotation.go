@@ -25,6 +25,7 @@ const (
 	Overlapping Stage = "overlapping" // the new ones sign, and the old ones are still trusted
 	Draining    Stage = "draining"    // as removing, but tokens that the old key of service accounts has signed are still good
 	Removing    Stage = "removing"    // the old ones are not trusted any more
+	Aborting    Stage = "aborting"    // after trusting: the new ones are not trusted any more, and never sign
 )
 
 // CA is the name of the authority that nodes and users know: their Trusts and Issuer are about it.
@@ -39,9 +40,9 @@ const DefaultKeep = 30 * 24 * time.Hour
 // and before the new one signs where what it signs is not accepted because of the old one.
 const Settle = 10 * time.Minute
 
-// tokensLast is for how long a kubelet at most gives a pod the same token of its service account: its token manager asks for
+// TokensLast is for how long a kubelet at most gives a pod the same token of its service account: its token manager asks for
 // another one after 80% of its time, and after 24 hours.
-const tokensLast = 24 * time.Hour
+const TokensLast = 24 * time.Hour
 
 // Authority is one that is replaced, or the key of service accounts.
 type Authority struct {
@@ -81,6 +82,8 @@ type State struct {
 	// DropTokens tells that the user does not want to wait for kubelets to give pods other tokens either.
 	DropTokens  bool        `json:"dropTokens,omitempty"`
 	Authorities []Authority `json:"authorities,omitempty"`
+	// Aborted tells that the last one was called off.
+	Aborted bool `json:"aborted,omitempty"`
 	// Ended is when the last one was complete.
 	Ended time.Time `json:"ended,omitzero"`
 }
@@ -95,7 +98,10 @@ func (s State) Epoch() string {
 		return ""
 	}
 	stage := s.Stage
-	if stage == None {
+	switch {
+	case stage == None && s.Aborted:
+		stage = Aborting
+	case stage == None:
 		stage = Removing
 	}
 	return fmt.Sprintf("%d-%s", s.Number, stage)
@@ -107,7 +113,7 @@ func (s State) TokensUntil() time.Time {
 	if s.DropTokens || s.Switched.IsZero() || !slices.ContainsFunc(s.Authorities, Authority.isKey) {
 		return time.Time{}
 	}
-	return s.Switched.Add(tokensLast)
+	return s.Switched.Add(TokensLast)
 }
 
 func (s State) String() string {
@@ -157,6 +163,8 @@ func (s State) Sooner() string {
 	switch s.Stage {
 	case Overlapping:
 		return "to stop trusting the old one now, on the server: k1s certs rotate-ca --finish"
+	case Trusting:
+		return "see for whom it waits: k1s certs rotate-ca --status; to call it off, on the server: k1s certs rotate-ca --abort"
 	case Draining:
 		return "it ends when the tokens of pods are of the new key; to end them now, which pods notice until they are started anew, on the server: k1s certs rotate-ca --finish --drop-tokens"
 	}
@@ -172,10 +180,27 @@ func (s State) Finish(tokens bool) (State, error) {
 		return s, nil
 	case Removing:
 		return s, nil
+	case Aborting:
+		return s, errs.Hint(errs.New(errs.NotRunning, "the replacement is called off, and the old CA stays"), "see: k1s certs rotate-ca --status")
 	case Trusting:
 		return s, errs.Hint(errs.New(errs.NotRunning, "the new CA does not sign yet, so the old one cannot go"), "see for whom it waits: k1s certs rotate-ca --status")
 	}
 	return s, errs.New(errs.NotFound, "no CA is being replaced")
+}
+
+// Abort is the state in which the replacement is called off. That can be done while nothing has been signed by the new ones.
+// Asking twice is no error.
+func (s State) Abort(now time.Time) (State, error) {
+	switch s.Stage {
+	case Aborting:
+		return s, nil
+	case Trusting:
+		s.Stage, s.Since, s.Aborted = Aborting, now.UTC().Truncate(time.Second), true
+		return s, nil
+	case None:
+		return s, errs.New(errs.NotFound, "no CA is being replaced")
+	}
+	return s, errs.Hint(errs.New(errs.NotRunning, "the new CA signs already, so the replacement cannot be called off"), "%s; another one brings other CAs after that", s.Sooner())
 }
 
 // Node is what is known of a node of the cluster.
@@ -212,6 +237,8 @@ func Behind(s State, f Facts) (present, away []string) {
 			ok = n.Issuer == ca.New
 		case Draining, Removing:
 			ok = n.Issuer == ca.New && !slices.Contains(n.Trusts, ca.Old)
+		case Aborting:
+			ok = !slices.Contains(n.Trusts, ca.New)
 		}
 		switch {
 		case ok || ca.New == "":
@@ -263,6 +290,13 @@ func Next(s State, f Facts) (State, []string) {
 		if at := s.TokensUntil(); s.Stage == Draining && f.Now.Before(at) {
 			wait("tokens of pods that the old key has signed are good until %s", at.Format(time.RFC3339))
 		}
+	case Aborting:
+		if len(present) > 0 {
+			wait("%s: trusts the new CA still", strings.Join(present, ", "))
+		}
+		if len(f.Extended) > 0 {
+			wait("aggregated API servers are told to believe the new %s", strings.Join(f.Extended, ", "))
+		}
 	}
 	if len(waits) > 0 {
 		return s, waits
@@ -278,6 +312,8 @@ func Next(s State, f Facts) (State, []string) {
 		}
 	case Draining:
 		s.Stage = Removing
+	case Aborting:
+		s.Stage = None
 	default:
 		s.Stage, s.Ended = None, now
 	}
@@ -363,7 +399,7 @@ func Unmarshal(b []byte) (State, error) {
 	switch {
 	case f.Version != version:
 		return State{}, fmt.Errorf("it has version %d, and this k1s knows %d", f.Version, version)
-	case !slices.Contains([]Stage{None, Trusting, Overlapping, Draining, Removing}, f.Stage):
+	case !slices.Contains([]Stage{None, Trusting, Overlapping, Draining, Removing, Aborting}, f.Stage):
 		return State{}, fmt.Errorf("it has a stage %q, which this k1s does not know", f.Stage)
 	case f.Active() && (f.ca().New == "" || f.Number == 0):
 		return State{}, fmt.Errorf("it does not say what is replaced by what")

@@ -76,6 +76,8 @@ func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 		"tokens of pods last a day":                      {stage: Draining, after: 24*time.Hour - 1, nodes: []Node{only, away}, want: Draining, waits: "tokens of pods that the old key has signed are good until 2026-11-22T12:00:00Z"},
 		"and end then":                                   {stage: Draining, after: 24 * time.Hour, nodes: []Node{only, away}, want: Removing},
 		"or when they are dropped":                       {stage: Draining, drop: true, nodes: []Node{only, away}, want: Removing},
+		"called off is when nobody trusts the new one":   {stage: Aborting, nodes: []Node{slow, away, knows}, extended: []string{CA}, want: Aborting, waits: "knows: trusts the new CA still; aggregated API servers are told to believe the new ca"},
+		"then nothing is replaced":                       {stage: Aborting, nodes: []Node{slow, away}, want: None},
 		"who is slow is waited for meanwhile":            {stage: Draining, drop: true, nodes: []Node{has}, want: Draining, waits: "has: trusts the old CA still"},
 		"nothing happens when nothing was asked for":     {stage: None, nodes: []Node{slow}, unpublished: []string{"a"}, want: None},
 		"both things that are waited for are told":       {stage: Overlapping, after: 30 * time.Minute, nodes: []Node{slow}, want: Overlapping, waits: "the old CA is trusted until 2026-11-21T13:00:00Z; slow: has no certificates of the new CA yet"},
@@ -104,7 +106,7 @@ func TestWhoIsBehindIsTold(t *testing.T) {
 		{Name: "a", Present: true, Trusts: []string{"new"}, Issuer: "new"}, {Name: "b", Present: true, Trusts: []string{"new", "old"}, Issuer: "new"},
 		{Name: "c", Present: true, Trusts: []string{"old", "new"}, Issuer: "old"}, {Name: "d", Trusts: []string{"old"}, Issuer: "old"}, {Name: "e", Present: true},
 	}
-	for stage, want := range map[Stage]string{Trusting: "[e] [d]", Overlapping: "[c e] [d]", Draining: "[b c e] [d]", Removing: "[b c e] [d]", None: "[] []"} {
+	for stage, want := range map[Stage]string{Trusting: "[e] [d]", Overlapping: "[c e] [d]", Draining: "[b c e] [d]", Removing: "[b c e] [d]", Aborting: "[a b c] []", None: "[] []"} {
 		present, away := Behind(in(begun(t, true), stage), Facts{Nodes: nodes})
 		if got := fmt.Sprint(present, away); got != want {
 			t.Errorf("%q: %s, want %s", stage, got, want)
@@ -130,6 +132,35 @@ func TestWhatIsAskedForAtTheWrongTimeIsRefused(t *testing.T) {
 		if _, err := in(s, stage).Finish(false); err != nil {
 			t.Errorf("%s: %v", stage, err)
 		}
+	}
+}
+
+func TestAReplacementIsCalledOffBeforeTheNewOneSigns(t *testing.T) {
+	s := begun(t, true)
+	off, err := s.Abort(now.Add(time.Hour))
+	if err != nil || off.Stage != Aborting || !off.Since.Equal(now.Add(time.Hour)) {
+		t.Fatalf("%+v, %v", off, err)
+	}
+	if again, err := off.Abort(now.Add(2 * time.Hour)); err != nil || !again.Since.Equal(off.Since) {
+		t.Errorf("asked twice: %+v, %v", again, err)
+	}
+	if _, err := off.Finish(false); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("it is finished then: %v", err)
+	}
+	end, waits := Next(off, Facts{Now: now.Add(time.Hour)})
+	if end.Active() || !end.Ended.IsZero() || end.Epoch() != off.Epoch() {
+		t.Errorf("%+v, waits for %q", end, waits)
+	}
+	if next, err := end.Begin(replaced(true), 0, now); err != nil || next.Number != 2 || next.Aborted {
+		t.Errorf("another one: %+v, %v", next, err)
+	}
+	for _, stage := range []Stage{Overlapping, Draining, Removing} {
+		if _, err := in(s, stage).Abort(now); !errs.Is(err, errs.NotRunning) {
+			t.Errorf("%s: %v", stage, err)
+		}
+	}
+	if _, err := (State{}).Abort(now); !errs.Is(err, errs.NotFound) {
+		t.Errorf("none: %v", err)
 	}
 }
 

@@ -207,16 +207,28 @@ func says(ctx context.Context, script string, words ...string) (string, error) {
 	return out, nil
 }
 
-// eventually repeats what may need time.
+// eventually repeats what may need time. On an emulated processor a few kubectl are seconds of work for all there is, so it rests for
+// twice as long as a try took: otherwise asking whether the node answers is what keeps it from answering, probes of pods fail, and DNS has
+// no endpoints for as long as it is asked.
 func eventually(ctx context.Context, what string, try func(context.Context) (string, error)) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var out string
 	err := wait.Until(ctx, pause, what, func(ctx context.Context) (err error) {
-		out, err = try(ctx)
+		began := time.Now()
+		if out, err = try(ctx); err != nil {
+			rest(ctx, 2*time.Since(began))
+		}
 		return err
 	})
 	return out, err
+}
+
+func rest(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 func firstLine(s string) string {
