@@ -333,16 +333,12 @@ func install(p paths.Paths, r Replacement, phase Phase) error {
 		cross := read[names[3]]
 		if r.Name == CA {
 			// For good: machines and tokens that know an older one find the way to the present one with it.
-<<<<<<< HEAD
 			// The old one stands last: what is published differs in each phase, which is how nodes see that there is news.
-			if err := write(CrossFile(p), concat(readFile(CrossFile(p)).data, cross, old), 0o644); err != nil {
-=======
-			known := concat(readFile(CrossFile(p)).data, old, cross)
+			known := concat(readFile(CrossFile(p)).data, cross, old)
 			if phase == TrustOld {
 				known, _ = without(known, blocks(cross)) // it is the successor of nobody
 			}
 			if err := write(CrossFile(p), known, 0o644); err != nil {
->>>>>>> m/rotate
 				return err
 			}
 		}
