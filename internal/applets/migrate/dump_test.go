@@ -361,3 +361,32 @@ func authority(t *testing.T) []byte {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
+
+// Two that were founded by the same node at the same address are one cluster to each other without that, and let each other in.
+func TestAnEtcdThatIsFoundedWithATokenHasIDsOfItsOwn(t *testing.T) {
+	clusters, members := map[uint64]string{}, map[uint64]string{}
+	for _, token := range []string{"", "restore-1-a", "restore-1-b"} {
+		of := founded(t, "etcd")
+		ids := func(token string) (cluster, member uint64) {
+			with(t, of("t", token), func(s *store) {
+				r, err := s.client.Get(t.Context(), "x")
+				if err != nil {
+					t.Fatal(err)
+				}
+				cluster, member = r.Header.ClusterId, r.Header.MemberId
+			})
+			return cluster, member
+		}
+		cluster, member := ids(token)
+		if was, known := clusters[cluster]; known {
+			t.Errorf("with %q and %q it is the same cluster", token, was)
+		}
+		if was, known := members[member]; known {
+			t.Errorf("with %q and %q it is the same member", token, was)
+		}
+		clusters[cluster], members[member] = token, token
+		if c, m := ids(""); c != cluster || m != member { // as the node starts it afterwards
+			t.Errorf("with %q it became another cluster", token)
+		}
+	}
+}

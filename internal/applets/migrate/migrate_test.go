@@ -30,6 +30,13 @@ const root = "/registry"
 // datastore is one of ours, in a directory of its own.
 func datastore(t *testing.T, endpoint config.DSN) func(name string) migration.Store {
 	t.Helper()
+	of := founded(t, endpoint)
+	return func(name string) migration.Store { return of(name, "") }
+}
+
+// founded is one whose etcd is founded with a token.
+func founded(t *testing.T, endpoint config.DSN) func(name, token string) migration.Store {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "k1s") // short: the name of a socket has room for a hundred letters
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +47,8 @@ func datastore(t *testing.T, endpoint config.DSN) func(name string) migration.St
 		Facts: component.Facts{NodeName: "node", NodeIP: netip.MustParseAddr("192.0.2.1")},
 	}
 	in.Config.Spec.Datastore.Endpoint = endpoint
-	return func(name string) migration.Store {
+	return func(name, token string) migration.Store {
+		in.Etcd.Token = token
 		s, files, err := components.Private(in, name)
 		if err != nil {
 			t.Fatal(err)
