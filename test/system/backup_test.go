@@ -229,7 +229,7 @@ func contents(t *testing.T, file string) (map[string]string, string) {
 // No API server runs in this one: what is restored is looked at by the next backup.
 func TestABackupOfAStoppedServerGoesRoundTheDatastores(t *testing.T) {
 	t.Parallel()
-	const objects = 2000
+	const objects = 300
 	m := stopped(t, objects)
 	// made backs up m, and returns what is in it.
 	made := func(name string) (string, map[string]string, string) {
