@@ -125,10 +125,10 @@ func serveOnce(ctx context.Context, cfg *embed.Config, look seeker, fresh bool) 
 	select {
 	case <-e.Server.ReadyNotify():
 	case <-lost:
+		e.Server.HardStop() // Close alone waits until it is ready
 		if ctx.Err() != nil {
 			return nil
 		}
-		e.Server.HardStop() // Close alone waits until it is ready
 		return errLost
 	case <-e.Server.StopNotify(): // before it was ready, e.g. it has been removed from the cluster
 		ended = true
@@ -136,6 +136,7 @@ func serveOnce(ctx context.Context, cfg *embed.Config, look seeker, fresh bool) 
 	case err := <-e.Err():
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
+		e.Server.HardStop() // as above: without a majority it never is
 		return nil
 	}
 	select {

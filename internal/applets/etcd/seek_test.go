@@ -17,6 +17,8 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/paths"
@@ -119,7 +121,9 @@ func (c *trio) stop(t *testing.T) {
 
 func (c *trio) client(t *testing.T, i int) *clientv3.Client {
 	t.Helper()
-	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{c.clientSocket(i)}})
+	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{c.clientSocket(i)}, DialOptions: []grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1, MaxDelay: 100 * time.Millisecond}}),
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,6 +146,23 @@ func (c *trio) put(t *testing.T, i int, key string) {
 			t.Fatalf("writing %s: %v", key, err)
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func TestAMemberThatNeverFoundTheOthersEnds(t *testing.T) {
+	c := &trio{dir: t.TempDir(), port: freePort(t), subnet: 4}
+	c.start(t, []int{1}, nowhere)
+	time.Sleep(time.Second) // it waits for the others
+	c.cancel()
+	select {
+	case err := <-c.ended[0]:
+		c.ended = nil
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(2 * time.Minute):
+		c.ended = nil // it will not come
+		t.Fatal("it does not end")
 	}
 }
 
