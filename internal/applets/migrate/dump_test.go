@@ -314,7 +314,7 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 	t.Run("to a database that is another cluster's", func(t *testing.T) {
 		d, ours, other := datastore(t, "sqlite"), authority(t), authority(t)
 		j := migration.Job{Mode: migration.Load, ID: "1", Root: root, Target: d("t"), File: good, Summary: sum, At: time.Now(), CA: ours, Node: "restored"}
-		is, err := claim.Of(other, "elsewhere", time.Now())
+		is, err := claim.Of(other, nil, "elsewhere", time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
