@@ -145,6 +145,9 @@ func (c *Cluster) registers(t *testing.T, servers []member) *registers {
 	t.Helper()
 	ns := "registers"
 	c.namespace(t, ns)
+	if err := c.find(t.Context()); err != nil { // its first node may have been started again
+		t.Fatal(err)
+	}
 	r := &registers{
 		t: t, c: c, api: c.api(t), path: "/api/v1/namespaces/" + ns + "/configmaps", begin: time.Now(), networks: map[string]network{},
 		acked: map[int]change{}, unknown: map[string]int{}, watches: map[string]*tale{},
