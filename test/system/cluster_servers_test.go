@@ -143,14 +143,6 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		encrypts(t, c, servers[1], servers[0], servers[2])
 		goesOn("after it")
 	})
-	t.Run("the leader is cut off and comes back", func(t *testing.T) {
-		r := c.registers(t, servers)
-		defer r.check(t)
-		l, others := leader(t, servers)
-		r.fault(t, l.node+", which leads, is cut off", others, func() { c.net(t, "cut", l.node) }, func() { c.net(t, "heal") })
-		l.untilState(t, control.Running)
-		n.check(t)
-	})
 	t.Run("one that is removed learns of it and comes back with a token", func(t *testing.T) {
 		// The first one: it was never let in, and knows its cluster by heart.
 		s := servers[0]
