@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -249,19 +250,25 @@ func TestABackupOfAStoppedServerGoesRoundTheDatastores(t *testing.T) {
 		t.Errorf("%d objects in %s", len(got), engine)
 	}
 	// Killed while it makes the new state, and while that takes its place.
+	runtime.LockOSThread() // as in end
+	defer runtime.UnlockOSThread()
 	for i, phase := range []restore.Phase{restore.Staging, restore.Switching} {
 		cmd := m.command(within(t, limit), "backup", "restore", second, "--to", "sqlite", "--yes")
+		var said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &said, &said
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(limit); ; time.Sleep(100 * time.Microsecond) {
+		for deadline := time.Now().Add(limit - 10*time.Second); ; time.Sleep(100 * time.Microsecond) {
 			b, err := os.ReadFile(m.data() + "/restore.json")
 			s, uerr := restore.Unmarshal[backup.Origin](b)
 			if err == nil && uerr == nil && s.From.Name == "second" && (s.Phase == phase || s.Phase == restore.Done) {
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("it does not come to %s: %s", phase, b)
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait() // killed
+				t.Fatalf("it does not come to %s: %s\n%s", phase, b, said.String())
 			}
 		}
 		_ = cmd.Process.Kill() // it may have been faster
