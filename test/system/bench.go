@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,9 @@ type bench struct {
 	dir     string // everything is below it
 	program string // the k1s under test
 	suffix  string // of all cluster names, so that they are known to be ours
+
+	mu    sync.Mutex
+	given map[string]int // names of clusters; guarded by mu
 
 	images sync.Once // guards the archives
 	imgErr error
@@ -93,8 +97,22 @@ func (b *bench) close(ctx context.Context) error {
 	return errors.Join(err, os.RemoveAll(b.dir))
 }
 
-// name makes the name of a cluster.
+// name makes a name that is known to be ours.
 func (b *bench) name(base string) string { return base + b.suffix }
+
+// another makes the name of a cluster, which no other test of this run has: they run side by side.
+func (b *bench) another(base string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.given == nil {
+		b.given = map[string]int{}
+	}
+	b.given[base]++
+	if n := b.given[base]; n > 1 {
+		base += strconv.Itoa(n)
+	}
+	return b.name(base)
+}
 
 // archives builds the images of the tests, once.
 func (b *bench) archives(t *testing.T) (busybox, app string) {

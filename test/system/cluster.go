@@ -32,7 +32,7 @@ type Cluster struct {
 	gone bool         // the test has taken it away on purpose
 }
 
-func newCluster(base string) *Cluster { return &Cluster{name: the.name(base)} }
+func newCluster(base string) *Cluster { return &Cluster{name: the.another(base)} }
 
 // created makes a cluster for one test; args are those of `k1s cluster create`.
 func created(t *testing.T, base string, args ...string) *Cluster {
