@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -233,6 +234,11 @@ func readToken(j config.Join) (*token.Token, error) {
 // settle writes what the node was given.
 func (m *membership) settle(ctx context.Context, log *slog.Logger, in component.Input) (pki.Report, error) {
 	if m.welcome != nil {
+		if _, err := os.Stat(in.Paths.Agent()); errors.Is(err, fs.ErrNotExist) {
+			if err := forgetPodCIDR(in); err != nil {
+				return pki.Report{}, err
+			}
+		}
 		if err := m.requests.Install(ctx, in.Paths, m.welcome.CA, m.welcome.Certificates); err != nil {
 			return pki.Report{}, err
 		}
@@ -246,6 +252,19 @@ func (m *membership) settle(ctx context.Context, log *slog.Logger, in component.
 		return pki.Report{}, fmt.Errorf("keeping what this node knows of its cluster: %w", err)
 	}
 	return memberReport(in, nil), kubeconfigs(ctx, log, in)
+}
+
+// forgetPodCIDR makes pods wait until the network of a node that joins anew is known: it is another Node, with other addresses, and a pod
+// that was started with those of the one before would be reached by nobody.
+func forgetPodCIDR(in component.Input) error {
+	files, err := filepath.Glob(filepath.Join(in.Paths.CNIConf(), "*.conflist"))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	if err != nil {
+		return fmt.Errorf("forgetting the pod network of before: %w", err)
+	}
+	return nil
 }
 
 func memberReport(in component.Input, issued []pki.Change) pki.Report {

@@ -95,7 +95,14 @@ func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
 	if in.Config.Spec.Network.PodCIDR != "10.60.0.0/16" || in.Server != "10.0.0.1:6443" {
 		t.Errorf("it has pods in %s, its server is %s", in.Config.Spec.Network.PodCIDR, in.Server)
 	}
+	conflist := filepath.Join(in.Paths.CNIConf(), "10-k1s.conflist") // pods start without a server
+	if err := errors.Join(os.MkdirAll(in.Paths.CNIConf(), 0o755), os.WriteFile(conflist, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
 	report, err := m.settle(t.Context(), d.log, in)
+	if !exists(conflist) {
+		t.Error("the pod network is forgotten by a node that is the same as before")
+	}
 	if err != nil || report.RenewAt.IsZero() || report.CAExpires.IsZero() {
 		t.Errorf("%+v, %v", report, err)
 	}
@@ -105,6 +112,23 @@ func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
 	}
 	if _, err := os.Stat(in.Paths.AdminKubeconfig()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an agent has an administrator's kubeconfig: %v", err)
+	}
+}
+
+// The machine is another Node from then on, with other addresses of pods.
+func TestWhoJoinsAnewForgetsThePodNetworkOfBefore(t *testing.T) {
+	in := agentInput(t)
+	if err := forgetPodCIDR(in); err != nil {
+		t.Errorf("with nothing there: %v", err)
+	}
+	conflist, state := filepath.Join(in.Paths.CNIConf(), "10-k1s.conflist"), filepath.Join(in.Paths.CNIState(), "last")
+	for _, f := range []string{conflist, state} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := forgetPodCIDR(in); err != nil || exists(conflist) || !exists(state) {
+		t.Errorf("%v, its configuration is there: %t, other files: %t", err, exists(conflist), exists(state))
 	}
 }
 
