@@ -56,7 +56,7 @@ func (m member) shows(ctx context.Context, code health.Code) (bool, error) {
 
 func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	if os.Getenv(externalVar) == "" {
-		t.Skipf("%s is not set", externalVar)
+		t.Skipf("%s is not set: it takes minutes, see make system-external", externalVar)
 	}
 	c := created(t, "ext", withImages(t, "--agents", "1")...)
 	first, second, agent := member{c, "server-0"}, member{c, "server-1"}, member{c, "agent-0"}
