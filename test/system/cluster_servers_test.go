@@ -54,12 +54,13 @@ func (m member) dies(t *testing.T) {
 	if i < 0 || nodes[i].PID <= 1 {
 		t.Fatalf("%s does not run: %+v", m.node, nodes)
 	}
+	first := processOf(nodes[i].PID)
 	eventually(t, limit, m.node+" to be dead", func(context.Context) error {
 		left := m.processesOf(t, m.node)
 		for _, pid := range left { // what was being forked is killed next time
 			kill(t, pid)
 		}
-		if alive(nodes[i].PID) || len(left) > 0 {
+		if first.alive() || len(left) > 0 {
 			return fmt.Errorf("there are %v", left)
 		}
 		return nil

@@ -67,7 +67,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	})
 	t.Run("stop leaves the pods, stop --pods ends them", func(t *testing.T) {
 		pod := s.podProcess(t, "client")
-		was := c.running(t)
+		was := processesOf(c.running(t))
 		start := "k1s cluster start " + c.name
 		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped", start)
 		c.in(within(t, limit), "k1s", "status").wants(t, 3, "error: k1s is not running", "hint:  ", start)
@@ -75,17 +75,17 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		if r := c.k1s(within(t, limit), "cluster", "ls"); !strings.Contains(r.out, "stopped") || !strings.Contains(r.out, start) {
 			t.Errorf("k1s cluster ls: %v", r)
 		}
-		for name, pid := range pids(was) {
-			if alive(pid) {
+		for name, p := range was {
+			if p.alive() {
 				t.Errorf("%s still runs", name)
 			}
 		}
-		if !alive(pod) {
+		if !pod.alive() {
 			t.Error("the pod has ended with it")
 		}
 		c.in(within(t, limit), "k1s", "stop", "--pods").wants(t, 0, "pods are ended")
 		err := wait.Until(within(t, limit), askAgain, "the pod to end", func(context.Context) error {
-			if alive(pod) {
+			if pod.alive() {
 				return errors.New("it still runs")
 			}
 			return nil

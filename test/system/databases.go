@@ -139,7 +139,7 @@ func (d *database) start(t *testing.T, port string) {
 			conn.Close()
 			return
 		}
-		if time.Now().After(end) || !alive(d.cmd.Process.Pid) {
+		if time.Now().After(end) || !processOf(d.cmd.Process.Pid).alive() {
 			t.Fatalf("the database does not answer: %v\n%s", err, lastLines(d.out.String(), 20))
 		}
 	}

@@ -48,9 +48,21 @@ func (s survivor) works(t *testing.T) {
 	s.rolledOut(t, "deployment/web", "statefulset/store")
 	s.ready(t, "client")
 	s.untilOutput(t, limit, "the service to answer by its name", contains(" blue"), "exec", "client", "--", "wget", "-q", "-T", "5", "-O", "-", "http://web.survivor/")
-	if out := s.sh(t, "client", "/bin/wget -q -T 5 -O - 'http://"+s.storeIP(t)+":8080/file?path=/data/word'"); out != "kept" {
-		t.Errorf("the volume has %q", out)
-	}
+	// The address is asked for each time: for a moment after a start the API tells what the kubelet said last.
+	eventually(t, limit, "the store to give back its word", func(ctx context.Context) error {
+		ip := s.try(ctx, "get", "pod", "store-0", "-o", "jsonpath={.status.podIP}")
+		if err := ip.error(); err != nil {
+			return err
+		}
+		word := s.try(ctx, "exec", "client", "--", "/bin/wget", "-q", "-T", "5", "-O", "-", "http://"+strings.TrimSpace(ip.out)+":8080/file?path=/data/word")
+		if err := word.error(); err != nil {
+			return err
+		}
+		if out := strings.TrimSpace(word.out); out != "kept" {
+			t.Errorf("the volume has %q", out)
+		}
+		return nil
+	})
 	if port, ok := s.ports[frontNodePort]; ok {
 		eventually(t, limit, "the published port to answer", func(ctx context.Context) error {
 			code, body, err := get(ctx, fmt.Sprintf("http://127.0.0.1:%d/", port))
@@ -67,6 +79,15 @@ func (c *Cluster) containers(t *testing.T) string {
 	t.Helper()
 	return c.kubectl(t, "get", "pods", "-A", "--sort-by=.metadata.uid", "-o",
 		`jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{range .status.containerStatuses[*]} {.containerID} {.state.running.startedAt} {.restartCount}{end}{"\n"}{end}`)
+}
+
+// processesOf are those that run the components.
+func processesOf(s control.Status) map[string]process {
+	out := map[string]process{}
+	for name, pid := range pids(s) {
+		out[name] = processOf(pid)
+	}
+	return out
 }
 
 // pids are the process of each component.
@@ -89,15 +110,28 @@ func kill(t *testing.T, pid int) {
 	}
 }
 
-// alive tells whether a process runs; one that is dead and not collected does not.
-func alive(pid int) bool {
+// process is one process and no other: pids are used again, and soon where tests side by side start thousands of processes.
+// /proc even answers for what has become a thread's.
+type process struct {
+	pid     int
+	started string // clock ticks after boot, field 22 of /proc/<pid>/stat; "" for none
+}
+
+// processOf is the process that has the pid now. One that is dead and not collected is none.
+func processOf(pid int) process {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return process{pid: pid}
 	}
-	rest := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	return len(rest) > 0 && rest[0] != "Z" && rest[0] != "X"
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // from field 3 on
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return process{pid: pid}
+	}
+	return process{pid, fields[19]}
 }
+
+// alive tells whether it still runs.
+func (p process) alive() bool { return p.started != "" && processOf(p.pid) == p }
 
 // processes are all of the cluster's, pods included: those in its cgroups, in any hierarchy.
 func (c *Cluster) processes(t *testing.T) []int {
@@ -146,7 +180,7 @@ func (c *Cluster) processesOf(t *testing.T, node string) []int {
 }
 
 // podProcess is a process inside of a pod's container, as the machine sees it.
-func (s space) podProcess(t *testing.T, pod string) int {
+func (s space) podProcess(t *testing.T, pod string) process {
 	t.Helper()
 	id := s.kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 	_, id, _ = strings.Cut(id, "://")
@@ -156,10 +190,11 @@ func (s space) podProcess(t *testing.T, pod string) int {
 		t.Fatalf("the process of pod %s: %v", pod, r)
 	}
 	pid, err := strconv.Atoi(found[1])
-	if err != nil || !alive(pid) {
+	p := processOf(pid)
+	if err != nil || !p.alive() {
 		t.Fatalf("the process %d of pod %s does not run: %v", pid, pod, err)
 	}
-	return pid
+	return p
 }
 
 // net runs `k1s cluster net`.

@@ -152,7 +152,7 @@ func TestKineWaitsForADatabaseSaysWhatIsWrongAndGetsOverItsAbsence(t *testing.T)
 			create("/kept/2")
 			told("/kept/2")
 			pid := k.cmd.Process.Pid
-			if !alive(pid) {
+			if !processOf(pid).alive() {
 				t.Error("kine ended when the database was away")
 			}
 			for _, what := range []string{"cmdline", "environ"} {

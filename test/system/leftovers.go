@@ -134,7 +134,7 @@ func (s snapshot) processes(marks []string) error {
 	entries, err := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, perr := strconv.Atoi(e.Name())
-		if perr != nil || pid == os.Getpid() || !alive(pid) { // what is dead waits for its parent to notice
+		if perr != nil || pid == os.Getpid() || !processOf(pid).alive() { // what is dead waits for its parent to notice
 			continue
 		}
 		for _, f := range []string{"cmdline", "environ", "cgroup", "mountinfo"} {

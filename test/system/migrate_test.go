@@ -644,15 +644,21 @@ func (d *database) kill(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	var all []process
+	for child := range strings.FieldsSeq(string(children)) {
+		if n, err := strconv.Atoi(child); err == nil {
+			all = append(all, processOf(n))
+		}
+	}
 	if err := d.cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}
 	_ = d.cmd.Wait()
 	d.cmd = nil
 	eventually(t, limit, "the server's processes to be gone, as they do without it", func(context.Context) error {
-		for child := range strings.FieldsSeq(string(children)) {
-			if n, err := strconv.Atoi(child); err == nil && alive(n) {
-				return fmt.Errorf("%d runs", n)
+		for _, p := range all {
+			if p.alive() {
+				return fmt.Errorf("%d runs", p.pid)
 			}
 		}
 		return nil

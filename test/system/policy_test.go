@@ -89,7 +89,7 @@ func (s space) applies(t *testing.T, text string) {
 // enter listens in a pod at the ports its manifest names.
 func (p *policed) enter(t *testing.T, s space, name string) *policedPod {
 	t.Helper()
-	pod := &policedPod{network: networkOf(t, s.podProcess(t, name))}
+	pod := &policedPod{network: networkOf(t, s.podProcess(t, name).pid)}
 	pod.ip = netip.MustParseAddr(s.kubectl(t, "get", "pod", name, "-o", "jsonpath={.status.podIP}"))
 	for _, port := range []string{":80", ":81"} {
 		p.answer(pod.listen(t, port))
@@ -334,7 +334,7 @@ func TestNetworkPolicies(t *testing.T) {
 			containers: [{name: shell, image: 'k1s.io/test/busybox:1', command: [sleep, infinity]}]}}`)
 		s.apply(t, "probes.yaml")
 		s.ready(t, "host", "ready", "alive")
-		host := networkOf(t, s.podProcess(t, "host"))
+		host := networkOf(t, s.podProcess(t, "host").pid)
 		p.answer(host.listen(t, netip.AddrPortFrom(p.ip, 8099).String()))
 		for _, from := range []string{"x/a", "y/a"} { // out of a pod's reach is everything but its node
 			if !p.pods[from].asks(t.Context(), "tcp", netip.AddrPortFrom(p.ip, 8099), patient) {

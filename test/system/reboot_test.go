@@ -24,7 +24,7 @@ func TestEverythingIsBackAfterAReboot(t *testing.T) {
 	s := survives(t, c)
 
 	t.Run("in good order", func(t *testing.T) {
-		if all := c.processes(t); !slices.Contains(all, c.running(t).PID) || !slices.Contains(all, s.podProcess(t, "client")) {
+		if all := c.processes(t); !slices.Contains(all, c.running(t).PID) || !slices.Contains(all, s.podProcess(t, "client").pid) {
 			t.Fatalf("the daemon or a pod is not among the processes of the cluster: %v", all)
 		}
 		if err := k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
