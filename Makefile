@@ -217,7 +217,7 @@ script: ## the command line as users type it
 
 system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
-	K1S_TEST_ROOT=1 go test -json -tags $(TAGS),system -count=1 -timeout 45m ./test/system/... | go run ./test/failures
+	K1S_TEST_ROOT=1 go test -json -tags $(TAGS),system -count=1 -timeout 60m ./test/system/... | go run ./test/failures
 
 # Not part of "make test": it takes a quarter of an hour.
 FAULTS ?= .

@@ -105,7 +105,7 @@ func (b *bare) k1s(ctx context.Context, args ...string) result {
 // fails starts a server that must end by itself.
 func (b *bare) fails(t *testing.T, args ...string) result {
 	t.Helper()
-	return b.k1s(within(t, time.Minute), append([]string{"server", "--no-worker"}, args...)...)
+	return b.k1s(within(t, limit), append([]string{"server", "--no-worker"}, args...)...)
 }
 
 // server starts a server, which runs until the returned function is called; that returns what it logged.
@@ -140,7 +140,7 @@ func (b *bare) server(t *testing.T, args ...string) (stop func() string) {
 			if err != nil {
 				t.Errorf("the server ended with %v", err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(limit):
 			_ = cmd.Process.Kill()
 			t.Errorf("the server did not end within a minute: %v", <-ended)
 		}

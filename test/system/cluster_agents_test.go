@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,39 +71,60 @@ func (m member) must(t *testing.T, r result) {
 // everywhere is an application with a pod on every node.
 type everywhere struct{ space }
 
-// podIPs by node.
-func (e everywhere) podIPs(t *testing.T) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for line := range strings.Lines(e.kubectl(t, "get", "pods", "-l", "app=everywhere", "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.podIP} {.metadata.name}{"\n"}{end}`)) {
-		if f := strings.Fields(line); len(f) == 3 { // it has an address
-			out[f[0]] = f[1] + " " + f[2]
-		}
+// everyPod is a pod of it.
+type everyPod struct{ name, ip string }
+
+// pods by node, once there is one on each of so many nodes, ready as far as the API knows, and no other.
+func (e everywhere) pods(ctx context.Context, nodes int) (map[string]everyPod, error) {
+	r := e.try(ctx, "get", "pods", "-l", "app=everywhere", "-o",
+		`jsonpath={range .items[*]}{.spec.nodeName}|{.status.podIP}|{.metadata.name}|{.status.conditions[?(@.type=="Ready")].status}|{.metadata.deletionTimestamp}{"\n"}{end}`)
+	if err := r.error(); err != nil {
+		return nil, err
 	}
-	return out
+	out := map[string]everyPod{}
+	for line := range strings.Lines(r.out) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) != 5 || f[1] == "" || f[3] != "True" || f[4] != "" || out[f[0]].name != "" {
+			return nil, fmt.Errorf("there are\n%s", r.out)
+		}
+		out[f[0]] = everyPod{f[2], f[1]}
+	}
+	if len(out) != nodes { // those of a node that is gone go after a while
+		return nil, fmt.Errorf("there are\n%s", r.out)
+	}
+	return out, nil
 }
 
 // reach checks that every pod reaches every other one by its address, and all of them through the service by its name.
 func (e everywhere) reach(t *testing.T, nodes int) {
 	t.Helper()
-	var pods map[string]string
-	eventually(t, limit, fmt.Sprintf("a pod on each of %d nodes", nodes), func(context.Context) error {
-		if pods = e.podIPs(t); len(pods) != nodes { // those of a node that is gone go after a while
-			return fmt.Errorf("there are %v", pods)
-		}
-		return nil
-	})
+	var pods map[string]everyPod
+	// again has the pods as they are now: after a stop, a kill or another joining the API tells of those before for a while.
+	again := func(ctx context.Context) (err error) {
+		pods, err = e.pods(ctx, nodes)
+		return err
+	}
+	eventually(t, limit, fmt.Sprintf("a pod on each of %d nodes", nodes), again)
 	e.rolledOut(t, "daemonset/everywhere")
-	pods = e.podIPs(t)
-	for from, f := range pods {
-		_, pod, _ := strings.Cut(f, " ")
-		for to, p := range pods {
-			ip, _, _ := strings.Cut(p, " ")
-			e.untilOutput(t, limit, "the pod on "+from+" to reach that on "+to, is("on "+to), "exec", pod, "--", "wget", "-q", "-T", "5", "-O", "-", "http://"+ip+":8080/")
+	for _, from := range slices.Sorted(maps.Keys(pods)) {
+		for _, to := range slices.Sorted(maps.Keys(pods)) {
+			eventually(t, limit, "the pod on "+from+" to reach that on "+to, func(ctx context.Context) error {
+				if err := again(ctx); err != nil {
+					return err
+				}
+				r := e.try(ctx, "exec", pods[from].name, "--", "wget", "-q", "-T", "5", "-O", "-", "http://"+pods[to].ip+":8080/")
+				if err := r.error(); err != nil {
+					return err
+				}
+				if strings.TrimSpace(r.out) != "on "+to {
+					return fmt.Errorf("it answers %q", r.out)
+				}
+				return nil
+			})
 		}
 		answered := map[string]bool{}
 		eventually(t, limit, "answers of all pods through the service, on "+from, func(ctx context.Context) error {
-			r := e.try(ctx, "exec", pod, "--", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do /bin/wget -q -T 5 -O - http://everywhere/ || exit; done")
+			r := e.try(ctx, "exec", pods[from].name, "--", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do /bin/wget -q -T 5 -O - http://everywhere/ || exit; done")
 			for line := range strings.Lines(r.out) {
 				answered[strings.TrimSpace(line)] = true
 			}
@@ -234,16 +257,19 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.nodeCommand(t, "start", "--wait", "20s").wants(t, 5, "agent-1")
-		log, err := os.ReadFile(filepath.Join(c.clusters(), "state", c.name, "log", "agent-1.log"))
-		if err != nil || !strings.Contains(string(log), "the name agent-1 belongs to another machine") {
-			t.Errorf("the log of agent-1 does not say it: %v\n%s", err, lastLines(string(log), 10))
-		}
+		eventually(t, limit, "the log of agent-1 to say whose name it is", func(context.Context) error {
+			log, err := os.ReadFile(filepath.Join(c.clusters(), "state", c.name, "log", "agent-1.log"))
+			if err == nil && !strings.Contains(string(log), "the name agent-1 belongs to another machine") {
+				err = errors.New(lastLines(string(log), 10))
+			}
+			return err
+		})
 		plan := c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--dry-run")
 		if plan.wants(t, 0); !strings.Contains(plan.out, "would forget the machine behind agent-1") || !strings.Contains(plan.out, "would delete node agent-1") {
 			t.Errorf("the plan is %q", plan.out)
 		}
 		c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--yes").wants(t, 0, "agent-1 is removed")
-		a.must(t, a.nodeCommand(t, "start"))
+		a.must(t, a.nodeCommand(t, "start", patience))
 		app.reach(t, 3)
 	})
 	t.Run("pods of agents go on without a server", func(t *testing.T) {
@@ -255,14 +281,17 @@ func TestAgentsJoinAndStay(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		pods := app.podIPs(t)
+		var pods map[string]everyPod
+		eventually(t, limit, "a pod on each node", func(ctx context.Context) (err error) {
+			pods, err = app.pods(ctx, 3)
+			return err
+		})
 		before := app.uids(t)
 		net("cut", "server-0")
 		ask := func() {
 			t.Helper()
-			ip, _, _ := strings.Cut(pods["agent-1"], " ")
 			eventually(t, limit, "the pod on agent-1 to answer agent-0", func(ctx context.Context) error {
-				r := a.in(ctx, "wget", "-q", "-T", "5", "-O", "-", "http://"+ip+":8080/")
+				r := a.in(ctx, "wget", "-q", "-T", "5", "-O", "-", "http://"+pods["agent-1"].ip+":8080/")
 				if err := r.error(); err != nil {
 					return err
 				}
@@ -325,7 +354,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		}
 		c.starts(t)
 		app.reach(t, 3)
-		c.k1s(within(t, limit), "cluster", "node", "add", c.name).wants(t, 0, "node agent-2 is there, at 10.88.0.32")
+		c.k1s(within(t, limit), "cluster", "node", "add", c.name, patience).wants(t, 0, "node agent-2 is there, at 10.88.0.32")
 		app.reach(t, 4)
 		last := member{c, "agent-2"}
 		last.nodeCommand(t, "delete", "--yes").wants(t, 0, "agent-2 is deleted")

@@ -92,7 +92,9 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		for _, s := range servers {
 			s.untilState(t, control.Running)
-			s.in(within(t, limit), "k1s", "kubectl", "get", "--raw", "/readyz/etcd").wants(t, 0)
+			eventually(t, limit, "etcd to answer the API server of "+s.node, func(ctx context.Context) error {
+				return s.in(ctx, "k1s", "kubectl", "get", "--raw", "/readyz/etcd").error()
+			})
 			if st, err := os.Stat(s.disk("var/lib/k1s/pki/ca.key")); err != nil || st.Mode().Perm() != 0o600 {
 				t.Errorf("the CA's key on %s: %v %v", s.node, st, err)
 			}
@@ -134,7 +136,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		for _, s := range servers[:2] {
 			s.dies(t)
 			goesOn("without " + s.node)
-			s.must(t, s.nodeCommand(t, "start"))
+			s.must(t, s.nodeCommand(t, "start", patience))
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
 		}
@@ -161,7 +163,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			t.Errorf("its data is not put aside: %v, %v", put, err)
 		}
 		s.must(t, s.nodeCommand(t, "stop"))
-		s.nodeCommand(t, "start", "--wait", "20s").wants(t, 1, "was removed from its cluster")
+		s.nodeCommand(t, "start", patience).wants(t, 1, "was removed from its cluster")
 		created := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server")
 		s.must(t, created)
 		if err := os.WriteFile(s.disk("etc/token"), []byte(created.out), 0o600); err != nil {
@@ -174,7 +176,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		if err := os.WriteFile(s.disk("etc/config.d/join.yaml"), []byte(settings), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		s.must(t, s.nodeCommand(t, "start"))
+		s.must(t, s.nodeCommand(t, "start", patience))
 		s.untilState(t, control.Running)
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		goesOn("with three again")
@@ -185,7 +187,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			goesOn("after " + s.node + " has left")
 		}
 		servers[1].nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
-		c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server").wants(t, 0, "node server-3 is there")
+		c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node server-3 is there")
 		c.serverAddresses(t, "10.88.0.11", "10.88.0.13")
 		goesOn("with another server")
 		app.reach(t, 3)
@@ -213,7 +215,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.k1s(within(t, 2*limit), "cluster", "start", c.name).error(); err != nil {
+		if err := c.k1s(within(t, limit), "cluster", "start", c.name, patience).error(); err != nil {
 			t.Fatal(err)
 		}
 		n.check(t)

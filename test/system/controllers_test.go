@@ -5,14 +5,13 @@ package system
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestAJobRunsToItsEnd(t *testing.T) {
 	t.Parallel()
 	s := shared(t).namespace(t, "job")
 	s.apply(t, "job.yaml")
-	s.kubectl(t, "wait", "--for=condition=complete", "job/sum", "--timeout=100s")
+	s.kubectl(t, "wait", "--for=condition=complete", "job/sum", "--timeout=4m")
 	logs := s.kubectl(t, "logs", "-l", "job-name=sum", "--tail=-1")
 	for _, want := range []string{"piece 0 is done", "piece 1 is done", "piece 2 is done"} {
 		if strings.Count(logs, want) != 1 {
@@ -26,12 +25,12 @@ func TestACronJobRunsByItselfAndByHand(t *testing.T) {
 	s := shared(t).namespace(t, "cron")
 	s.apply(t, "cronjob.yaml")
 	s.kubectl(t, "create", "job", "by-hand", "--from=cronjob/tick")
-	s.kubectl(t, "wait", "--for=condition=complete", "job/by-hand", "--timeout=100s")
+	s.kubectl(t, "wait", "--for=condition=complete", "job/by-hand", "--timeout=4m")
 	if out := s.kubectl(t, "logs", "job/by-hand"); out != "tick\n" {
 		t.Errorf("the job by hand wrote %q", out)
 	}
 	// The one by hand counts as the cron job's too, so look for another.
-	s.untilOutput(t, 2*time.Minute, "the job of the next minute to succeed", contains("1"),
+	s.untilOutput(t, limit, "the job of the next minute to succeed", contains("1"),
 		"get", "jobs", "-o", `jsonpath={.items[?(@.metadata.name!="by-hand")].status.succeeded}`)
 }
 
@@ -40,9 +39,7 @@ func TestADaemonSetRunsOnTheNode(t *testing.T) {
 	s := shared(t).namespace(t, "daemonset")
 	s.apply(t, "daemonset.yaml")
 	s.rolledOut(t, "daemonset/agent")
-	if out := s.kubectl(t, "logs", "daemonset/agent"); out != "agent of server-0\n" {
-		t.Errorf("its log is %q", out)
-	}
+	s.untilOutput(t, limit, "its log", is("agent of server-0"), "logs", "daemonset/agent")
 	// It sees the node's files, not those of the machine the sandbox is on.
 	if out := s.kubectl(t, "exec", "daemonset/agent", "--", "cat", "/node/etc/hosts"); !strings.Contains(out, "server-0") {
 		t.Errorf("/etc/hosts of the node: %q", out)
@@ -53,7 +50,7 @@ func TestADaemonSetRunsOnTheNode(t *testing.T) {
 func TestPackagedWorkloadsAreRolledOut(t *testing.T) {
 	t.Parallel()
 	c := shared(t)
-	out := c.kubectl(t, "-n", "kube-system", "rollout", "status", "deployments,statefulsets,daemonsets", "--timeout=100s")
+	out := c.kubectl(t, "-n", "kube-system", "rollout", "status", "deployments,statefulsets,daemonsets", "--timeout=4m")
 	for _, want := range []string{"coredns", "metrics-server", "local-path-provisioner"} {
 		if !strings.Contains(out, `"`+want) {
 			t.Errorf("%s is not among what was rolled out:\n%s", want, out)

@@ -22,6 +22,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	c := created(t, "daemon", append(args, "--publish", fmt.Sprintf("%d:%d", port, frontNodePort))...)
 	c.ports = map[int]int{frontNodePort: port}
 	s := survives(t, c)
+	c.settled(t)
 	before := c.containers(t)
 
 	t.Run("a killed process of several components comes back", func(t *testing.T) {
@@ -71,10 +72,14 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		start := "k1s cluster start " + c.name
 		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped", start)
 		c.in(within(t, limit), "k1s", "status").wants(t, 3, "error: k1s is not running", "hint:  ", start)
+		// The sandbox learns of it a moment later.
+		eventually(t, limit, "k1s cluster ls to say so", func(ctx context.Context) error {
+			if r := c.k1s(ctx, "cluster", "ls"); !strings.Contains(r.out, "stopped") || !strings.Contains(r.out, start) {
+				return fmt.Errorf("it says %v", r)
+			}
+			return nil
+		})
 		c.try(within(t, limit), "get", "nodes").wants(t, 3, "is stopped", "hint:  run: "+start)
-		if r := c.k1s(within(t, limit), "cluster", "ls"); !strings.Contains(r.out, "stopped") || !strings.Contains(r.out, start) {
-			t.Errorf("k1s cluster ls: %v", r)
-		}
 		for name, p := range was {
 			if p.alive() {
 				t.Errorf("%s still runs", name)
@@ -122,7 +127,7 @@ func (c *Cluster) otherDaemon(t *testing.T, was control.Status) control.Status {
 // starts runs `k1s cluster start`.
 func (c *Cluster) starts(t *testing.T) {
 	t.Helper()
-	if err := c.k1s(within(t, limit), "cluster", "start", c.name).error(); err != nil {
+	if err := c.k1s(within(t, limit), "cluster", "start", c.name, patience).error(); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.find(t.Context()); err != nil {

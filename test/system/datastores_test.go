@@ -79,6 +79,7 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 			c.running(t)
 			c.hasKept(t)
 
+			c.settled(t)
 			before := c.containers(t)
 			db.stop(t)
 			c.says(t, health.DatabaseAway)
@@ -215,7 +216,7 @@ func (c *Cluster) storesAndWatches(t *testing.T) {
 	changed := make(chan result, 1)
 	ctx := within(t, limit)
 	go func() {
-		changed <- c.try(ctx, "wait", "-n", "kept", "--for=jsonpath={.data.word}=second", "configmap/one", "--timeout=100s")
+		changed <- c.try(ctx, "wait", "-n", "kept", "--for=jsonpath={.data.word}=second", "configmap/one", "--timeout=4m")
 	}()
 	c.kubectl(t, "patch", "configmap", "one", "-n", "kept", "-p", `{"data":{"word":"second"}}`)
 	if r := <-changed; r.failure != nil {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,16 +28,18 @@ type revisions struct {
 	back        []string
 }
 
-// follows runs until the returned function is called.
-func (c *Cluster) follows(t *testing.T, path string) (stop func() revisions) {
+// follows runs until the returned function is called, which first lets it come to a revision and to so many readings of everything.
+func (c *Cluster) follows(t *testing.T, path string) (stop func(last, begun int) revisions) {
 	t.Helper()
 	a := counters{t: t, api: c.api(t)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan revisions, 1)
+	var seen, lists atomic.Int64 // what r has, for others
 	go func() {
 		var r revisions
 		note := func(what, revision string) {
 			n, err := strconv.Atoi(revision)
+			defer func() { seen.Store(int64(r.last)) }()
 			if err != nil || n < r.last {
 				r.back = append(r.back, fmt.Sprintf("%s tells of %q after %d", what, revision, r.last))
 			}
@@ -49,6 +52,7 @@ func (c *Cluster) follows(t *testing.T, path string) (stop func() revisions) {
 				continue
 			}
 			r.begun++
+			lists.Add(1)
 			note("a list", list.Metadata.ResourceVersion)
 			for err := error(nil); err == nil && ctx.Err() == nil; {
 				err = a.raw(ctx, path+"?watch=true&resourceVersion="+strconv.Itoa(r.last), func(body io.Reader) error {
@@ -76,8 +80,14 @@ func (c *Cluster) follows(t *testing.T, path string) (stop func() revisions) {
 		}
 		done <- r
 	}()
-	return func() revisions {
+	return func(last, begun int) revisions {
 		t.Helper()
+		eventually(t, limit, "the watcher to see all of it", func(context.Context) error {
+			if int(seen.Load()) <= last || int(lists.Load()) < begun {
+				return fmt.Errorf("it is at %d after %d lists", seen.Load(), lists.Load())
+			}
+			return nil
+		})
 		cancel()
 		r := <-done
 		if len(r.back) > 0 {
@@ -167,13 +177,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			t.Errorf("%s is %q, want %q: %v", name, o.Data["n"], want, err)
 		}
 	}
-	eventually(t, limit, "every pod to be ready", func(ctx context.Context) error {
-		st, err := c.status(ctx)
-		if err == nil && (st.Node == nil || st.Node.Pods.Total < 3 || st.Node.Pods.Ready < st.Node.Pods.Total) {
-			err = fmt.Errorf("%+v", st.Node)
-		}
-		return err
-	})
+	c.settled(t)
 	before := c.containers(t)
 	put("value", "then")
 	saved := c.in(within(t, limit), "k1s", "etcd", "snapshot", "save", "then", "-o", "json")
@@ -213,9 +217,16 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		} else {
 			seen = now
 		}
-		e, err := c.etcd(t.Context())
-		if err != nil || e.Restore == nil || e.Restore.Phase != restore.Done || len(e.Members) != 1 || !e.Members[0].Leader || !e.Members[0].Healthy || e.Lag > 100 {
-			t.Errorf("%+v, %v", e, err)
+		var e control.Etcd
+		eventually(t, limit, "etcd to tell of itself", func(ctx context.Context) error {
+			var err error
+			if e, err = c.etcd(ctx); err == nil && e.Problem != "" {
+				err = errors.New(e.Problem)
+			}
+			return err
+		})
+		if e.Restore == nil || e.Restore.Phase != restore.Done || len(e.Members) != 1 || !e.Members[0].Leader || !e.Members[0].Healthy || e.Lag > 100 {
+			t.Fatalf("%+v", e)
 		}
 		t.Logf("the API paused for %.2fs", e.Restore.PausedS)
 		if after := c.containers(t); after != before {
@@ -247,10 +258,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		}
 	})
 	t.Run("the watcher was told to begin anew, and never saw time go back", func(t *testing.T) {
-		r := unfollow()
-		if r.begun < 3 || r.last <= between {
-			t.Errorf("%+v, and %d was written before the second one", r, between)
-		}
+		t.Logf("%+v", unfollow(between, 3))
 	})
 	t.Run("an etcd that is full takes writes again by itself", func(t *testing.T) {
 		full := false
@@ -260,7 +268,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 				break
 			}
 			if err != nil {
-				t.Fatal(err)
+				t.Log(err) // a slow answer: it goes on
 			}
 		}
 		if !full {
@@ -270,10 +278,13 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			_, _, err := a.do(ctx, http.MethodPut, counterPath+"/value", configMap("value", "small"))
 			return err
 		})
-		e, err := c.etcd(t.Context())
-		if err != nil || len(e.Alarms) > 0 || e.Defragmented == nil || e.Bytes > e.Quota/2 {
-			t.Errorf("%+v, %v", e, err)
-		}
+		eventually(t, limit, "etcd to have room", func(ctx context.Context) error {
+			e, err := c.etcd(ctx)
+			if err == nil && (e.Problem != "" || len(e.Alarms) > 0 || e.Defragmented == nil || e.Bytes > e.Quota/2) {
+				err = fmt.Errorf("%+v", e)
+			}
+			return err
+		})
 		eventually(t, limit, "the problem to be over", func(ctx context.Context) error {
 			st, err := c.status(ctx)
 			for _, p := range st.Problems {

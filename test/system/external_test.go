@@ -75,7 +75,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	if err := moved.error(); err != nil {
 		t.Fatal(err)
 	}
-	c.k1s(within(t, changeLimit), "cluster", "node", "add", c.name, "--server").wants(t, 0, "node server-1 is there")
+	c.k1s(within(t, changeLimit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node server-1 is there")
 	var addrs []string
 	for _, n := range c.describe(t).Nodes {
 		if n.Name != agent.node {
@@ -108,7 +108,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		for _, s := range []member{first, second} {
 			s.dies(t)
 			goesOn("without " + s.node)
-			s.must(t, s.nodeCommand(t, "start"))
+			s.must(t, s.nodeCommand(t, "start", patience))
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
 		}

@@ -42,10 +42,9 @@ func TestAnApplicationOfTwoTiersKeepsItsDataWhenItsPodsAreDeleted(t *testing.T) 
 	}
 	uid := s.kubectl(t, "get", "pod", "store-0", "-o", "jsonpath={.metadata.uid}")
 	s.kubectl(t, "delete", "pods", "--all")
+	s.untilOutput(t, limit, "another store-0 to be ready", func(out string) bool { return strings.HasSuffix(out, " True") && !strings.HasPrefix(out, uid) },
+		"get", "pod", "store-0", "-o", `jsonpath={.metadata.uid} {.status.conditions[?(@.type=="Ready")].status}`)
 	s.rolledOut(t, "deployment/front", "statefulset/store")
-	if now := s.kubectl(t, "get", "pod", "store-0", "-o", "jsonpath={.metadata.uid}"); now == uid {
-		t.Fatal("the pod store-0 is still the same one")
-	}
 	visit("visit 3")
 
 	// The data goes with the claim.

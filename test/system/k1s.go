@@ -15,7 +15,11 @@ import (
 )
 
 // limit bounds every command that has no longer one of its own; none should come near.
-const limit = 2 * time.Minute
+// It is longer than what the program itself waits for, so that its own word on what is in the way is what one reads.
+const limit = 5 * time.Minute
+
+// patience is what commands that wait are told to wait at most.
+const patience = "--wait=4m"
 
 // result is how a command ended.
 type result struct {
@@ -50,7 +54,7 @@ func end(ctx context.Context, cmd *exec.Cmd) result {
 	defer runtime.UnlockOSThread()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	cmd.WaitDelay = 5 * time.Second // for what it started and left with our pipes
+	cmd.WaitDelay = 30 * time.Second // for what it started and left with our pipes
 	r := result{argv: cmd.Args, failure: cmd.Run(), code: -1}
 	r.out, r.err = out.String(), errOut.String()
 	var exit *exec.ExitError
@@ -86,7 +90,7 @@ func (r result) wants(t *testing.T, code int, stderr ...string) {
 		ok = ok && strings.Contains(r.err, s)
 	}
 	if !ok {
-		t.Errorf("%s\nended with %d, want %d, and on standard error %q; it says:\n%s%s",
-			strings.Join(r.argv, " "), r.code, code, stderr, r.out, r.err)
+		t.Errorf("%s\nended with %d (%v), want %d, and on standard error %q; it says:\n%s%s",
+			strings.Join(r.argv, " "), r.code, r.failure, code, stderr, r.out, r.err)
 	}
 }

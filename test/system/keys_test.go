@@ -85,7 +85,7 @@ func encrypts(t *testing.T, c *Cluster, leads, stays, dead member) {
 	interrupt()
 	<-asked
 	secret("meanwhile", "written-while-it-waits")
-	c.k1s(within(t, limit), "cluster", "node", "start", c.name, dead.node).wants(t, 0)
+	c.k1s(within(t, limit), "cluster", "node", "start", c.name, dead.node, patience).wants(t, 0)
 	// The same command at another server finds the change.
 	r := stays.in(within(t, changeLimit), "k1s", "encryption", "enable")
 	t.Logf("k1s encryption enable:\n%s%s", r.err, r.out)

@@ -41,7 +41,7 @@ func TestAWatchThatNamesNoRevisionBeginsWithWhatIsThere(t *testing.T) {
 	for range 2 {
 		s.kubectl(t, "create", "serviceaccount", "of-another-kind") // the database goes on, the kind that is watched does not
 		s.kubectl(t, "delete", "serviceaccount", "of-another-kind")
-		events := s.kubectl(t, "get", "--raw", "/api/v1/namespaces/"+s.ns+"/configmaps?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dthere")
+		events := s.kubectl(t, "get", "--raw", "/api/v1/namespaces/"+s.ns+"/configmaps?watch=1&timeoutSeconds=5&fieldSelector=metadata.name%3Dthere")
 		var first struct {
 			Type   string
 			Object struct {
@@ -128,8 +128,8 @@ func TestKubectlTopShowsNodesAndPods(t *testing.T) {
 	t.Parallel()
 	s := shared(t).namespace(t, "top")
 	s.client(t)
-	s.untilOutput(t, 3*time.Minute, "metrics of the node", contains("server-0"), "top", "nodes", "--no-headers")
-	s.untilOutput(t, 3*time.Minute, "metrics of the pod", contains("client"), "top", "pods", "--no-headers")
+	s.untilOutput(t, limit, "metrics of the node", contains("server-0"), "top", "nodes", "--no-headers")
+	s.untilOutput(t, limit, "metrics of the pod", contains("client"), "top", "pods", "--no-headers")
 }
 
 // converse starts kubectl and leaves it running until the test ends; what it writes is read line by line.

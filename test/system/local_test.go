@@ -164,7 +164,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		}
 	})
 	t.Run("an agent is added that is like the others", func(t *testing.T) {
-		do("node", "add", c.name, "--label", "late=yes").wants(t, 0, "node agent-1 is there")
+		do("node", "add", c.name, "--label", "late=yes", patience).wants(t, 0, "node agent-1 is there")
 		if out := c.kubectl(t, "get", "node", "agent-1", "-o", `jsonpath={.metadata.labels.late}{.metadata.labels.made}{.metadata.labels.disk} {.status.capacity.pods}`); out != "yeshere 77" {
 			t.Errorf("agent-1: %s", out)
 		}
@@ -200,7 +200,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		for pod, at := range map[string]string{"oci": "agent-0", "docker": "agent-1"} {
 			s.kubectl(t, "run", pod, "--image=k1s.io/test/loaded-"+pod+":1", "--image-pull-policy=Never", "--restart=Never",
 				"--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, at), "--", "echo", "it works")
-			if r := s.try(within(t, limit), "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=60s"); r.failure != nil {
+			if r := s.try(within(t, limit), "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=4m"); r.failure != nil {
 				t.Errorf("%v\n%s", r, s.kubectl(t, "describe", "pod", pod))
 			}
 		}
@@ -229,7 +229,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		}
 		port := c.apiPort(t)
 		w.listen(t, fmt.Sprintf("127.0.0.1:%d", port))
-		if err := errors.Join(do("start", c.name, "--subnet", "10.99.0.0/24").error(), c.find(t.Context())); err != nil {
+		if err := errors.Join(do("start", c.name, "--subnet", "10.99.0.0/24", patience).error(), c.find(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		if out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.status.addresses[?(@.type=="InternalIP")].address} {end}`); strings.TrimSpace(out) != "10.99.0.30 10.99.0.31 10.99.0.10" {

@@ -44,12 +44,18 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "error: clearing up:", err)
 		code = 1
 	}
-	after, err := look(the.marks())
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "error: looking at this machine after the tests:", err)
-		return 1
+	var left []string
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Second) { // what was killed last is still dying
+		after, err := look(the.marks())
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "error: looking at this machine after the tests:", err)
+			return 1
+		}
+		if left = before.added(after); len(left) == 0 || time.Now().After(end) {
+			break
+		}
 	}
-	for _, l := range before.added(after) {
+	for _, l := range left {
 		fmt.Fprintln(os.Stderr, "FAIL: left on this machine:", l)
 		code = 1
 	}

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/migration"
@@ -131,9 +134,9 @@ type counters struct {
 
 const (
 	writers = 4
-	// pace is the pause after each write. Two hundred writes a second are on their way whenever something is moved or
+	// pace is the pause after each write. Eighty writes a second are on their way whenever something is moved or
 	// killed; as many as the API can take would be most of what all tests together use of the processors.
-	pace = 20 * time.Millisecond
+	pace = 50 * time.Millisecond
 )
 
 func (c *Cluster) counts(t *testing.T) (_ *counters, stop func()) {
@@ -146,9 +149,13 @@ func newCounters(t *testing.T, a *api) *counters {
 	t.Helper()
 	n := &counters{t: t, api: a, acked: make([]int, writers), revision: make([]int, writers)}
 	for i := range writers {
-		if _, _, err := n.api.do(t.Context(), http.MethodPost, counterPath, configMap(fmt.Sprintf("counter-%d", i), "0")); err != nil {
-			t.Fatal(err)
-		}
+		eventually(t, limit, "a counter to be made", func(ctx context.Context) error {
+			_, code, err := n.api.do(ctx, http.MethodPost, counterPath, configMap(fmt.Sprintf("counter-%d", i), "0"))
+			if code == http.StatusConflict { // the answer to the one before was lost
+				err = nil
+			}
+			return err
+		})
 	}
 	return n
 }
@@ -255,7 +262,7 @@ func (c *Cluster) migrates(t *testing.T, args ...string) migration.State {
 		t.Fatalf("%v: %s", err, r.out)
 	}
 	if s.Phase != migration.Done || s.Result == nil || s.Result.Keys < 100 || s.Result.TargetRevision <= s.Result.SourceRevision {
-		t.Errorf("k1s datastore %s: %+v", strings.Join(args, " "), s)
+		t.Fatalf("k1s datastore %s: %+v", strings.Join(args, " "), s)
 	}
 	for _, row := range s.Result.Rows {
 		if s.Kind == migration.Migrate && !row.Equal() {
@@ -377,6 +384,7 @@ func TestTheStateMovesBetweenAllDatastoresUnderWrites(t *testing.T) {
 	n, stop := c.counts(t)
 	unwatch := n.watched(t, "counter-0")
 	c.storesAndWatches(t)
+	c.settled(t)
 	before := c.containers(t)
 	uid := c.kubectl(t, "get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}")
 	moved := func(s migration.State) {
@@ -435,9 +443,13 @@ func TestTheStateMovesBetweenAllDatastoresUnderWrites(t *testing.T) {
 	if r := c.try(within(t, limit), "get", "configmap", "since", "-n", "kept"); r.failure == nil {
 		t.Error("what was written after the migration is there after the rollback")
 	}
-	o, _, err := n.api.do(t.Context(), http.MethodPut, counterPath+"/counter-0", configMap("counter-0", "1"))
-	if rev, _ := strconv.Atoi(o.Metadata.ResourceVersion); err != nil || rev <= last {
-		t.Errorf("after the rollback a write has revision %s, %v; before it was %d", o.Metadata.ResourceVersion, err, last)
+	var o object
+	eventually(t, limit, "a write after the rollback", func(ctx context.Context) (err error) {
+		o, _, err = n.api.do(ctx, http.MethodPut, counterPath+"/counter-0", configMap("counter-0", "1"))
+		return err
+	})
+	if rev, err := strconv.Atoi(o.Metadata.ResourceVersion); err != nil || rev <= last {
+		t.Errorf("after the rollback a write has revision %s; before it was %d", o.Metadata.ResourceVersion, last)
 	}
 	if after := c.containers(t); after != before {
 		t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
@@ -550,10 +562,19 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 			return c.in(ctx, append([]string{"k1s", "datastore"}, append(toPostgres, "--dry-run")...)...).error()
 		})
 	}
-	killDaemon := func() {
+	// killedWhile kills the daemon in one of the phases: it is held still to see that it is in it.
+	killedWhile := func(was int, phases ...migration.Phase) {
 		t.Helper()
-		was := pid()
+		c.during(t, phases...)
+		if err := unix.Kill(was, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(c.disk("var/lib/k1s/datastore/migration.json"))
+		s, uerr := migration.Unmarshal(b)
 		kill(t, was)
+		if err := errors.Join(err, uerr); err != nil || !slices.Contains(phases, s.Phase) {
+			t.Fatalf("it was %s when it was killed, not %s: %v", s.Phase, phases, err)
+		}
 		eventually(t, limit, "another daemon", func(ctx context.Context) error {
 			now, err := c.status(ctx)
 			if err == nil && now.PID == was {
@@ -564,9 +585,9 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 	}
 
 	t.Run("the daemon, while it copies", func(t *testing.T) {
+		was := pid()
 		begin()
-		c.during(t, migration.Copying)
-		killDaemon()
+		killedWhile(was, migration.Copying)
 		still("k1s ended while it was copying")
 	})
 	t.Run("the database, while it copies", func(t *testing.T) {
@@ -577,9 +598,9 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 		recovers()
 	})
 	t.Run("the daemon, while the API is stopped", func(t *testing.T) {
+		was := pid()
 		begin()
-		c.during(t, migration.Pausing, migration.Finishing)
-		kill(t, pid())
+		killedWhile(was, migration.Pausing, migration.Finishing)
 		still("k1s ended while it was")
 	})
 	t.Run("the database, while the API is stopped", func(t *testing.T) {
@@ -597,11 +618,11 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 		n.check(t)
 	})
 	t.Run("the daemon, after the configuration was changed", func(t *testing.T) {
+		was := pid()
 		if _, err := control.NewClient(c.where().ControlSocket).MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}); err != nil {
 			t.Fatal(err)
 		}
-		c.during(t, migration.Starting)
-		kill(t, pid())
+		killedWhile(was, migration.Starting)
 		eventually(t, limit, "the move to be done", func(ctx context.Context) error {
 			d, err := c.datastore(ctx)
 			if err == nil && (d.Move == nil || d.Move.Phase != migration.Done || d.Engine != "etcd") {

@@ -5,7 +5,6 @@ package system
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestConfigMapsAndSecretsAreMountedAndUpdatedWhileThePodRuns(t *testing.T) {
@@ -20,7 +19,7 @@ func TestConfigMapsAndSecretsAreMountedAndUpdatedWhileThePodRuns(t *testing.T) {
 	s.kubectl(t, "patch", "configmap", "settings", "-p", `{"data":{"colour":"green"}}`)
 	s.kubectl(t, "patch", "secret", "password", "-p", `{"stringData":{"word":"xyzzy"}}`)
 	// The kubelet renews volumes when it looks after the pod the next time, at most every 90 s or so.
-	s.untilOutput(t, 3*time.Minute, "the files to be updated", is("green xyzzy"),
+	s.untilOutput(t, limit, "the files to be updated", is("green xyzzy"),
 		"exec", "reader", "--", "sh", "-c", "echo $(cat /settings/colour) $(cat /password/word)")
 	// Variables are those of the start.
 	if out := s.sh(t, "reader", "echo $COLOUR"); strings.TrimSpace(out) != "red" {

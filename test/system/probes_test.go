@@ -2,7 +2,10 @@
 
 package system
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestReadinessDecidesWhoGetsRequests(t *testing.T) {
 	t.Parallel()
@@ -32,9 +35,11 @@ func TestLivenessRestartsWhatHangs(t *testing.T) {
 	s.apply(t, "probes.yaml")
 	s.client(t)
 	s.ready(t, "alive")
+	before := s.kubectl(t, "get", "pod", "alive", "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
 	ip := s.kubectl(t, "get", "pod", "alive", "-o", "jsonpath={.status.podIP}")
 	s.sh(t, "client", "/bin/wget -q -O - --post-data '' 'http://"+ip+":8080/healthz?ok=false'")
-	s.untilOutput(t, limit, "the container to be restarted and ready", is("1 true"),
+	// More than once where the machine is so busy that the new one does not answer in time either.
+	s.untilOutput(t, limit, "the container to be restarted and ready", func(out string) bool { return strings.HasSuffix(out, " true") && !strings.HasPrefix(out, before+" ") },
 		"get", "pod", "alive", "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
 	if out := s.kubectl(t, "get", "events", "--field-selector=reason=Unhealthy", "-o", "name"); out == "" {
 		t.Error("no event tells why")

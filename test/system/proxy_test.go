@@ -149,7 +149,7 @@ func TestImagesArePulledThroughTheProxyAndNothingOfTheClusterIs(t *testing.T) {
 	}
 	for pod := range images {
 		if pod != "kept" {
-			s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=120s")
+			s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=4m")
 		}
 	}
 	s.untilOutput(t, limit, "the name that is not asked of the proxy to be unknown", contains("lookup kept.example"),

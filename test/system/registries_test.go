@@ -80,7 +80,7 @@ func TestImagesComeFromRegistriesAsTheirFileSays(t *testing.T) {
 		t.Error("containerd has not been started again with other credentials")
 	}
 	for pod := range images {
-		s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=120s")
+		s.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+pod, "--timeout=4m")
 		if out := s.kubectl(t, "logs", pod); out != "it works\n" {
 			t.Errorf("%s says %q", pod, out)
 		}

@@ -160,7 +160,7 @@ func theCAIsReplaced(t *testing.T, c *Cluster, app everywhere, there, away membe
 	if r := old(within(t, limit)); r.code == 0 {
 		t.Error("a kubeconfig of the old CA works after it was removed")
 	}
-	away.must(t, away.nodeCommand(t, "start"))
+	away.must(t, away.nodeCommand(t, "start", patience))
 	away.untilState(t, control.Running)
 	app.reach(t, 3)
 	for _, m := range []member{there, away} {

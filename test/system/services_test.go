@@ -20,7 +20,7 @@ func TestServicesLeadToEveryReplica(t *testing.T) {
 	if len(pods) != 3 {
 		t.Fatalf("replicas %q, want 3", pods)
 	}
-	nodeIP := s.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}")
+	nodeIP := s.kubectl(t, "get", "node", "server-0", "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")
 	nodePort := s.kubectl(t, "get", "service", "web-nodeport", "-o", "jsonpath={.spec.ports[0].nodePort}")
 	for kind, address := range map[string]string{
 		"ClusterIP": "web",
@@ -32,7 +32,8 @@ func TestServicesLeadToEveryReplica(t *testing.T) {
 			eventually(t, limit, "an answer of every replica at "+address, func(ctx context.Context) error {
 				r := s.try(ctx, "exec", "client", "--", "sh", "-c", "for i in 1 2 3 4 5 6; do /bin/wget -q -T 5 -O - http://"+address+"/ || exit; done")
 				for line := range strings.Lines(r.out) {
-					answered[strings.Fields(line)[0]] = true
+					pod, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+					answered[pod] = true
 				}
 				for _, p := range pods {
 					if !answered[p] {
@@ -55,24 +56,26 @@ func TestDNSKnowsServicesOfEveryNamespace(t *testing.T) {
 	s.rolledOut(t, "deployment/web")
 	ip := s.kubectl(t, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
 	for _, name := range []string{"web.dns", "web.dns.svc", "web.dns.svc.cluster.local"} {
-		if out := other.sh(t, "client", "/bin/wget -q -T 5 -O - http://"+name+"/"); !strings.HasPrefix(out, "web-") {
-			t.Errorf("http://%s/ answers %q", name, out)
-		}
+		other.untilOutput(t, limit, "http://"+name+"/ to answer", contains("web-"), "exec", "client", "--", "/bin/wget", "-q", "-T", "5", "-O", "-", "http://"+name+"/")
 	}
-	if out := other.sh(t, "client", "/bin/nslookup web.dns.svc.cluster.local"); !strings.Contains(out, ip) {
-		t.Errorf("the service's address is %s, DNS says:\n%s", ip, out)
-	}
+	other.untilOutput(t, limit, "DNS to have the service's address "+ip, contains(ip), "exec", "client", "--", "/bin/nslookup", "web.dns.svc.cluster.local")
 	// A headless service has the addresses of the pods themselves.
 	ips := strings.Fields(s.kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"))
-	out := other.sh(t, "client", "/bin/nslookup web-headless.dns.svc.cluster.local")
-	if slices.ContainsFunc(ips, func(ip string) bool { return !strings.Contains(out, ip) }) {
-		t.Errorf("the pods' addresses are %q, DNS says:\n%s", ips, out)
-	}
-	// What does not exist is answered at once, with a no.
-	r := other.try(within(t, limit), "exec", "client", "--", "nslookup", "nobody.dns.svc.cluster.local")
-	if r.failure == nil || !strings.Contains(r.out+r.err, "NXDOMAIN") {
-		t.Errorf("a name that does not exist: %v", r)
-	}
+	other.untilOutput(t, limit, fmt.Sprintf("DNS to have the pods' addresses %q", ips),
+		func(out string) bool {
+			return !slices.ContainsFunc(ips, func(ip string) bool { return !strings.Contains(out, ip) })
+		},
+		"exec", "client", "--", "/bin/nslookup", "web-headless.dns.svc.cluster.local")
+	// What does not exist is answered with a no.
+	eventually(t, limit, "DNS to deny what does not exist", func(ctx context.Context) error {
+		r := other.try(ctx, "exec", "client", "--", "nslookup", "nobody.dns.svc.cluster.local")
+		if r.failure == nil {
+			t.Errorf("a name that does not exist: %v", r)
+		} else if !strings.Contains(r.out+r.err, "NXDOMAIN") {
+			return r.error()
+		}
+		return nil
+	})
 }
 
 // A machine of a site without a way out has no default route, and any machine may lose its own. Services are reached
@@ -89,9 +92,11 @@ func TestTheNodeReachesServicesWithoutADefaultRoute(t *testing.T) {
 	})
 	n := c.network(t)
 	n.run(t, "ip route del default")
-	conn, err := n.dial(within(t, limit), "tcp", "10.43.0.10:53")
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.Close()
+	eventually(t, limit, "the node to reach DNS", func(ctx context.Context) error {
+		conn, err := n.dial(ctx, "tcp", "10.43.0.10:53")
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
 }

@@ -40,7 +40,7 @@ func (m member) process(t *testing.T, component string) int {
 // comes starts a node that was killed and waits until it runs.
 func (m member) comes(t *testing.T) {
 	t.Helper()
-	m.must(t, m.nodeCommand(t, "start", "--wait", "110s"))
+	m.must(t, m.nodeCommand(t, "start", patience))
 	m.untilState(t, control.Running)
 }
 
@@ -210,7 +210,7 @@ K1S_NODE_IP=10.88.0.77 setsid k1s server </dev/null >>/var/log/moved.log 2>&1 &`
 				t.Fatal(err)
 			}
 			began := time.Now()
-			if err := errors.Join(c.k1s(within(t, 2*limit), "cluster", "start", c.name, "--subnet", subnet+"0/24", "--wait", "3m").error(), c.find(t.Context())); err != nil {
+			if err := errors.Join(c.k1s(within(t, limit), "cluster", "start", c.name, "--subnet", subnet+"0/24", patience).error(), c.find(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 			r.find(t)
@@ -272,7 +272,7 @@ func fullDisk(t *testing.T, c *Cluster, r *registers, servers []member) {
 		}
 	}
 	t.Cleanup(unmount)
-	c.k1s(within(t, 2*limit), "cluster", "node", "add", c.name, "--server", "--wait", "110s").wants(t, 0, s.node+" is there")
+	c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, s.node+" is there")
 	filler := filepath.Join(disk, "filler")
 	fill := func() {
 		f, err := os.OpenFile(filler, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

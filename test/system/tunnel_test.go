@@ -24,6 +24,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/wait"
 )
 
 // cutOff keeps the server from opening connections to an agent and its pods, until the returned function is called. What
@@ -109,7 +112,11 @@ webhooks:
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
-		if err := s.try(ctx, "delete", "validatingwebhookconfiguration", s.ns).error(); err != nil {
+		// Left behind it would refuse what later tests make.
+		err := wait.Until(ctx, askKubectl, "the webhook to be gone", func(ctx context.Context) error {
+			return s.try(ctx, "delete", "validatingwebhookconfiguration", s.ns, "--ignore-not-found").error()
+		})
+		if err != nil {
 			t.Error(err)
 		}
 	})
@@ -160,22 +167,32 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		for port == 0 && out.Scan() {
 			_, _ = fmt.Sscanf(out.Text(), "Forwarding from 127.0.0.1:%d", &port)
 		}
-		if code, body, err := get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", port)); err != nil || code != http.StatusOK || body != "web" {
-			t.Errorf("answer %d %q %v", code, body, err)
+		if port == 0 {
+			t.Fatalf("kubectl ended: %v", out.Err())
 		}
+		eventually(t, limit, "an answer", func(ctx context.Context) error {
+			code, body, err := get(ctx, fmt.Sprintf("http://127.0.0.1:%d/", port))
+			if err == nil && (code != http.StatusOK || body != "web") {
+				err = fmt.Errorf("answer %d %q", code, body)
+			}
+			return err
+		})
 	})
 	t.Run("what the API passes on", func(t *testing.T) {
-		if out := s.kubectl(t, "get", "--raw", "/api/v1/namespaces/tunnel/pods/clock:8080/proxy/"); out != "web\n" {
-			t.Errorf("a pod: %q", out)
-		}
-		if out := c.kubectl(t, "get", "--raw", "/api/v1/nodes/"+agent.node+"/proxy/metrics/resource"); !strings.Contains(out, "node_memory_working_set_bytes") {
-			t.Errorf("a kubelet's metrics: %.200q", out)
-		}
+		s.untilOutput(t, limit, "a pod", is("web"), "get", "--raw", "/api/v1/namespaces/tunnel/pods/clock:8080/proxy/")
+		c.untilOutput(t, limit, "a kubelet's metrics", contains("node_memory_working_set_bytes"), "get", "--raw", "/api/v1/nodes/"+agent.node+"/proxy/metrics/resource")
 	})
 	t.Run("a webhook refuses", func(t *testing.T) {
-		r := s.k1sWith(within(t, limit), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"bad","namespace":"tunnel","annotations":{"refuse":"yes"}}}`,
-			"cluster", "kubectl", c.name, "--", "create", "-f", "-")
-		r.wants(t, 1, "denied the request: it asks for it")
+		eventually(t, limit, "the refusal", func(ctx context.Context) error {
+			r := s.k1sWith(ctx, `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"bad","namespace":"tunnel","annotations":{"refuse":"yes"}}}`,
+				"cluster", "kubectl", c.name, "--", "create", "-f", "-")
+			if r.code == 0 {
+				t.Error("it is let in")
+			} else if !strings.Contains(r.err, "denied the request: it asks for it") {
+				return r.error() // the webhook could not be asked
+			}
+			return nil
+		})
 	})
 	t.Run("only nodes open tunnels", func(t *testing.T) { onlyNodesOpenTunnels(t, c, agent) })
 	t.Run("a node connects to its own only", func(t *testing.T) {
@@ -183,25 +200,28 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		own := podIP[:strings.LastIndex(podIP, ".")] + ".1"
 		s.kubectl(t, "run", "liar", "--image=k1s.io/test/busybox:1", "--restart=Never", `--overrides={"apiVersion":"v1","spec":{"schedulerName":"nobody"}}`)
 		s.kubectl(t, "patch", "pod", "liar", "--subresource=status", "-p", fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}]}}`, own, own))
-		if r := s.try(within(t, limit), "get", "--raw", "/api/v1/namespaces/tunnel/pods/liar:6443/proxy/", "--request-timeout=2s"); r.code == 0 {
-			t.Errorf("it is reached: %v", r)
-		}
-		log, err := os.ReadFile(agent.disk("var/lib/k1s/log/node.log"))
-		if want := "target=" + own + ":6443"; err != nil || !strings.Contains(string(log), want) {
-			t.Errorf("the agent's log does not tell of %s: %v\n%s", want, err, lastLines(string(log), 10))
-		}
+		eventually(t, limit, "the agent's log to tell of it", func(ctx context.Context) error {
+			if r := s.try(ctx, "get", "--raw", "/api/v1/namespaces/tunnel/pods/liar:6443/proxy/", "--request-timeout=20s"); r.code == 0 {
+				t.Errorf("it is reached: %v", r)
+			}
+			log, err := os.ReadFile(agent.disk("var/lib/k1s/log/node.log"))
+			if want := "target=" + own + ":6443"; err == nil && !strings.Contains(string(log), want) {
+				err = fmt.Errorf("no %s in\n%s", want, lastLines(string(log), 10))
+			}
+			return err
+		})
 	})
 	t.Run("an aggregated API", func(t *testing.T) {
 		c.untilOutput(t, limit, "the agent's metrics", contains(agent.node), "top", "nodes")
 	})
 	t.Run("it comes back by itself", func(t *testing.T) {
-		as, err := agent.status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if as.Tunnels == nil || len(as.Tunnels.Servers) != 1 || !as.Tunnels.Servers[0].Connected {
-			t.Errorf("the agent tells %+v of its tunnels", as.Tunnels)
-		}
+		var as control.Status
+		eventually(t, limit, "the agent to tell of its tunnel", func(ctx context.Context) (err error) {
+			if as, err = agent.status(ctx); err == nil && (as.Tunnels == nil || len(as.Tunnels.Servers) != 1 || !as.Tunnels.Servers[0].Connected) {
+				err = fmt.Errorf("it tells %+v", as.Tunnels)
+			}
+			return err
+		})
 		kubelet, err := componentOf(as, "kubelet")
 		if err != nil {
 			t.Fatal(err)

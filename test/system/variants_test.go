@@ -47,9 +47,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 			s.apply(t, "web.yaml")
 			s.client(t)
 			s.rolledOut(t, "deployment/web")
-			if out := s.sh(t, "client", "/bin/wget -q -T 5 -O - http://web.shape/"); !strings.HasPrefix(out, "web-") {
-				t.Errorf("the service answers %q", out)
-			}
+			s.untilOutput(t, limit, "the service to answer", contains("web-"), "exec", "client", "--", "/bin/wget", "-q", "-T", "5", "-O", "-", "http://web.shape/")
 		})
 	}
 }
@@ -67,7 +65,5 @@ func TestAServerThatIsNoWorkerServesTheAPIAndRunsNothing(t *testing.T) {
 		t.Errorf("nodes: %q", out)
 	}
 	c.kubectl(t, "create", "configmap", "kept", "--from-literal=a=b")
-	if out := c.kubectl(t, "get", "--raw", "/readyz"); out != "ok" {
-		t.Errorf("/readyz says %q", out)
-	}
+	c.untilOutput(t, limit, "/readyz to be ok", is("ok"), "get", "--raw", "/readyz")
 }
