@@ -38,6 +38,11 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 		// Without it upstream ends the whole process when the lease is lost, and when it is asked to stop, others wait
 		// for the lease's end.
 		ours = map[string]bool{"ControllerManagerReleaseLeaderElectionLockOnExit": true}
+		// Who loses the lease restarts, and the API server of this machine with it (ADR 23). Upstream's 15, 10 and 2 seconds let
+		// a machine that is busy, or an election of etcd and a slow disk after it, be enough for that.
+		f.add("leader-elect-lease-duration", "30s")
+		f.add("leader-elect-renew-deadline", "20s")
+		f.add("leader-elect-retry-period", "4s")
 	}
 	f.gatesWith(in, ours)
 	return component.Spec{Applet: "kube-controller-manager", Args: f, Env: trustEnv(in)}, nil
