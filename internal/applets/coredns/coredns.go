@@ -31,7 +31,12 @@ import (
 
 // Run takes upstream's flags and owns the process, as upstream's main does: it reads os.Args, handles
 // the signals (SIGTERM ends after the lame-duck period, SIGUSR1 reloads) and exits by itself.
+//
+// Beside it /ready is served at port 8182, see serveReady.
 func Run(args []string) error {
+	if err := serveReady(readyAddr, asksPlugin(upstreamReady)); err != nil {
+		return err
+	}
 	os.Args = append([]string{"coredns"}, args...)
 	coremain.Run()
 	return nil
