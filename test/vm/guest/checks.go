@@ -53,6 +53,7 @@ func (g *guest) end() []check {
 	return []check{
 		// Without it, a node that runs is reset, with its pods.
 		{name: "k1s stop --pods ends pods and service", show: g.stopped, long: true},
+		{name: "in a cgroup it was given: pods below it, without systemd", show: g.placed, long: true},
 		{name: "k1s reset leaves nothing", show: g.reset},
 	}
 }
@@ -170,7 +171,10 @@ k1s kubectl get pods -A -o wide`, "10.43.0.1", "service: web-", "volume: kept")
 }
 
 func (g *guest) driver(ctx context.Context) (string, error) {
-	want := map[string]string{"v2": "systemd", "v1": "cgroupfs"}[g.cgroup]
+	return driverIs(ctx, map[string]string{"v2": "systemd", "v1": "cgroupfs"}[g.cgroup])
+}
+
+func driverIs(ctx context.Context, want string) (string, error) {
 	out, err := says(ctx, `k1s kubectl get --raw /api/v1/nodes/$(hostname)/proxy/configz | tr , '\n' | grep -i cgroup
 grep SystemdCgroup /var/lib/k1s/rendered/containerd.toml`, `"cgroupDriver":"`+want+`"`, fmt.Sprintf("SystemdCgroup = %t", want == "systemd"))
 	return out, err
@@ -442,6 +446,37 @@ func (g *guest) stopped(ctx context.Context) (string, error) {
 		return out, errors.New("something of the node still runs")
 	}
 	return out, nil
+}
+
+// placed starts the node once more in a place that was given to it, as a machine without systemd or a container of others has one.
+func (g *guest) placed(ctx context.Context) (string, error) {
+	const dropIn = "/etc/systemd/system/k1s.service.d"
+	out, err := sh(ctx, "mkdir -p "+dropIn+"; printf '[Service]\nEnvironment=K1S_CGROUP_ROOT=/place/node\n' >"+dropIn+"/place.conf; systemctl daemon-reload; systemctl start k1s")
+	if err != nil {
+		return out, err
+	}
+	steps := []func(context.Context) (string, error){g.running, g.backAgain, func(ctx context.Context) (string, error) { return driverIs(ctx, "cgroupfs") },
+		func(ctx context.Context) (string, error) {
+			pid, _, err := process(ctx)
+			if err != nil {
+				return "", err
+			}
+			if g.cgroup == "v1" {
+				return says(ctx, "grep -E 'memory|cpu,cpuacct' /proc/"+pid+"/cgroup", ":/place/node/kubepods/")
+			}
+			return says(ctx, "d=/sys/fs/cgroup$(cut -d: -f3 /proc/"+pid+"/cgroup); echo $d; cd $d; grep -H . memory.max cpu.max",
+				"/sys/fs/cgroup/place/node/kubepods/", fmt.Sprintf("memory.max:%d", limit), "cpu.max:50000 100000")
+		}, g.stopped, func(ctx context.Context) (string, error) {
+			return sh(ctx, "rm -r "+dropIn+"; systemctl daemon-reload; find /sys/fs/cgroup -depth -path '*/place*' -type d -exec rmdir {} +")
+		}}
+	var all []string
+	for _, step := range steps {
+		out, err := step(ctx)
+		if all = append(all, out); err != nil {
+			return strings.Join(all, "\n"), err
+		}
+	}
+	return strings.Join(all, "\n"), nil
 }
 
 // reset compares the machine with what it was before k1s.
