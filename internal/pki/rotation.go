@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -14,6 +17,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,6 +104,13 @@ func replacements(p paths.Paths, dir string, now time.Time) ([]change, error) {
 		}
 		all = append(all, c)
 	}
+	for i, c := range all {
+		for _, o := range all[:i] {
+			if c.Own && o.Own && c.New == o.New || c.Own && c.New == o.Old || o.Own && o.New == c.Old {
+				failed = append(failed, errs.New(errs.Invalid, "%s and %s have one key: what is signed for the one would be good for the other", o.Name, c.Name))
+			}
+		}
+	}
 	if dir != "" && own == 0 && len(failed) == 0 {
 		failed = append(failed, errs.Hint(errs.New(errs.NotFound, "there is no authority in %s", dir), "put ca.crt and ca.key there; front-proxy-ca, etcd/ca and sa.key are made where they are not there"))
 	}
@@ -167,6 +178,9 @@ func (c *change) bring(dir string, now time.Time) error {
 		return bad(keyFile, "is the key that is in use; a new one is wanted", nil)
 	}
 	if c.Name == ServiceAccount {
+		if err := signsTokens(key); err != nil {
+			return bad(keyFile, "cannot sign tokens of service accounts", err)
+		}
 		c.public, err = encodePublic(key.Public())
 		return err
 	}
@@ -185,8 +199,14 @@ func (c *change) bring(dir string, now time.Time) error {
 		return bad(keyFile, "does not belong to the first certificate of "+certFile, nil)
 	case cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0:
 		return bad(certFile, "may not sign certificates (key usage)", nil)
-	case now.Before(cert.NotBefore) || now.After(cert.NotAfter):
-		return bad(certFile, fmt.Sprintf("is valid from %s to %s only", day(cert.NotBefore), day(cert.NotAfter)), nil)
+	case now.Before(cert.NotBefore) || now.Add(leastLife).After(cert.NotAfter):
+		return bad(certFile, fmt.Sprintf("is valid from %s to %s only; %d days from now is the least that makes sense", day(cert.NotBefore), day(cert.NotAfter), leastLife/(24*time.Hour)), nil)
+	// Programs look at both in an authority they trust too (crypto/x509 does). While the old one vouches for the new one nothing
+	// would be seen of it, and when that ends nothing would be accepted any more.
+	case !mayBe(cert, c.usages()):
+		return bad(certFile, "may not sign certificates of servers and clients (extended key usage)", nil)
+	case constrained(cert):
+		return bad(certFile, "may sign for some names only (name constraints), and nodes have any", nil)
 	case bytes.Equal(cert.RawSubject, c.by.cert.RawSubject):
 		return bad(certFile, fmt.Sprintf("has the same subject as the one in use, %s: programs tell authorities apart by it", cert.Subject), nil)
 	}
@@ -195,6 +215,48 @@ func (c *change) bring(dir string, now time.Time) error {
 	c.public, c.NewEnds = encodeCert(cert), cert.NotAfter
 	c.Below = !bytes.Equal(cert.RawIssuer, cert.RawSubject)
 	return nil
+}
+
+// leastLife is how long an authority of the user's has to be valid at least: a replacement by itself takes a month.
+const leastLife = 60 * 24 * time.Hour
+
+// usages are what the leaves below the authority are used for.
+func (c *change) usages() []x509.ExtKeyUsage {
+	if c.Name == FrontProxyCA {
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	}
+	return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+}
+
+// mayBe tells whether an authority may sign certificates for these uses; one that says nothing may for all.
+func mayBe(ca *x509.Certificate, uses []x509.ExtKeyUsage) bool {
+	if len(ca.ExtKeyUsage) == 0 && len(ca.UnknownExtKeyUsage) == 0 || slices.Contains(ca.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return true
+	}
+	return !slices.ContainsFunc(uses, func(u x509.ExtKeyUsage) bool { return !slices.Contains(ca.ExtKeyUsage, u) })
+}
+
+// constrained tells whether it says for which names it may sign (RFC 5280, 4.2.1.10).
+func constrained(ca *x509.Certificate) bool {
+	return len(ca.PermittedDNSDomains)+len(ca.ExcludedDNSDomains)+len(ca.PermittedIPRanges)+len(ca.ExcludedIPRanges)+
+		len(ca.PermittedEmailAddresses)+len(ca.ExcludedEmailAddresses)+len(ca.PermittedURIDomains)+len(ca.ExcludedURIDomains) > 0
+}
+
+// signsTokens tells why a key is none for tokens: the API server ends at its start with one it does not know
+// (k8s.io/kubernetes/pkg/serviceaccount, JWTTokenGenerator).
+func signsTokens(key crypto.Signer) error {
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		if k.N.BitLen() < 2048 {
+			return fmt.Errorf("RSA of %d bits, at least 2048 are wanted", k.N.BitLen())
+		}
+		return nil
+	case *ecdsa.PrivateKey:
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521() {
+			return nil
+		}
+	}
+	return errors.New("RSA, or ECDSA on P-256, P-384 or P-521 is wanted")
 }
 
 // PrepareReplacement makes what Replaceable tells of, and nothing uses it yet. What an earlier call has left is removed.

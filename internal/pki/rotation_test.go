@@ -2,10 +2,16 @@ package pki
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"maps"
 	"math/big"
 	"os"
@@ -407,4 +413,82 @@ func TestOwnAuthoritiesAreTakenAndChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("is not on this server", errs.Unsupported)
+}
+
+// What cannot do its work shows when the old one goes, which is too late, and is refused before.
+func TestOwnAuthoritiesThatCannotDoTheirWorkAreRefused(t *testing.T) {
+	n := newNode(t)
+	n.ensure()
+	own := t.TempDir()
+	put := func(name string, key crypto.Signer, change func(*x509.Certificate)) {
+		t.Helper()
+		raw, err := encodeKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(own, name+".key"), raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "of a company, " + name}, NotBefore: n.now.Add(-time.Hour), NotAfter: n.now.AddDate(5, 0, 0),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+		if change != nil {
+			change(template)
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(own, name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says := func(want string) {
+		t.Helper()
+		_, err := Replaceable(n.req.Paths, own, n.now)
+		if want == "" && err != nil || want != "" && (errs.KindOf(err) != errs.Invalid || !strings.Contains(err.Error(), want)) {
+			t.Errorf("want %q: %v", want, err)
+		}
+	}
+	key := func(c elliptic.Curve) crypto.Signer {
+		t.Helper()
+		k, err := ecdsa.GenerateKey(c, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ca := key(elliptic.P256())
+	put(CA, ca, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
+	says("extended key usage")
+	put(CA, ca, func(c *x509.Certificate) { c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 2, 3}} })
+	says("extended key usage")
+	put(CA, ca, func(c *x509.Certificate) { c.PermittedDNSDomains = []string{".corp"} })
+	says("name constraints")
+	put(CA, ca, func(c *x509.Certificate) { c.NotAfter = n.now.AddDate(0, 0, 10) })
+	says("60 days from now")
+	put(CA, ca, func(c *x509.Certificate) {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	})
+	says("")
+	put(FrontProxyCA, key(elliptic.P256()), func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+	says("")
+	put(FrontProxyCA, ca, nil)
+	says("have one key")
+	put(FrontProxyCA, key(elliptic.P256()), nil)
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, unfit := range []crypto.Signer{ed, key(elliptic.P224())} {
+		put(ServiceAccount, unfit, nil)
+		says("cannot sign tokens")
+	}
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(ServiceAccount, weak, nil)
+	says("1024 bits")
+	put(ServiceAccount, key(elliptic.P384()), nil)
+	says("")
 }
