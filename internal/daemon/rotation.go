@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -642,7 +643,9 @@ func strangers(ctx context.Context, in component.Input) bool {
 	return errs.Is(err, errs.Denied)
 }
 
-// publishedCAs identifies what one of the servers tells of the cluster's CAs. Errors are those of the first.
+// publishedCAs identifies what one of the servers tells of the cluster's CAs, whichever is first. All are asked at once, for the first this
+// node ever knew may be gone for good. When none answers, one of kind errs.Denied, which is a server that is a stranger, counts for more
+// than those that are away.
 func publishedCAs(ctx context.Context, in component.Input) ([sha256.Size]byte, error) {
 	cas, err := pki.ReadTrusted(in.Paths)
 	if err != nil {
@@ -652,15 +655,31 @@ func publishedCAs(ctx context.Context, in component.Input) ([sha256.Size]byte, e
 	if k, err := readKept(in.Paths); err == nil && k != nil {
 		m.kept.Servers = k.Servers
 	}
-	var first error
-	for _, s := range m.candidates(in.Paths) {
-		b, err := join.Client{Server: s, CAs: cas}.Published(ctx)
-		if err == nil {
-			return sha256.Sum256(bytes.TrimSpace(b)), nil
+	ctx, cancel := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	type answer struct {
+		published []byte
+		err       error
+	}
+	servers := m.candidates(in.Paths)
+	answers := make(chan answer, len(servers))
+	for _, s := range servers {
+		all.Go(func() {
+			b, err := join.Client{Server: s, CAs: cas}.Published(ctx)
+			answers <- answer{b, err}
+		})
+	}
+	var worst error
+	for range servers {
+		a := <-answers
+		if a.err == nil {
+			return sha256.Sum256(bytes.TrimSpace(a.published)), nil
 		}
-		if first == nil {
-			first = err
+		if worst == nil || errs.Is(a.err, errs.Denied) {
+			worst = a.err
 		}
 	}
-	return [sha256.Size]byte{}, first
+	return [sha256.Size]byte{}, worst
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -606,6 +607,34 @@ func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
 	if _, err := publishedCAs(t.Context(), agent); !errs.Is(err, errs.Denied) {
 		t.Errorf("it trusts a server it cannot know: %v", err)
 	}
+	// The one it joined at is gone for good.
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := readKept(agent.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Servers = []string{k.Server}
+	k.Server = "https://" + nobody.Addr().String()
+	nobody.Close()
+	keep := func() {
+		t.Helper()
+		b, err := json.Marshal(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(agent.Paths.Agent(), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep()
+	gone := agent
+	gone.Server = k.Server
+	if _, err := publishedCAs(t.Context(), gone); !errs.Is(err, errs.Denied) {
+		t.Errorf("one that is gone hides that another is a stranger: %v", err)
+	}
 	agent.Config.Spec.Join.Token = ""
 	if m, err = d.join(t.Context(), &agent); err != nil || m.welcome == nil {
 		t.Fatalf("it starts without asking: %v", err)
@@ -621,18 +650,8 @@ func TestAnAgentLearnsOfOtherCAsWhileItRunsAndWhenItComesBack(t *testing.T) {
 	// Another cluster at the servers' address keeps it from nothing.
 	_, foreign := rotating(t)
 	agent.Config.Spec.Join.Server = serve(t, foreign, s.Handler())
-	k, err := readKept(agent.Paths)
-	if err != nil {
-		t.Fatal(err)
-	}
 	k.Server, k.Servers = agent.Config.Spec.Join.Server, nil
-	b, err := json.Marshal(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(agent.Paths.Agent(), b, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	keep()
 	s.CA = func() ([]byte, error) { return pki.Published(foreign.Paths) }
 	if m, err = d.join(t.Context(), &agent); err != nil || m.welcome != nil {
 		t.Errorf("it does not start, or believes them: %v", err)
