@@ -274,7 +274,7 @@ func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rota
 	return err
 }
 
-func (r rotator) Look(ctx context.Context, _ rotation.State) (rotation.Facts, error) {
+func (r rotator) Look(ctx context.Context, s rotation.State) (rotation.Facts, error) {
 	f, err := lookAtTrust(ctx, r.d.client(), r.d.o.Paths, r.d.self())
 	if err == nil && len(f.Extended) > 0 {
 		// They count as told of until they are seen to be gone: the API server might put them back.
@@ -284,6 +284,10 @@ func (r rotator) Look(ctx context.Context, _ rotation.State) (rotation.Facts, er
 	}
 	if err == nil {
 		r.d.mu.Lock()
+		f.BehindAt = r.d.rotating.facts.BehindAt
+		if present, _ := rotation.Behind(s, f); len(present) > 0 {
+			f.BehindAt = f.Now
+		}
 		r.d.rotating.facts = f
 		r.d.mu.Unlock()
 	}

@@ -223,6 +223,18 @@ type Facts struct {
 	// Extended are the authorities whose old certificates aggregated API servers are still told to believe, by name, though
 	// this stage's files do not have them any more.
 	Extended []string
+	// BehindAt is when a node that is there was last seen not to be where its stage wanted it; zero for not seen.
+	BehindAt time.Time
+}
+
+// settled is when programs know what their node knows since the stage began, on the last node too: those on one that learned late have
+// had no more time than it.
+func settled(s State, f Facts) time.Time {
+	since := s.Since
+	if f.BehindAt.After(since) {
+		since = f.BehindAt
+	}
+	return since.Add(Settle)
 }
 
 // Behind are those nodes that are not where the stage wants them, those that are there and those that are away.
@@ -266,11 +278,11 @@ func Next(s State, f Facts) (State, []string) {
 		if len(present) > 0 {
 			wait("%s: has not learned of the new CA yet", strings.Join(present, ", "))
 		}
-		if at := s.Since.Add(Settle); !s.chained() && f.Now.Before(at) {
+		if at := settled(s, f); !s.chained() && f.Now.Before(at) {
 			wait("running programs read the CA again by %s (the old CA allows no chain)", at.Format(time.RFC3339))
 		}
 	case Overlapping:
-		if at := s.Since.Add(Settle); f.Now.Before(at) {
+		if at := settled(s, f); f.Now.Before(at) {
 			wait("running programs read the new CA by %s; they know nobody if the old one goes before", at.Format(time.RFC3339))
 		}
 		if !s.Hurry && f.Now.Before(s.Until) {

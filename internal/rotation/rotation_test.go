@@ -52,6 +52,7 @@ func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 		unpublished []string
 		extended    []string
 		chained     bool
+		behind      time.Duration // after the beginning somebody was last seen to be
 		want        Stage
 		waits       string
 	}{
@@ -68,6 +69,9 @@ func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 		"or is ended":                                    {stage: Overlapping, hurry: true, after: 10 * time.Minute, nodes: []Node{has, away}, want: Draining},
 		"with the tokens of pods":                        {stage: Overlapping, hurry: true, drop: true, after: 10 * time.Minute, nodes: []Node{has, away}, want: Removing},
 		"not before running programs know the new one":   {stage: Overlapping, hurry: true, drop: true, after: 10*time.Minute - 1, nodes: []Node{has}, want: Overlapping, waits: "running programs read the new CA by 2026-11-21T12:10:00Z; they know nobody if the old one goes before"},
+		"one that renews late is given time":             {stage: Overlapping, hurry: true, after: 14 * time.Minute, behind: 5 * time.Minute, nodes: []Node{has}, want: Overlapping, waits: "running programs read the new CA by 2026-11-21T12:15:00Z; they know nobody if the old one goes before"},
+		"and no more than that":                          {stage: Overlapping, hurry: true, after: 15 * time.Minute, behind: 5 * time.Minute, nodes: []Node{has}, want: Draining},
+		"one that learns late is too, without a chain":   {stage: Trusting, after: 14 * time.Minute, behind: 5 * time.Minute, nodes: []Node{knows}, want: Trusting, waits: "running programs read the CA again by 2026-11-21T12:15:00Z (the old CA allows no chain)"},
 		"not before all that are there have renewed":     {stage: Overlapping, hurry: true, after: 10 * time.Minute, nodes: []Node{has, knows}, want: Overlapping, waits: "knows: has no certificates of the new CA yet"},
 		"removed is when pods are not told of the old":   {stage: Removing, unpublished: []string{"a"}, want: Removing, waits: "pods of a are not given this stage's bundle yet"},
 		"and nodes that are there do not trust the old":  {stage: Removing, nodes: []Node{only, has, away}, want: Removing, waits: "has: trusts the old CA still"},
@@ -87,7 +91,11 @@ func TestAStageEndsWhenEverybodyWhoIsThereIsSoFar(t *testing.T) {
 			s := in(begun(t, c.chained), c.stage)
 			s.Hurry, s.DropTokens = c.hurry, c.drop
 			at := now.Add(c.after)
-			got, waits := Next(s, Facts{Now: at, Nodes: c.nodes, Unpublished: c.unpublished, Extended: c.extended})
+			f := Facts{Now: at, Nodes: c.nodes, Unpublished: c.unpublished, Extended: c.extended}
+			if c.behind > 0 {
+				f.BehindAt = now.Add(c.behind)
+			}
+			got, waits := Next(s, f)
 			if got.Stage != c.want || strings.Join(waits, "; ") != c.waits {
 				t.Errorf("%q, waits for %q", got.Stage, waits)
 			}
