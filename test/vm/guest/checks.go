@@ -410,19 +410,26 @@ func (g *guest) reloaded(ctx context.Context) (string, error) {
 }
 
 func (g *guest) restarted(ctx context.Context) (string, error) {
-	return g.unharmed(ctx, func(control.Status) error {
+	took, journal := time.Duration(0), ""
+	out, err := g.unharmed(ctx, func(control.Status) error {
 		start := time.Now()
 		out, err := sh(ctx, "systemctl restart k1s")
+		took = time.Since(start).Round(time.Second)
 		if err != nil {
-			return fmt.Errorf("%w after %s: %s", err, time.Since(start), out)
+			return fmt.Errorf("%w after %s: %s", err, took, out)
 		}
-		return nil
+		journal, err = sh(ctx, fmt.Sprintf("journalctl -u k1s -o short-monotonic --no-pager --since '%d seconds ago' | cut -c1-160", int(took.Seconds())+1))
+		return err
 	}, func(before, now control.Status) error {
 		if now.PID == before.PID {
 			return errors.New("it is the same daemon")
 		}
 		return nil
 	})
+	if err == nil && strings.Contains(journal, "timed out") {
+		err = errors.New("systemd had to end it")
+	}
+	return fmt.Sprintf("systemctl restart took %s\n%s\n%s", took, journal, out), err
 }
 
 func (g *guest) backAgain(ctx context.Context) (string, error) {

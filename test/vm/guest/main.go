@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,8 +73,18 @@ type check struct {
 	long bool
 }
 
+// openPort opens what the host reads. The link with the port's name is udev's, which may still be at work when this is started.
+func openPort(path string) (*os.File, error) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if !errors.Is(err, fs.ErrNotExist) || time.Now().After(end) {
+			return f, err
+		}
+	}
+}
+
 func newGuest() (*guest, error) {
-	port, err := os.OpenFile("/dev/virtio-ports/"+report.Port, os.O_WRONLY, 0)
+	port, err := openPort("/dev/virtio-ports/" + report.Port)
 	if err != nil {
 		return nil, err
 	}
