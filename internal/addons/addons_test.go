@@ -1,13 +1,17 @@
 package addons_test
 
 import (
+	"errors"
 	"flag"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 
 	"k1s.io/k1s/internal/addon"
 	"k1s.io/k1s/internal/addons"
@@ -108,5 +112,47 @@ func TestEveryAddOnIsInAFileOfItsName(t *testing.T) {
 				t.Errorf("%s depends on %s, which is not there", a.Name, d)
 			}
 		}
+	}
+}
+
+// A second, which is the default, is too short for a machine that is busy: it would end what is well, or take the only DNS away.
+func TestProbesOfAddOnsHaveTimeToBeAnswered(t *testing.T) {
+	got, err := addons.Render(node(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes := 0
+	var look func(name string, v any)
+	look = func(name string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for k, v := range v {
+				if p, ok := v.(map[string]any); ok && strings.HasSuffix(k, "Probe") {
+					probes++
+					if limit, _ := p["timeoutSeconds"].(int); limit < 5 {
+						t.Errorf("%s: %s has timeoutSeconds %v, want 5 or more", name, k, p["timeoutSeconds"])
+					}
+				}
+				look(name, v)
+			}
+		case []any:
+			for _, v := range v {
+				look(name, v)
+			}
+		}
+	}
+	for name, text := range got {
+		for dec := yaml.NewDecoder(strings.NewReader(text)); ; {
+			var doc any
+			if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			look(name, doc)
+		}
+	}
+	if probes < 5 {
+		t.Errorf("there are only %d probes", probes)
 	}
 }

@@ -131,7 +131,7 @@ func daemonOptions(deps Deps, flags *config.Flags) (daemon.Options, error) {
 	}
 	return daemon.Options{
 		Config: loaded.Config, Paths: deps.Paths(), Executable: exe, Warnings: loaded.Warnings,
-		CgroupRoot: lookup(deps.Environ(), envCgroupRoot), Log: newLogger(deps.Streams.ErrOut, loaded.Config.Spec.Log),
+		CgroupRoot: lookup(deps.Environ(), envCgroupRoot), Sandbox: lookup(deps.Environ(), envSandbox) != "", Log: newLogger(deps.Streams.ErrOut, loaded.Config.Spec.Log),
 		Reload: func() (config.Config, config.Origins, error) {
 			again, err := load()
 			return again.Config, again.Origins, err

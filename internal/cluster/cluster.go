@@ -173,8 +173,8 @@ type Features struct {
 }
 
 // Provider makes clusters in one particular way. Every method may be called at any time, by several
-// processes at once, also after this machine or any process was killed; mutations of the same provider
-// exclude each other. Names have passed ValidateName. ctx bounds the call; when it ends in the middle of a
+// processes at once, also after this machine or any process was killed; mutations of the same cluster
+// exclude each other, and do not wait for those of others. Names have passed ValidateName. ctx bounds the call; when it ends in the middle of a
 // mutation, what is there so far can be continued by the same call or removed by Delete.
 type Provider interface {
 	// Features says what can be done here; the error says why nothing can (kind errs.Unsupported).

@@ -117,6 +117,8 @@ type Facts struct {
 	// limits are not ours to set.
 	InitialNetNS bool `json:"initialNetNS"`
 	AppArmor     bool `json:"appArmor"`
+	// Sandbox tells that this is a node of `k1s cluster create`, which shares the disks of its machine with what is not its own.
+	Sandbox bool `json:"sandbox,omitempty"`
 	// Proxy is the proxy configuration of the daemon's environment: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
 	Proxy map[string]string `json:"proxy,omitempty"`
 	// Resolver is where pods find name servers outside the cluster.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/probe"
 )
 
 // BaseImage is made on the node from the payload: sandboxes and packaged pods run from it.
@@ -21,8 +22,14 @@ var _ = register(component.Def{
 	Group:   runtime,
 	When:    OwnRuntime,
 	Spec:    containerdSpec,
-	Ready:   unixReady(func(in component.Input) string { return in.Paths.ContainerdSocket() }),
+	// It listens before it knows its pods, and refuses a kubelet until then; images it can have at once.
+	Open: unixReady(containerdSocket),
+	Ready: func(in component.Input) probe.Probe {
+		return probe.Probe{Kind: probe.CRI, Addr: containerdSocket(in)}
+	},
 })
+
+func containerdSocket(in component.Input) string { return in.Paths.ContainerdSocket() }
 
 // OwnRuntime tells that we run containerd ourselves.
 func OwnRuntime(in component.Input) bool { return in.Config.Spec.Runtime.Socket == "" }
@@ -90,6 +97,10 @@ func containerdConfig(in component.Input) string {
 	if in.Facts.SysResource {
 		w("oom_score = -999")
 	}
+	w("")
+	w("[timeouts]")
+	w("  # What a busy machine does not let a shim answer within, 5 s by default, counts as dead, and its pod with it.")
+	w("  'io.containerd.timeout.shim.load' = '30s'")
 	w("")
 	w("[plugins.'io.containerd.server.v1.grpc']")
 	w("  address = %q", p.ContainerdSocket())

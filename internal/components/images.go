@@ -14,7 +14,7 @@ var _ = register(component.Def{
 	Roles:   component.Worker,
 	Group:   node,
 	When:    OwnRuntime,
-	Needs:   []component.Need{{Component: "containerd", Level: component.Ready}},
+	Needs:   []component.Need{{Component: "containerd", Level: component.Open}},
 	Spec:    imagesSpec,
 	Ready:   fileReady(func(in component.Input) string { return path.Join(in.Paths.Run, "images.ready") }),
 })

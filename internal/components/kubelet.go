@@ -75,6 +75,9 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 		"eventRecordQPS":        50,
 		"shutdownGracePeriod":   "0s",
 	}
+	if in.Facts.Sandbox {
+		keepPodsOnFullDisks(cfg)
+	}
 	keepOOMScore(cfg, in)
 	if len(c.Gates) > 0 {
 		gates := map[string]any{}
@@ -129,6 +132,17 @@ func kubeletSpec(in component.Input) (component.Spec, error) {
 			{Path: p.Storage(), Mode: 0o700},
 		},
 	}, nil
+}
+
+// keepPodsOnFullDisks is for clusters that are thrown away, and whose disks are the machine's: how full those are says nothing about
+// the cluster, and neither its pods nor its images are what fills them. Thresholds that are named replace all of the kubelet's own,
+// so that of memory is named too.
+func keepPodsOnFullDisks(cfg map[string]any) {
+	cfg["evictionHard"] = map[string]any{
+		"imagefs.available": "0%", "imagefs.inodesFree": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+		"memory.available": "100Mi",
+	}
+	cfg["imageGCHighThresholdPercent"] = 100
 }
 
 // parseTaints reads "key=value:Effect" and "key:Effect".

@@ -38,6 +38,7 @@ var variants = map[string]func(*component.Input){
 		f.OOMScore = 500
 		f.Resolver = component.Resolver{Text: "nameserver 192.0.2.53\n", HasServers: true}
 	},
+	".sandbox": func(in *component.Input) { in.Facts.Sandbox = true },
 	".several": func(in *component.Input) {
 		in.Several = true
 		in.Etcd = component.EtcdMember{Name: "node-1-0a1b2c3d", InitialCluster: "node-0=https://198.51.100.6:2380,node-1-0a1b2c3d=https://198.51.100.7:2380"}

@@ -44,7 +44,7 @@ type Spec struct {
 	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
 	Disable    []string                 `json:"disable,omitempty" doc:"packaged components to leave out: coredns, metrics-server, local-path, network-policy" example:"[metrics-server]"`
 	Gates      map[string]bool          `json:"featureGates,omitempty" doc:"Kubernetes feature gates, for every component" example:"{AllAlpha: true}"`
-	Kubelet    map[string]any           `json:"kubelet,omitempty" doc:"fields of KubeletConfiguration that override ours" flag:"-" example:"{maxPods: 250}"`
+	Kubelet    map[string]any           `json:"kubelet,omitempty" doc:"fields of KubeletConfiguration that override ours; in nodes of k1s cluster create full disks evict no pods and remove no images (evictionHard, imageGCHighThresholdPercent)" flag:"-" example:"{maxPods: 250}"`
 	KubeProxy  map[string]any           `json:"kubeProxy,omitempty" doc:"fields of KubeProxyConfiguration that override ours" flag:"-" example:"{nodePortAddresses: [198.51.100.0/24]}"`
 	Components map[string]ComponentArgs `json:"components,omitempty" doc:"additional arguments by component name" flag:"-" example:"{kube-apiserver: {args: {v: 4}}}"`
 	Kubeconfig Kubeconfig               `json:"kubeconfig" doc:"the administrator's kubeconfig"`

@@ -45,7 +45,9 @@ type Options struct {
 	Executable string
 	// CgroupRoot is the cgroup everything of the node lives in; "" is DefaultCgroupRoot.
 	CgroupRoot string
-	Log        *slog.Logger
+	// Sandbox tells that this is a node of `k1s cluster create`.
+	Sandbox bool
+	Log     *slog.Logger
 	// Warnings of the configuration, shown as problems.
 	Warnings []string
 	// Reload reads the configuration again, as the next start would.

@@ -333,8 +333,8 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 }
 
 // settled is longer than the 5 s for which etcd wants the members that stay to have been connected (etcdserver.HealthInterval):
-// one of them may have come a moment ago.
-const settled = 8 * time.Second
+// one of them may have come a moment ago, and on a machine that is busy its connections break off now and then.
+const settled = 30 * time.Second
 
 // removeSettled waits for that before it takes a refusal for one.
 func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {

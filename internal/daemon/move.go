@@ -33,7 +33,7 @@ import (
 const (
 	// openWithin is how long the API server may take to answer at all on a new datastore, before the old one is taken
 	// back.
-	openWithin = time.Minute
+	openWithin = 3 * time.Minute
 	// serveWithin is how long it may take then until it serves what it served before.
 	serveWithin = 2 * time.Minute
 	// spare is what has to be free on the disk beside several times the contents.

@@ -41,7 +41,7 @@ func detectFacts(ctx context.Context, o Options) (component.Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("looking at this machine: %w", err)
 	}
-	f.Proxy = proxy(os.Getenv)
+	f.Proxy, f.Sandbox = proxy(os.Getenv), o.Sandbox
 	if o.CgroupRoot != "" {
 		// Somebody gave us a place in the tree, below which systemd is not in charge.
 		f.Systemd = false

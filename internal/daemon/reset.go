@@ -1,13 +1,16 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/kubeconfig"
 	"k1s.io/k1s/internal/ledger"
+	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/wait"
@@ -55,6 +59,9 @@ func ResetSteps(o Options, force bool) []step.Step {
 			}
 			return removeNetwork(ctx, in)
 		}},
+		{Name: "remove the network namespaces of pods that could not be ended", Do: func(context.Context) error {
+			return removePodNetworks(findPodNetworks(p, cniResults))
+		}},
 		{Name: "unmount what is below " + p.Kubelet + ", " + p.Run + " and " + p.Data, Do: func(context.Context) error {
 			return unmountBelow(p.Kubelet, p.Run, p.Data)
 		}},
@@ -82,11 +89,11 @@ func ResetSteps(o Options, force bool) []step.Step {
 // shared are directories that containerd, its libraries and the kubelet make outside of ours, each after what
 // they make in it. Others may use them too.
 var shared = [][]string{
-	{"/var/lib/cni/results", "/var/lib/cni"},                          // what plugins answered, of libcni
+	{cniResults, "/var/lib/cni"},                                      // what plugins answered, of libcni
 	{"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd"}, // for programs installed by ctr
 	// Sockets of shims, and what runc remembers of containers.
 	{"/run/containerd/s", "/run/containerd/runc/k8s.io", "/run/containerd/runc", "/run/containerd"},
-	{"/run/netns"}, // network namespaces of pods
+	{podNamespaces},
 	// Where the kubelet looks for FlexVolume drivers.
 	{"/usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/usr/libexec/kubernetes/kubelet-plugins/volume",
 		"/usr/libexec/kubernetes/kubelet-plugins", "/usr/libexec/kubernetes"},
@@ -209,6 +216,90 @@ func removeNetwork(ctx context.Context, in component.Input) error {
 			"--pod-cidr="+in.Config.Spec.Network.PodCIDR, "--cni-conf-dir="+in.Paths.CNIConf()))
 	}
 	failed = append(failed, removeTables(ctx, path.Join(in.Payload, "nft"), tables))
+	return errors.Join(failed...)
+}
+
+// podNamespaces is where containerd mounts the network namespaces of pods, and others theirs; cniResults is where libcni keeps what
+// plugins have answered, until they have been told to undo it.
+const (
+	podNamespaces = "/run/netns"
+	cniResults    = "/var/lib/cni/results"
+)
+
+// podNetworks are what is left of the network of our pods: namespaces by their names in podNamespaces, which keep links
+// alive, and files in which libcni remembers it.
+type podNetworks struct{ namespaces, files []string }
+
+// findPodNetworks finds those of pods that were not ended. Ours are those whose addresses were given out of our directory, which is in
+// the configuration that libcni keeps (https://github.com/containernetworking/cni, libcni/api.go, cachedInfo), and those of tasks
+// of our containerd, for pods with a network of somebody else's.
+func findPodNetworks(p paths.Paths, results string) podNetworks {
+	var out podNetworks
+	add := func(namespace string) {
+		// As containerd calls them; others do not.
+		if dir, name := path.Split(namespace); (dir == podNamespaces+"/" || dir == "/var"+podNamespaces+"/") && strings.HasPrefix(name, "cni-") {
+			out.namespaces = append(out.namespaces, name)
+		}
+	}
+	// What cannot be read is not known to be ours.
+	ours := map[string]bool{}
+	files, _ := filepath.Glob(filepath.Join(results, "*"))
+	for _, f := range files {
+		var kept struct {
+			ContainerID string `json:"containerId"`
+			Config      []byte `json:"config"`
+			NetNS       string `json:"netns"`
+		}
+		if b, err := os.ReadFile(f); err != nil || json.Unmarshal(b, &kept) != nil || !bytes.Contains(kept.Config, []byte(strconv.Quote(p.CNIState()))) {
+			continue
+		}
+		add(kept.NetNS)
+		ours[kept.ContainerID] = kept.ContainerID != ""
+	}
+	for _, f := range files { // a pod has a loopback beside its network
+		if slices.ContainsFunc(strings.Split(filepath.Base(f), "-"), func(part string) bool { return ours[part] }) {
+			out.files = append(out.files, f)
+		}
+	}
+	bundles, _ := filepath.Glob(filepath.Join(p.ContainerdState(), "io.containerd.runtime.v2.task/k8s.io/*/config.json"))
+	for _, f := range bundles {
+		var spec struct {
+			Linux struct {
+				Namespaces []struct {
+					Type string `json:"type"`
+					Path string `json:"path"`
+				} `json:"namespaces"`
+			} `json:"linux"`
+		}
+		if b, err := os.ReadFile(f); err != nil || json.Unmarshal(b, &spec) != nil {
+			continue
+		}
+		for _, n := range spec.Linux.Namespaces {
+			if n.Type == "network" {
+				add(n.Path)
+			}
+		}
+	}
+	slices.Sort(out.namespaces)
+	out.namespaces = slices.Compact(out.namespaces)
+	return out
+}
+
+func removePodNetworks(n podNetworks) error {
+	var failed []error
+	for _, name := range n.namespaces {
+		at := path.Join(podNamespaces, name)
+		if err := unmount(at); err != nil {
+			failed = append(failed, fmt.Errorf("unmounting %s: %w", at, err))
+			continue
+		}
+		n.files = append(n.files, at)
+	}
+	for _, f := range n.files {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			failed = append(failed, err)
+		}
+	}
 	return errors.Join(failed...)
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -69,10 +70,21 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		}
 	}
 	if api != nil && apiOpen && spec.Worker() {
+		dnsCtx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		var dns *control.DNS
+		var asking sync.WaitGroup
+		if !slices.Contains(spec.Disable, dnsAddon) {
+			asking.Go(func() { dns = askDNS(dnsCtx, in) })
+		}
 		s.Node = askNode(ctx, api, in, d.kubeletStart())
+		if !s.Node.Ready { // then it tells nothing, and need not be waited for
+			cancel()
+		}
+		asking.Wait()
 		allReady = allReady && s.Node.Ready
-		if s.Node.Ready && !slices.Contains(spec.Disable, dnsAddon) {
-			s.DNS = askDNS(ctx, in)
+		if s.Node.Ready {
+			s.DNS = dns
 		}
 	}
 	s.Addons, _ = addonStatus(in)
@@ -204,8 +216,12 @@ func askNode(ctx context.Context, api *kubeapi.Client, in component.Input, since
 // dnsAddon is the packaged component that serves the cluster's DNS.
 const dnsAddon = "coredns"
 
-// dnsAnswerTime bounds the question to the cluster's DNS: it answers within a millisecond, or is not there.
-const dnsAnswerTime = 300 * time.Millisecond
+// dnsAnswerTime bounds the question to the cluster's DNS: it answers within a millisecond where it has its turn, which on a machine
+// that is busy takes longer. It is asked while the API server is, so nobody waits for it alone.
+const dnsAnswerTime = time.Second
+
+// dnsAskAgain is after how long it is asked once more, since a question may be lost: those before kube-proxy has been there are.
+const dnsAskAgain = 250 * time.Millisecond
 
 // askDNS asks the cluster's DNS for the name of the API, the way a pod would: through the service address.
 func askDNS(ctx context.Context, in component.Input) *control.DNS {
@@ -215,15 +231,43 @@ func askDNS(ctx context.Context, in component.Input) *control.DNS {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dnsAnswerTime, errors.New("no answer"))
 	defer cancel()
-	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	err = lookUp(ctx, "kubernetes.default.svc."+in.Config.Spec.Cluster.Domain+".", func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, net.JoinHostPort(address, "53"))
-	}}
+	})
 	out := &control.DNS{Address: address, Answers: true}
-	if _, err := r.LookupHost(ctx, "kubernetes.default.svc."+in.Config.Spec.Cluster.Domain+"."); err != nil {
+	if err != nil {
 		out.Answers, out.Reason = false, dnsReason(err)
 	}
 	return out
+}
+
+// lookUp asks for a name until ctx ends, again and again without giving up the questions before: the first answer counts.
+func lookUp(ctx context.Context, name string, dial func(context.Context, string, string) (net.Conn, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	answers := make(chan error)
+	again := time.NewTicker(dnsAskAgain)
+	defer again.Stop()
+	for {
+		asking.Go(func() {
+			r := net.Resolver{PreferGo: true, Dial: dial} // of its own: one resolver asks once for all who want the same
+			_, err := r.LookupHost(ctx, name)
+			select {
+			case answers <- err:
+			case <-ctx.Done():
+			}
+		})
+		select {
+		case err := <-answers:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-again.C:
+		}
+	}
 }
 
 // dnsReason is what is wrong, without the addresses and ports that differ from try to try.

@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +36,25 @@ func TestDNSReasonsDoNotChangeFromTryToTry(t *testing.T) {
 		if got := dnsReason(err); got != want {
 			t.Errorf("%v: %q, want %q", err, got, want)
 		}
+	}
+}
+
+// Questions to a service get lost before kube-proxy has rules for it, and a machine that is busy answers late.
+func TestDNSIsAskedAgainWhileNobodyAnswers(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("no answer"))
+	defer cancel()
+	var asked atomic.Int32
+	err := lookUp(ctx, "kubernetes.test.", func(context.Context, string, string) (net.Conn, error) {
+		if asked.Add(1) == 1 {
+			ours, theirs := net.Pipe() // takes the question, and keeps silent
+			t.Cleanup(func() { theirs.Close() })
+			go func() { _, _ = io.Copy(io.Discard, theirs) }() // until it is closed
+			return ours, nil
+		}
+		return nil, &net.OpError{Op: "dial", Net: "udp", Err: os.NewSyscallError("write", syscall.EPERM)}
+	})
+	if got, want := dnsReason(err), "no DNS pod is ready"; got != want {
+		t.Errorf("asked %d times: %v, which is told as %q, want %q", asked.Load(), err, got, want)
 	}
 }
 

@@ -131,6 +131,10 @@ func neverRan(o Options) bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
+// runtimeAnswers is how long a containerd that was started to end pods may take until it does: on a machine that is busy, and
+// with pods of which it has to find out first whether they run.
+const runtimeAnswers = time.Minute
+
 // endPodsOffline ends pods through a containerd that still runs, or through one started for it.
 func endPodsOffline(ctx context.Context, in component.Input, ro runner.Options) error {
 	if !components.OwnRuntime(in) {
@@ -159,7 +163,7 @@ func endPodsOffline(ctx context.Context, in component.Input, ro runner.Options) 
 		done <- nil
 	}
 	ready := plan[i].Components[0].Ready
-	waitCtx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	waitCtx, cancel := context.WithTimeoutCause(ctx, runtimeAnswers, fmt.Errorf("not within %s", runtimeAnswers))
 	defer cancel()
 	err = wait.Until(waitCtx, 50*time.Millisecond, "containerd", func(ctx context.Context) error { return probe.Check(ctx, ready) })
 	if err == nil {

@@ -27,6 +27,17 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(filepath.Dir(path))
 }
 
+// Replace replaces path by data in one step, for files that need not outlive the machine's next start: nobody sees half of one,
+// whichever process is killed, but nothing is synchronised, so that a power cut may leave an empty one, and a busy disk is not
+// waited for. Otherwise it is as WriteFile.
+func Replace(path string, data []byte, mode fs.FileMode) error {
+	tmp, err := stage(path, data, mode, func(*os.File) error { return nil })
+	if err != nil {
+		return err
+	}
+	return tmp.Commit()
+}
+
 // Staged is a complete, synchronised file that waits to take its place.
 type Staged struct {
 	tmp, path string
@@ -35,6 +46,10 @@ type Staged struct {
 // Stage writes and synchronises data beside path without touching path, so that several files can be
 // prepared slowly and then be put in place quickly. The caller ends it with Commit or Discard.
 func Stage(path string, data []byte, mode fs.FileMode) (*Staged, error) {
+	return stage(path, data, mode, (*os.File).Sync)
+}
+
+func stage(path string, data []byte, mode fs.FileMode, finish func(*os.File) error) (*Staged, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-*")
 	if err != nil {
 		return nil, fmt.Errorf("writing %q: %w", path, err)
@@ -47,7 +62,7 @@ func Stage(path string, data []byte, mode fs.FileMode) (*Staged, error) {
 		err = chmodErr
 	}
 	if err == nil {
-		err = f.Sync()
+		err = finish(f)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr

@@ -10,11 +10,16 @@ import (
 	"testing"
 )
 
-func TestWriteFileReplacesWithTheGivenMode(t *testing.T) {
+func TestAFileIsReplacedWithTheGivenMode(t *testing.T) {
+	t.Run("for good", func(t *testing.T) { replaces(t, WriteFile) })
+	t.Run("until the next start", func(t *testing.T) { replaces(t, Replace) })
+}
+
+func replaces(t *testing.T, write func(string, []byte, os.FileMode) error) {
 	path := filepath.Join(t.TempDir(), "f")
 	for i, mode := range []os.FileMode{0o600, 0o644} {
 		want := strconv.Itoa(i)
-		if err := WriteFile(path, []byte(want), mode); err != nil {
+		if err := write(path, []byte(want), mode); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(path)
@@ -34,8 +39,10 @@ func TestAFailedWriteLeavesNothingBehind(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(path, "child"), 0o755); err != nil { // a directory cannot be renamed over
 		t.Fatal(err)
 	}
-	if err := WriteFile(path, []byte("x"), 0o600); err == nil {
-		t.Fatal("replaced a directory by a file")
+	for _, write := range []func(string, []byte, os.FileMode) error{WriteFile, Replace} {
+		if err := write(path, []byte("x"), 0o600); err == nil {
+			t.Fatal("replaced a directory by a file")
+		}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {

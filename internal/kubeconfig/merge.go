@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -383,30 +382,6 @@ func resolve(path string) (string, error) {
 		path = to
 	}
 	return "", errors.New("too many symbolic links")
-}
-
-// lockPause is how often kubectl's lock is tried again.
-const lockPause = 50 * time.Millisecond
-
-// lock takes the lock that kubectl takes: the file <path>.lock, made exclusively.
-func lock(ctx context.Context, path string) (unlock func() error, err error) {
-	name := path + ".lock"
-	for {
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
-		if err == nil {
-			f.Close()
-			return func() error { return os.Remove(name) }, nil
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return nil, cannotWrite(path, err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errs.Hint(errs.As(errs.Timeout, fmt.Errorf("writing kubeconfig %q: %q is held by another program: %w", path, name, context.Cause(ctx))),
-				"try again; if no kubectl is running, remove %s", name)
-		case <-time.After(lockPause):
-		}
-	}
 }
 
 // Small helpers over nodes.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ const (
 	HTTP  Kind = "http"  // GET http://Addr/Path answers 200
 	HTTPS Kind = "https" // the same over TLS; the certificate is not verified: it is our own loopback address
 	File  Kind = "file"  // Addr exists
+	CRI   Kind = "cri"   // the container runtime at the socket Addr says which version it is
 )
 
 // Probe is one question to one component.
@@ -71,6 +73,8 @@ func Check(ctx context.Context, p Probe) error {
 		return nil
 	case HTTP, HTTPS:
 		return checkHTTP(ctx, p)
+	case CRI:
+		return checkCRI(ctx, p)
 	default:
 		return fmt.Errorf("unknown probe kind %q", p.Kind)
 	}
@@ -102,6 +106,52 @@ func checkHTTP(ctx context.Context, p Probe) error {
 		return nil
 	}
 	return fmt.Errorf("%s answers %d%s", p.Addr+p.Path, resp.StatusCode, failedChecks(string(body)))
+}
+
+// checkCRI calls the first method a kubelet calls, Version of k8s.io/cri-api's RuntimeService; containerd refuses it, as it does all
+// others, from when it listens until it knows its pods. A gRPC call is a POST over HTTP/2 with a length before each message
+// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md), and this one asks nothing: gRPC's own client would be the
+// larger part of the light program.
+func checkCRI(ctx context.Context, p Probe) error {
+	only := new(http.Protocols)
+	only.SetUnencryptedHTTP2(true)
+	tr := &http.Transport{
+		DisableKeepAlives: true, DisableCompression: true, Protocols: only,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", p.Addr)
+		},
+	}
+	const nothing = "\x00\x00\x00\x00\x00" // not compressed, of no bytes
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost/runtime.v1.RuntimeService/Version", strings.NewReader(nothing))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("Te", "trailers")
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return dialReason(p, err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 4096)); err != nil {
+		return fmt.Errorf("%s: %w", p.Addr, err)
+	}
+	const code, text = "Grpc-Status", "Grpc-Message"
+	said := resp.Trailer
+	if said.Get(code) == "" {
+		said = resp.Header // where there is no answer but that
+	}
+	switch said.Get(code) {
+	case "0":
+		return nil
+	case "":
+		return fmt.Errorf("%s answers %d, which is no answer of a container runtime", p.Addr, resp.StatusCode)
+	}
+	why, err := url.PathUnescape(said.Get(text))
+	if err != nil {
+		why = said.Get(text)
+	}
+	return fmt.Errorf("%s answers: %s", p.Addr, why)
 }
 
 // failedChecks picks the failing lines out of a Kubernetes health page ("[-]etcd failed: …").

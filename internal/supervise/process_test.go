@@ -257,8 +257,15 @@ func TestChildrenOutliveAKilledDaemonAndTheNextOneAdoptsAndStopsThem(t *testing.
 			}
 		}
 		var err error
-		recs, err = runner.Records(p)
-		return err
+		if recs, err = runner.Records(p); err != nil {
+			return err
+		}
+		for _, r := range recs { // a process may be ready before it is written down which it is
+			if r.Process.PID == 0 {
+				return fmt.Errorf("%s is not recorded yet", r.Unit)
+			}
+		}
+		return nil
 	})
 	if err := daemon.Process.Kill(); err != nil {
 		t.Fatal(err)

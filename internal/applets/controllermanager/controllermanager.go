@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -43,6 +44,7 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("setting up the controller manager: %w", err)
 	}
+	c.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{ctx: ctx, next: next} })
 	err = app.Run(ctx, c.Complete())
 	switch {
 	case ctx.Err() != nil:

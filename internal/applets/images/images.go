@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,10 +84,9 @@ func parse(fs *flag.FlagSet, args []string) error {
 	return nil
 }
 
-// How long containerd may take to answer: a person waits less gladly than a component, whose containerd
-// may just be starting.
+// How long containerd may take to answer: a person is told of it, a component tries again.
 const (
-	patiencePerson    = 3 * time.Second
+	patiencePerson    = 15 * time.Second
 	patienceComponent = 10 * time.Second
 )
 
@@ -103,10 +103,19 @@ func dial(ctx context.Context, socket string, patience time.Duration) (*containe
 		return err
 	})
 	if err != nil {
-		err = errs.Hint(errs.As(errs.NotRunning, err), "see whether the node runs: k1s status")
-		return nil, errors.Join(err, c.Close())
+		return nil, errors.Join(unanswered(err, socket), c.Close())
 	}
 	return c, nil
+}
+
+// unanswered says what to do about a containerd that does not answer: one that listens has too much to do.
+func unanswered(err error, socket string) error {
+	l, dialErr := net.Dial("unix", strings.TrimPrefix(socket, "unix://"))
+	if dialErr != nil {
+		return errs.Hint(errs.As(errs.NotRunning, err), "see whether the node runs: k1s status")
+	}
+	_ = l.Close()
+	return errs.Hint(err, "it listens, so the machine is busy: try again; see: k1s status")
 }
 
 func runImport(ctx context.Context, args []string, std iostreams.Streams) error {

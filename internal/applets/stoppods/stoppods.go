@@ -11,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
@@ -32,12 +34,16 @@ func Run(ctx context.Context, args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	klog.SetOutput(errOnly{})
+	if err := answers(ctx, *endpoint); err != nil {
+		return fmt.Errorf("connecting to the container runtime at %s: %w", *endpoint, err)
+	}
 	rt, err := remote.NewRemoteRuntimeService(ctx, *endpoint, *grace+30*time.Second, nil, false)
 	if err != nil {
 		return fmt.Errorf("connecting to the container runtime at %s: %w", *endpoint, err)
 	}
-	klog.SetOutput(errOnly{})
-	sandboxes, err := list(ctx, rt)
+	defer func() { _ = rt.Close(ctx) }()
+	sandboxes, err := rt.ListPodSandbox(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("listing pods: %w", err)
 	}
@@ -63,24 +69,24 @@ func Run(ctx context.Context, args []string) error {
 // notReady is how long the runtime may take from when its socket answers until it knows its pods.
 const notReady = time.Minute
 
-// list lists all pods. A runtime that was started for this answers before it has found what the last one left, and refuses
-// everything until then.
-func list(ctx context.Context, rt runtime) (out []*runtimeapi.PodSandbox, err error) {
+// answers waits until the runtime answers. One that was started for this listens before it has found what the last one left,
+// and refuses everything until then, the first question of its client too, which that asks once only.
+func answers(ctx context.Context, endpoint string) error {
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, notReady, fmt.Errorf("not within %s", notReady))
 	defer cancel()
-	err = wait.Until(ctx, 50*time.Millisecond, "the container runtime to know its pods", func(ctx context.Context) error {
-		out, err = rt.ListPodSandbox(ctx, nil)
+	asked := runtimeapi.NewRuntimeServiceClient(conn)
+	return wait.Until(ctx, 200*time.Millisecond, "the container runtime to know its pods", func(ctx context.Context) error {
+		_, err := asked.Version(ctx, &runtimeapi.VersionRequest{})
 		if err != nil && status.Code(err) != codes.Unavailable {
 			return wait.Permanent(err)
 		}
 		return err
 	})
-	return out, err
-}
-
-// runtime is the part of internalapi.RuntimeService that lists.
-type runtime interface {
-	ListPodSandbox(context.Context, *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error)
 }
 
 // graceAnnotation is where the kubelet notes what a pod's manifest grants, see

@@ -16,7 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// cri is a runtime with one pod and one container, that refuses to list them at first.
+// cri is a runtime with one pod and one container, that refuses everything at first.
 type cri struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	mu      sync.Mutex
@@ -24,16 +24,27 @@ type cri struct {
 	did     []string
 }
 
+// refuse uses up one of refuses.
+func (c *cri) refuse() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.refuses) == 0 {
+		return nil
+	}
+	err := c.refuses[0]
+	c.refuses = c.refuses[1:]
+	return err
+}
+
 func (c *cri) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	if err := c.refuse(); err != nil {
+		return nil, err
+	}
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "test", RuntimeVersion: "1", RuntimeApiVersion: "v1"}, nil
 }
 
 func (c *cri) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.refuses) > 0 {
-		err := c.refuses[0]
-		c.refuses = c.refuses[1:]
+	if err := c.refuse(); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "p", Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod", Namespace: "ns"}}}}, nil
@@ -94,7 +105,7 @@ func TestPodsAreEndedByARuntimeThatHasJustStarted(t *testing.T) {
 func TestWhatTheRuntimeRefusesForGoodIsToldAtOnce(t *testing.T) {
 	c := &cri{refuses: []error{status.Error(codes.PermissionDenied, "no")}}
 	err := Run(t.Context(), []string{"--endpoint=" + c.serve(t)})
-	if err == nil || !strings.Contains(err.Error(), "listing pods") || !strings.Contains(err.Error(), "no") || len(c.did) > 0 {
+	if err == nil || !strings.Contains(err.Error(), "connecting to the container runtime") || !strings.Contains(err.Error(), "no") || len(c.did) > 0 {
 		t.Errorf("%v, it did %q", err, c.did)
 	}
 }

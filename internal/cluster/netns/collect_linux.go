@@ -13,7 +13,7 @@ import (
 
 // Kill implements cluster.Killer.
 func (p *Provider) Kill(ctx context.Context, name, node string) error {
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
 	}

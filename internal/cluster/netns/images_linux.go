@@ -38,7 +38,7 @@ func (p *Provider) ImageDir(name string) (string, error) {
 
 // AddImages implements cluster.ImageStore.
 func (p *Provider) AddImages(ctx context.Context, clusterName, archive, name string, replaces func(string) bool, on cluster.Selector) error {
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, clusterName)
 	if err != nil {
 		return err
 	}

@@ -256,10 +256,12 @@ func (in *initLoop) nextBackOff() time.Duration {
 	return d
 }
 
+// save tells how the node program fares. Everybody who asks waits for this, and it is of this boot only: the program's pid
+// means nothing in the next one, and whoever starts this process then removes the file before.
 func (in *initLoop) save() {
 	b, err := json.Marshal(in.state)
 	if err == nil {
-		err = durable.WriteFile(in.stateFile, b, 0o600)
+		err = durable.Replace(in.stateFile, b, 0o600)
 	}
 	if err != nil {
 		in.log.Warn("recording the node's state failed", "err", err)

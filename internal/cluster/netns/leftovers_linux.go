@@ -58,6 +58,9 @@ func (p *Provider) Leftovers(_ context.Context, name string) ([]string, error) {
 	for _, d := range dirs {
 		out = append(out, "cgroup "+d)
 	}
+	if f := p.clusterLockFile(name); fileExists(f) {
+		out = append(out, "lock "+f)
+	}
 	if names, err := p.clusters(); err == nil && len(names) == 0 {
 		for _, f := range []string{l.payload(), p.lockFile()} {
 			if fileExists(f) {

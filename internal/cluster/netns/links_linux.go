@@ -16,7 +16,7 @@ const cutTable = "k1s-cuts"
 
 // SetCuts implements cluster.Links.
 func (p *Provider) SetCuts(ctx context.Context, name string, cuts []cluster.Cut) error {
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
 	}

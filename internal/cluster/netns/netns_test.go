@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -1083,5 +1084,52 @@ func TestNodesAreCutOffFromEachOtherAndHealed(t *testing.T) {
 	}
 	if err := m.CutLink(t.Context(), "one", "agent-0", "agent-0"); !errs.Is(err, errs.Usage) {
 		t.Errorf("cutting one off from itself: %v", err)
+	}
+}
+
+// Stopping takes as long as pods take to end.
+func TestCommandsForOneClusterDoNotWaitForThoseForAnother(t *testing.T) {
+	p := testProvider(t)
+	unlock, err := p.lock(t.Context(), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { unlock() }()
+	up(t, p, cluster.Spec{Name: "two"})
+	if err := p.Stop(t.Context(), "two", ""); err != nil {
+		t.Error(err)
+	}
+	if err := p.Delete(t.Context(), "two", ""); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := p.Stop(ctx, "one", ""); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "another k1s command for cluster one") {
+		t.Errorf("stopping a cluster that is busy: %v", err)
+	}
+	unlock()
+	unlock = func() {}
+	if fileExists(p.opts.State) || fileExists(p.opts.Run) {
+		t.Error("directories are left, though there is no cluster")
+	}
+}
+
+func TestOneClusterMayBeDeletedTwiceAtOnce(t *testing.T) {
+	p := testProvider(t)
+	up(t, p, cluster.Spec{Name: "one"})
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			if err := p.Delete(t.Context(), "one", ""); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if left, err := p.Leftovers(t.Context(), "one"); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	if fileExists(p.opts.State) || fileExists(p.opts.Run) {
+		t.Error("directories are left, though there is no cluster")
 	}
 }

@@ -81,14 +81,11 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err := p.program(); err != nil {
 		return spec, err
 	}
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, spec.Name)
 	if err != nil {
 		return spec, err
 	}
 	defer unlock()
-	if err := raiseLimits(ctx); err != nil {
-		return spec, err
-	}
 	l := p.layout(spec.Name)
 	old, err := readRecord(l)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -97,10 +94,8 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err == nil && spec.Creation != "" && spec.Creation != old.Creation {
 		return spec, errs.Hint(errs.New(errs.Exists, "there is a cluster %q already: it is being created by somebody else", spec.Name), "see: k1s cluster ls")
 	}
-	for _, d := range []string{filepath.Dir(l.log(switchName)), l.runDir(), l.payload(), l.files()} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return spec, diskFull(fmt.Errorf("making the directories of cluster %s: %w", spec.Name, err))
-		}
+	if err := p.appear(ctx, l); err != nil {
+		return spec, err
 	}
 	for name, content := range spec.Files {
 		file := filepath.Join(l.files(), name)
@@ -138,14 +133,11 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if err := p.endProcess(l, switchName, 5*time.Second); err != nil {
 		return spec, err
 	}
-	spec, ports, err := p.hold(ctx, old, spec)
+	spec, ports, err := p.claimPorts(ctx, l, old, spec)
 	if err != nil {
 		return spec, err
 	}
 	defer ports.close()
-	if err := writeRecord(l, spec); err != nil {
-		return spec, err
-	}
 	if !isPinned(l, switchName, bridgeKinds) {
 		if err := unpin(l, switchName); err != nil {
 			return spec, err
@@ -162,6 +154,42 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		}
 	}
 	return spec, p.startSwitch(ctx, l, ports)
+}
+
+// appear makes the first traces of a cluster, by which what clusters share stays while others go.
+func (p *Provider) appear(ctx context.Context, l layout) error {
+	unlock, err := p.lockShared(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := raiseLimits(ctx); err != nil {
+		return err
+	}
+	for _, d := range []string{filepath.Dir(l.log(switchName)), l.runDir(), l.payload(), l.files()} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return diskFull(fmt.Errorf("making the directories of cluster %s: %w", l.cluster, err))
+		}
+	}
+	return makeCgroup(p.cgroup(l.cluster))
+}
+
+// claimPorts binds the ports of a cluster and records the choice, before anybody else chooses.
+func (p *Provider) claimPorts(ctx context.Context, l layout, old, spec cluster.Spec) (cluster.Spec, held, error) {
+	unlock, err := p.lockShared(ctx)
+	if err != nil {
+		return spec, nil, err
+	}
+	defer unlock()
+	spec, ports, err := p.hold(ctx, old, spec)
+	if err != nil {
+		return spec, nil, err
+	}
+	if err := writeRecord(l, spec); err != nil {
+		ports.close()
+		return spec, nil, err
+	}
+	return spec, ports, nil
 }
 
 func sameSwitch(a, b cluster.Spec) bool {
@@ -197,7 +225,7 @@ func (p *Provider) Create(ctx context.Context, node cluster.NodeSpec) (cluster.N
 	if err := p.program(); err != nil {
 		return cluster.Node{}, err
 	}
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, node.Cluster)
 	if err != nil {
 		return cluster.Node{}, err
 	}
@@ -403,8 +431,9 @@ func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node c
 	})
 }
 
-// hearing is how long a node's first process may take to follow what it is told. It does nothing else.
-const hearing = 10 * time.Second
+// hearing is how long a node's first process may take to follow what it is told. It does nothing else, but may have to wait
+// for its turn on a machine that is busy.
+const hearing = time.Minute
 
 // readInitState tells how a node's program fares; not ok while nothing is known.
 func readInitState(l layout, name string) (st initState, ok bool) {
@@ -652,7 +681,7 @@ func (p *Provider) clusters() ([]string, error) {
 
 // Stop implements cluster.Provider.
 func (p *Provider) Stop(ctx context.Context, name, node string) error {
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -677,11 +706,22 @@ func (p *Provider) Stop(ctx context.Context, name, node string) error {
 			p.endProcess(l, switchName, 5*time.Second),
 			p.killAll(p.cgroup(name), nsIDs(l, "*")),
 			unpin(l, switchName), p.removeCgroups(p.cgroup(name)),
-			unmountBelow(l.runDir()), os.RemoveAll(l.runDir()))
-		removeEmptyCgroup(p.opts.CgroupRoot)
-		_ = os.Remove(p.opts.Run)
+			unmountBelow(l.runDir()), os.RemoveAll(l.runDir()),
+			p.forsake(ctx))
 	}
 	return errors.Join(all...)
+}
+
+// forsake removes what running clusters share when none is left.
+func (p *Provider) forsake(ctx context.Context) error {
+	unlock, err := p.lockShared(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	removeEmptyCgroup(p.opts.CgroupRoot)
+	_ = os.Remove(p.opts.Run)
+	return nil
 }
 
 // nodeNames are all nodes of which there is a trace, recorded or not.
@@ -791,7 +831,7 @@ func (p *Provider) removeCgroups(path string) error {
 
 // Delete implements cluster.Provider.
 func (p *Provider) Delete(ctx context.Context, name, node string) error {
-	unlock, err := p.lock(ctx)
+	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -823,11 +863,7 @@ func (p *Provider) Delete(ctx context.Context, name, node string) error {
 	if err := errors.Join(os.RemoveAll(l.runDir()), os.RemoveAll(l.stateDir())); err != nil {
 		return fmt.Errorf("deleting the files of cluster %s: %w", name, err)
 	}
-	if removeEmptyCgroup(p.opts.CgroupRoot) {
-		// Nobody is left on this machine who needs them, neither another cluster nor a node.
-		err = restoreLimits(ctx)
-	}
-	return errors.Join(err, p.tidy())
+	return p.tidy(ctx)
 }
 
 func (p *Provider) deleteNode(l layout, node string) error {
@@ -857,22 +893,29 @@ func (p *Provider) deleteNode(l layout, node string) error {
 	return rec.signal(unix.SIGHUP)
 }
 
-// tidy removes what clusters share when there is none left.
-func (p *Provider) tidy() error {
-	names, err := p.clusters()
-	if err != nil || len(names) > 0 {
+// tidy removes what clusters share when there is none left. The directories of their state go with the locks in them.
+func (p *Provider) tidy(ctx context.Context) error {
+	unlock, err := p.lockShared(ctx)
+	if err != nil {
 		return err
 	}
-	l := p.layout("")
-	if err := os.RemoveAll(l.payload()); err != nil {
-		return fmt.Errorf("removing the unpacked programs: %w", err)
+	defer unlock()
+	if removeEmptyCgroup(p.opts.CgroupRoot) {
+		// Nobody is left on this machine who needs them, neither another cluster nor a node.
+		err = restoreLimits(ctx)
 	}
-	_ = os.Remove(p.lockFile())
+	names, cerr := p.clusters()
+	if cerr != nil || len(names) > 0 {
+		return errors.Join(err, cerr)
+	}
+	if rerr := os.RemoveAll(p.layout("").payload()); rerr != nil {
+		return errors.Join(err, fmt.Errorf("removing the unpacked programs: %w", rerr))
+	}
 	// Only if they are empty, and so ours.
-	for _, d := range []string{p.opts.State, filepath.Dir(p.opts.State), p.opts.Run, filepath.Dir(p.opts.Run)} {
+	for _, d := range []string{p.opts.Run, filepath.Dir(p.opts.Run)} {
 		_ = unix.Rmdir(d)
 	}
-	return nil
+	return err
 }
 
 func writeRecord(l layout, s cluster.Spec) error {
@@ -884,55 +927,4 @@ func writeRecord(l layout, s cluster.Spec) error {
 		return diskFull(fmt.Errorf("recording cluster %s: %w", l.cluster, err))
 	}
 	return nil
-}
-
-func (p *Provider) lockFile() string { return filepath.Join(p.opts.State, ".lock") }
-
-// lock lets mutations take turns. The file goes with the last cluster, so a lock on a file that is no longer
-// the one of that name is worth nothing.
-func (p *Provider) lock(ctx context.Context) (func(), error) {
-	if _, err := p.Features(ctx); err != nil {
-		return nil, err
-	}
-	for {
-		if err := os.MkdirAll(p.opts.State, 0o755); err != nil {
-			return nil, fmt.Errorf("making the clusters' directory: %w", err)
-		}
-		f, err := os.OpenFile(p.lockFile(), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the last cluster just went
-		}
-		if err != nil {
-			return nil, fmt.Errorf("opening the clusters' lock: %w", err)
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			mine, err1 := f.Stat()
-			there, err2 := os.Stat(p.lockFile())
-			if err1 == nil && err2 == nil && os.SameFile(mine, there) {
-				return func() {
-					f.Close()
-					p.dropLock()
-				}, nil
-			}
-		}
-		f.Close()
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("taking the clusters' lock: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for another k1s cluster command to finish: %w", context.Cause(ctx))
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// dropLock removes the lock's traces where there is no cluster, e.g. after deleting one that never was.
-func (p *Provider) dropLock() {
-	if names, err := p.clusters(); err == nil && len(names) == 0 {
-		_ = os.Remove(p.lockFile())
-		_ = unix.Rmdir(p.opts.State)
-		_ = unix.Rmdir(filepath.Dir(p.opts.State))
-	}
 }
