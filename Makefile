@@ -15,6 +15,9 @@ COMMIT  ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || true)
 LEVEL   ?= 22
 K1S     ?= k1s
 OUT     ?= out/$(ARCH)
+# The cluster of "make up", and the port of this machine on which it answers.
+CLUSTER ?= demo
+PORT    ?= 8080
 
 # ---- how everything is compiled -------------------------------------------------------------------
 
@@ -99,7 +102,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|images)(/|$$)')
 
-.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system system-external faults vm golden bench up down clean dist dist-check reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system system-external faults vm golden bench up down try clean dist dist-check reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -156,12 +159,10 @@ dist-check: ## check dist/k1s-linux-ARCH: its size, every program in it, and tha
 	@$(if $(SYSROOT),build/deps.sh $(ARCH) emulator)
 	GOARCH=$(HOSTARCH) go run ./test/dist -arch $(ARCH) $(DIST_FLAGS)
 
-reproducible: ## build twice from scratch steps (links, packing) and compare
-	@rm -rf out/reproducible
-	@for side in a b; do $(MAKE) build LEVEL=3 OUT=out/reproducible/$$side K1S=out/reproducible/$$side/k1s; done
-	cmp out/reproducible/a/k1s out/reproducible/b/k1s
-	@sha256sum out/reproducible/{a,b}/k1s
-	@rm -rf out/reproducible
+# Not part of "make test": the second build takes as long as a first one. LEVEL is 3 unless told: make reproducible LEVEL=22
+reproducible: LEVEL = 3
+reproducible: ## build this commit twice, the second time from nothing in a clone elsewhere, and compare
+	@build/reproducible.sh $(ARCH) $(LEVEL)
 
 sizes: $(PACK) ## print what ./k1s carries: bytes unpacked and packed
 	@$(PACK) list $(K1S)
@@ -172,7 +173,7 @@ clean: ## remove everything that was built; Go's cache stays
 # ---- testing --------------------------------------------------------------------------------------
 
 # What the build needs comes first: tests that need it would be left out otherwise.
-test: ## everything: quick, lint, cross, script, system; light first
+test: ## everything: quick, lint, cross, script, system, try; light first
 	$(MAKE) deps
 	$(MAKE) quick
 	$(MAKE) lint
@@ -182,6 +183,7 @@ test: ## everything: quick, lint, cross, script, system; light first
 	$(MAKE) lint-heavy
 	$(MAKE) real
 	$(MAKE) system
+	$(MAKE) try
 
 quick: ## unit and golden tests, without the heavy packages
 	go test $(LIGHT_PACKAGES)
@@ -232,7 +234,7 @@ STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
 	@test -x $(STAGED)/k1s-kube || $(MAKE) build
 	@ln -sfn $(STAGED)/k1s-kube $(OUT)/bin/containerd
-	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns ./internal/platform
+	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns ./internal/platform ./internal/applets/egress
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
 	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy
@@ -253,11 +255,15 @@ bench: ## measure ./k1s against its budgets
 
 # ---- trying ---------------------------------------------------------------------------------------
 
-up: build ## build, create a cluster, deploy examples/ and show it answering
-	@build/up.sh ./$(K1S)
+up: build ## build, create a cluster, deploy examples/ and show it answering: make up CLUSTER=demo PORT=8080
+	@CLUSTER=$(CLUSTER) PORT=$(PORT) build/up.sh $(dir $(K1S))$(notdir $(K1S))
 
 down: ## delete that cluster
-	./$(K1S) cluster delete demo --yes
+	$(dir $(K1S))$(notdir $(K1S)) cluster delete $(CLUSTER) --yes
+
+try: ## make up and make down, beside whatever is here; as root
+	@test -x $(K1S) || $(MAKE) build
+	@build/try.sh $(K1S)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

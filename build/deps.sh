@@ -3,18 +3,20 @@
 # another architecture needs from the system is there: installs it where that is possible, otherwise names
 # everything that is missing in one error.
 # usage: build/deps.sh ARCH [tests|emulator]      (amd64, arm64 or arm: what is built for)
+# Files are looked for below DEPS_ROOT, which is empty but in the test of this script, see test/build.
 set -euo pipefail
 arch=$1
 host=$(go env GOHOSTARCH)
 who="the build"
+root=${DEPS_ROOT:-}
 
 missing=()
 command_from() { command -v "$1" >/dev/null || missing+=("$2"); }
-file_from() { compgen -G "$1" >/dev/null || missing+=("$2"); }
+file_from() { compgen -G "$root$1" >/dev/null || missing+=("$2"); }
 
 if [ "${2:-}" = tests ]; then
 	who="the test of datastores"
-	compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command_from postgres postgresql
+	compgen -G "$root/usr/lib/postgresql/*/bin/postgres" >/dev/null || command_from postgres postgresql
 	command_from mariadbd mariadb-server-core
 	command_from nats-server nats-server
 fi
@@ -60,10 +62,11 @@ fi
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 	echo "installing what $who needs: ${missing[*]}" >&2
-	if [ "${2:-}" = tests ] && [ ! -e /usr/sbin/policy-rc.d ]; then # the tests start servers of their own, nothing else has to run
-		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-		printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-		chmod 755 /usr/sbin/policy-rc.d
+	policy=$root/usr/sbin/policy-rc.d
+	if [ "${2:-}" = tests ] && [ ! -e "$policy" ]; then # the tests start servers of their own, nothing else has to run
+		trap 'rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
 	fi
 	export DEBIAN_FRONTEND=noninteractive
 	if { apt-get install -qq -y --no-install-recommends "${missing[@]}" ||

@@ -382,15 +382,16 @@ func spdx(all []component, version string) ([]byte, error) {
 	for _, c := range all {
 		p := pkg{Name: c.Name, Version: c.Version, Download: none, Concluded: none, Declared: c.License, Copyright: none,
 			ID: "SPDXRef-" + c.Kind + "-" + notInID.ReplaceAllString(c.Name+"-"+c.Version, "-")}
-		purl := "pkg:golang/" + c.Name + "@" + c.Version
+		kind := "golang"
 		if c.Kind == "debian" {
-			purl = "pkg:deb/debian/" + c.Name + "@" + c.Version
+			kind = "deb/debian"
 		} else if c.Name != "go" {
 			p.Download = "https://" + c.Name
 		} else {
-			purl = "pkg:generic/go@" + c.Version
+			kind = "generic"
 		}
-		p.Refs = []ref{{"PACKAGE-MANAGER", "purl", purl}}
+		escaped := strings.ReplaceAll(c.Version, "+", "%2B") // of what is in versions, all that is escaped in a purl
+		p.Refs = []ref{{"PACKAGE-MANAGER", "purl", "pkg:" + kind + "/" + c.Name + "@" + escaped}}
 		packages = append(packages, p)
 		relations = append(relations, relation{root.ID, p.ID, "CONTAINS"})
 	}

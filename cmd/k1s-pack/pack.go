@@ -53,7 +53,8 @@ func runPack(ctx context.Context, args []string) error {
 }
 
 // pack compresses every file of o.dir. Compressed frames are kept in the cache under the hash of
-// their content and settings, so packing again costs only what changed.
+// their content and settings, so packing again costs only what changed. A payload that would be the same
+// stays the file it is.
 func pack(ctx context.Context, o packOptions) error {
 	if err := os.MkdirAll(o.cache, 0o755); err != nil {
 		return err
@@ -99,13 +100,63 @@ func pack(ctx context.Context, o packOptions) error {
 	if err := out.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, o.out); err != nil {
+	if err := replaceIfOther(o.out, temp); err != nil {
 		return err
 	}
 	if err := dropUnused(o.cache, used); err != nil {
 		return err
 	}
 	return report(os.Stdout, index, id)
+}
+
+// replaceIfOther puts a new file in the place of name, unless it is the same, byte for byte; then it is removed.
+func replaceIfOther(name, with string) error {
+	same, err := equal(name, with)
+	if err != nil {
+		return err
+	}
+	if same {
+		return os.Remove(with)
+	}
+	return os.Rename(with, name)
+}
+
+// equal tells that both files are there and have the same content.
+func equal(a, b string) (bool, error) {
+	var readers [2]io.Reader
+	var sizes [2]int64
+	for i, name := range []string{a, b} {
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return false, err
+		}
+		readers[i], sizes[i] = f, st.Size()
+	}
+	if sizes[0] != sizes[1] {
+		return false, nil
+	}
+	var parts [2][1 << 16]byte
+	for left := sizes[0]; left > 0; {
+		n := min(left, int64(len(parts[0])))
+		for i := range readers {
+			if _, err := io.ReadFull(readers[i], parts[i][:n]); err != nil {
+				return false, err
+			}
+		}
+		if !bytes.Equal(parts[0][:n], parts[1][:n]) {
+			return false, nil
+		}
+		left -= n
+	}
+	return true, nil
 }
 
 // piece is one chunk on its way.

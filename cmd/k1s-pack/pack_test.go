@@ -220,6 +220,41 @@ func TestOnlyWhatChangedIsCompressedAgain(t *testing.T) {
 	}
 }
 
+func TestAPayloadThatDoesNotChangeStaysTheFileItIs(t *testing.T) {
+	b := newBuild(t)
+	packed := func() fs.FileInfo {
+		t.Helper()
+		if err := b.pack(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(b.payload + ".new"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the new one was left: %v", err)
+		}
+		st, err := os.Stat(b.payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	first := packed()
+	b.write("stage/sub/text", []byte(strings.Repeat("text ", 1000))) // written again, as linkers do
+	if again := packed(); !os.SameFile(first, again) || !again.ModTime().Equal(first.ModTime()) {
+		t.Errorf("nothing changed, and it is another file: %v, %v", first.ModTime(), again.ModTime())
+	}
+	b.write("stage/sub/text", []byte(strings.Repeat("tent ", 1000)))
+	if changed := packed(); os.SameFile(first, changed) {
+		t.Error("something changed, and it is the same file")
+	}
+	before := packed()
+	if err := os.WriteFile(b.payload, make([]byte, before.Size()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	packed()
+	if _, err := payload.Open(b.payload); err != nil {
+		t.Errorf("a damaged payload of the same size was left: %v", err)
+	}
+}
+
 func TestADynamicProgramIsRefused(t *testing.T) {
 	b := newBuild(t)
 	b.write("stage/tool.d/tool", dynamic(t)) // comes with its loader

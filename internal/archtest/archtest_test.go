@@ -11,9 +11,14 @@ import (
 	"path"
 	"strings"
 	"testing"
+
+	"k1s.io/k1s/internal/testenv"
 )
 
 const module = "k1s.io/k1s/"
+
+// code is what go list reads here.
+var code = []string{"../../go.mod", "../../cmd", "../../internal"}
 
 type pkg struct {
 	ImportPath string
@@ -24,6 +29,7 @@ type pkg struct {
 
 func packages(t *testing.T) []pkg {
 	t.Helper()
+	testenv.DependsOn(t, code...)
 	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,GoFiles", "./cmd/...", "./internal/...")
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
@@ -169,6 +175,7 @@ var heavy = []string{
 }
 
 func TestTheLightProgramCarriesNothingHeavy(t *testing.T) {
+	testenv.DependsOn(t, code...)
 	cmd := exec.Command("go", "list", "-deps", "./cmd/k1s")
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
@@ -225,6 +232,36 @@ func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.Doc == "" && len(p.GoFiles) > 0 {
 			t.Errorf("%s has no package comment: say what it is, what it is not, who uses it", p.ImportPath)
+		}
+	}
+}
+
+// A change in the command line or the daemon must not link the payload's programs anew: packing them takes minutes.
+func TestPayloadProgramsHaveNothingOfTheLightOneAlone(t *testing.T) {
+	imports := map[string][]string{}
+	for _, p := range packages(t) {
+		imports[p.ImportPath] = p.Imports
+	}
+	for _, program := range []string{"cmd/k1s-kube", "cmd/k1s-pods", "cmd/k1s-cni"} {
+		by := map[string]string{module + program: ""} // who imports it
+		for next := []string{module + program}; len(next) > 0; next = next[1:] {
+			for _, imp := range imports[next[0]] {
+				if _, known := by[imp]; known || !strings.HasPrefix(imp, module) {
+					continue
+				}
+				by[imp] = next[0]
+				next = append(next, imp)
+			}
+		}
+		if len(by) < 2 && program == "cmd/k1s-kube" { // what cmd/k1s-cni has depends on a tag
+			t.Errorf("%s imports nothing of ours: this test looks at the wrong thing", program)
+		}
+		for _, light := range []string{"cmd/k1s", "internal/cli", "internal/daemon", "internal/cluster", "internal/supervise"} {
+			for p, importer := range by {
+				if rel := strings.TrimPrefix(p, module); rel == light || strings.HasPrefix(rel, light+"/") {
+					t.Errorf("%s depends on %s through %s: every change of that would link and pack the payload anew", program, rel, importer)
+				}
+			}
 		}
 	}
 }

@@ -8,13 +8,17 @@ import (
 	"k1s.io/k1s/internal/components"
 )
 
-// clusterDeps sets up local clusters with the provider of this platform.
-func clusterDeps(deps Deps) clustercmd.Deps {
+// clusterProvider makes local clusters on this platform.
+func clusterProvider(deps Deps) *netns.Provider {
 	var o netns.Options
 	if dir := lookup(deps.Environ(), envClusters); dir != "" {
 		o = netns.Below(dir)
 	}
-	provider := netns.New(o)
+	return netns.New(o)
+}
+
+func clusterDeps(deps Deps) clustercmd.Deps {
+	provider := clusterProvider(deps)
 	return clustercmd.Deps{
 		Provider: provider,
 		Internal: netns.Main,

@@ -16,6 +16,7 @@ import (
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/kubeconfig"
 	"k1s.io/k1s/internal/payload"
 	"k1s.io/k1s/internal/platform"
 )
@@ -72,20 +73,48 @@ func tools() []tool { return []tool{kubectl(), ctr(), crictl()} }
 func kubectl() tool {
 	return tool{
 		name: "kubectl", short: "Kubernetes' client, for this node's cluster",
-		env:       func(d Deps) map[string]string { return map[string]string{"KUBECONFIG": d.Paths().AdminKubeconfig()} },
+		env: func(d Deps) map[string]string {
+			if usersKubeconfig(d) {
+				return nil
+			}
+			return map[string]string{"KUBECONFIG": d.Paths().AdminKubeconfig()}
+		},
 		offline:   []string{"config", "kustomize", "options", "plugin", "version"},
 		elsewhere: []string{"--kubeconfig", "--server", "-s"},
 		node: func(_ context.Context, d Deps) error {
-			if _, err := os.Stat(d.Paths().AdminKubeconfig()); !errors.Is(err, os.ErrNotExist) {
+			if usersKubeconfig(d) {
 				return nil
 			}
 			_, err := readAdmin(d)
-			if errs.Is(err, errs.Unsupported) {
-				return err
+			switch {
+			case errs.Is(err, errs.NotRunning):
+				return errs.Hint(err, "run: k1s server; for a cluster on this machine: k1s cluster kubectl NAME -- …")
+			case errors.Is(err, os.ErrPermission):
+				hint, _ := errs.HintOf(err)
+				return errs.Hint(err, "%s; for another cluster name your own kubeconfig: KUBECONFIG=~/.kube/config k1s kubectl …", hint)
 			}
-			return errs.Hint(err, "run: k1s server; for a cluster on this machine: k1s cluster kubectl NAME -- …")
+			return err
 		},
 	}
+}
+
+// usersKubeconfig tells that kubectl is to read the user's kubeconfig, as it does by itself: there is one, and no node was
+// ever started on this machine. Where one was, its kubeconfig is the only one that is taken without being named, also by who
+// may not read it: what is meant for this node is never sent to another cluster.
+func usersKubeconfig(d Deps) bool {
+	for _, ours := range []string{d.Paths().AdminKubeconfig(), d.Paths().PKI(), d.Paths().Agent()} {
+		if there(ours) {
+			return false
+		}
+	}
+	getenv := func(name string) string { return lookup(d.Environ(), name) }
+	return slices.ContainsFunc(kubeconfig.Files(getenv, getenv("HOME")), there)
+}
+
+// there tells that a file exists, or that this user may not know.
+func there(file string) bool {
+	_, err := os.Stat(file)
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 func ctr() tool {
@@ -157,8 +186,11 @@ func payloadProgramIn(ctx context.Context, deps Deps, root, name string) (string
 	if err != nil {
 		return "", err
 	}
-	if dir, err := payload.Dir(p, root); err == nil {
-		return path.Join(dir, name), nil
+	// The same payload is not unpacked a second time where clusters on this machine have it already.
+	for _, unpacked := range []string{root, clusterProvider(deps).Payloads()} {
+		if dir, err := payload.Dir(p, unpacked); err == nil {
+			return path.Join(dir, name), nil
+		}
 	}
 	r, err := payload.Unpack(ctx, p, root, platform.AvailableMemory())
 	if errors.Is(err, os.ErrPermission) {

@@ -18,6 +18,7 @@ import (
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/testenv"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -73,12 +74,13 @@ func process(t *testing.T, env []string, name string, args ...string) {
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	ended, err := testenv.Start(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = ended()
 		if b, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
 			t.Logf("%s said\n%s", args[0], b[max(0, len(b)-3000):])
 		}

@@ -28,6 +28,7 @@ import (
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/image"
 	"k1s.io/k1s/internal/iostreams"
+	"k1s.io/k1s/internal/testenv"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -39,6 +40,7 @@ type daemon struct {
 	t                   *testing.T
 	dir, socket, binary string
 	cmd                 *exec.Cmd
+	ended               func() error // waits for its end
 }
 
 func startContainerd(t *testing.T) *daemon {
@@ -85,7 +87,7 @@ func (d *daemon) start() {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	// Mounts it leaves behind go with the namespace.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := d.cmd.Start(); err != nil {
+	if d.ended, err = testenv.Start(d.cmd); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -95,7 +97,7 @@ func (d *daemon) stop() {
 		return
 	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
-	_ = d.cmd.Wait()
+	_ = d.ended()
 	d.cmd = nil
 	if d.t.Failed() {
 		b, _ := os.ReadFile(filepath.Join(d.dir, "log"))

@@ -46,6 +46,9 @@ func inside(t testing.TB) bool {
 	cmd := exec.CommandContext(t.Context(), os.Args[0], run...)
 	cmd.Env = append(os.Environ(), insideEnv+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	// A process that is to die with its parent dies with the thread that started it, and whoever enters namespaces ends threads.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("inside: %v\n%s", err, out)
