@@ -303,6 +303,9 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 			return err
 		}
 	}
+	if err := forgetPodCIDR(*in); err != nil {
+		return err
+	}
 	if err := a.peers.keep(p); err != nil {
 		return err
 	}
