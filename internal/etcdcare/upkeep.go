@@ -202,9 +202,9 @@ func Problems(f Facts) []health.Problem {
 	for id, a := range f.Alarms {
 		switch {
 		case a == Corruption && id == 0:
-			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data, and no majority of them has; it takes no requests").Of(etcd))
+			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data, and no majority of them has; it takes no writes").Of(etcd))
 		case a == Corruption:
-			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data: %s has other data than the majority; etcd takes no requests", MemberName(f.Members, id)).Of(etcd))
+			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data: %s has other data than the majority; etcd takes no writes", MemberName(f.Members, id)).Of(etcd))
 		case a != NoSpace:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd has the alarm %s, raised by %s", a, MemberName(f.Members, id)).Of(etcd))
 		case id != f.ID:
@@ -241,8 +241,11 @@ func Problems(f Facts) []health.Problem {
 	return out
 }
 
-// MemberName is what a member is called.
+// MemberName is what a member is called; an alarm of 0 is of none in particular.
 func MemberName(members []Member, id uint64) string {
+	if id == 0 {
+		return "no member in particular"
+	}
 	for _, m := range members {
 		if m.ID == id {
 			return m.Name

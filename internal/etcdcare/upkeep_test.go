@@ -128,6 +128,11 @@ func TestProblemsOfEtcd(t *testing.T) {
 			t.Errorf("%s: %q, %q", c.name, got, text)
 		}
 	}
+	for id, want := range map[uint64]string{0: "no member in particular", 2: "b", 0xabc: "the member abc"} {
+		if got := MemberName(ofThree().Members, id); got != want {
+			t.Errorf("%x is %q", id, got)
+		}
+	}
 	// Where etcd does not answer the disk is all that is known.
 	if p := Problems(Facts{Free: mib}); len(p) != 1 || p[0].Code != health.EtcdDiskLow {
 		t.Errorf("%+v", p)
