@@ -9,6 +9,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/etcdcare"
@@ -110,6 +111,12 @@ func etcdMember(in component.Input) map[string]any {
 		"quota-backend-bytes":            int64(in.Config.Spec.Etcd.Quota) << 20,
 		"log-level":                      "warn",
 		"logger":                         "zap",
+	}
+	if in.Several {
+		// The leader compares the members' data, as the hashes that each makes of it when it forgets revisions, which it does every five
+		// minutes. Without that nobody would ever find out that a disk or a memory has changed something.
+		cfg["feature-gates"] = "CompactHashCheck=true"
+		cfg["compact-hash-check-time"] = int64(5 * time.Minute)
 	}
 	if in.Etcd.Token != "" {
 		cfg["initial-cluster-token"] = in.Etcd.Token

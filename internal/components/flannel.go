@@ -18,10 +18,11 @@ var _ = register(component.Def{
 	When:    func(in component.Input) bool { return in.Config.Spec.Network.Backend != "none" },
 	Needs:   apiReady,
 	Spec:    flannelSpec,
-	Ready: fileReady(func(in component.Input) string {
-		return path.Join(in.Paths.CNIConf(), "10-k1s.conflist")
-	}),
+	Ready:   fileReady(Conflist),
 })
+
+// Conflist is the CNI configuration that flannel writes. Where it is not there pods wait for their network.
+func Conflist(in component.Input) string { return path.Join(in.Paths.CNIConf(), "10-k1s.conflist") }
 
 func flannelSpec(in component.Input) (component.Spec, error) {
 	n, p := in.Config.Spec.Network, in.Paths

@@ -17,6 +17,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/restore"
 )
@@ -161,6 +162,35 @@ func TestARestoreThatBrokeOffIsEndedAtTheStart(t *testing.T) {
 		if exists(in.Paths.EtcdStaged("other")) {
 			t.Errorf("%s: what an earlier one left stays", phase)
 		}
+	}
+}
+
+// A server that joined has its state beside its place then, and those it joined may be off for good: a restore leaves them out.
+func TestAJoinedServerEndsARestoreThatBrokeOffBeforeItAsksForAPlace(t *testing.T) {
+	in := careful(t, "")
+	known := peers{
+		Several: true, Joined: &joinedCluster{Servers: []string{"127.0.0.1:1"}}, // nobody is there
+		Etcd: &etcdPart{Member: join.Member{Name: "node-0a1b2c3d", PeerURL: "https://10.0.0.2:2380"}, Answered: true},
+	}
+	if err := known.keep(in.Paths); err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{o: Options{Paths: in.Paths}, log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now)}
+	o := d.newRestore(in, etcdcare.Restore{ID: "1", Phase: restore.Switching, Staged: in.Paths.EtcdStaged("1"), Archive: in.Paths.EtcdArchive("then")})
+	for dir, is := range map[string]string{o.job.Archive: "old", o.job.Staged: "new"} { // killed between the two renames
+		snap := filepath.Join(dir, "member", "snap")
+		if err := errors.Join(os.MkdirAll(snap, 0o700), os.WriteFile(filepath.Join(snap, "db"), nil, 0o600), os.WriteFile(filepath.Join(dir, "is"), []byte(is), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Keep(o.job); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.takePlace(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	if got := etcdDirs(t, &o.restoring); got != "new,old," || d.care.restore.Phase != restore.Starting || in.Etcd.Name != "node-0a1b2c3d" {
+		t.Errorf("%s, %+v, %+v", got, d.care.restore, in.Etcd)
 	}
 }
 

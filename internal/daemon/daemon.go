@@ -272,7 +272,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	}
 	d.reportCertificates(report)
 	if spec.ControlPlane() {
-		if err := d.becomeMember(ctx, &in); err != nil {
+		if err := d.takePlace(ctx, &in); err != nil {
 			return nil, err
 		}
 	}
@@ -300,7 +300,7 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		return nil, err
 	}
 	if spec.ControlPlane() {
-		if err := errors.Join(d.prepareRestore(in), d.prepareEncryption(ctx, in), d.prepareMove(in)); err != nil {
+		if err := errors.Join(d.prepareEncryption(ctx, in), d.prepareMove(in)); err != nil {
 			return nil, err
 		}
 		if err := mayStartEtcd(in); err != nil {

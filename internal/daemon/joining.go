@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -231,8 +232,9 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	})
 	tick := time.NewTicker(expireEvery)
 	defer tick.Stop()
+	expired := expiredSince{}
 	for {
-		if err := d.expireTokens(ctx); err != nil && ctx.Err() == nil {
+		if err := d.expireTokens(ctx, expired); err != nil && ctx.Err() == nil {
 			d.log.Warn("expired tokens not removed", "err", err)
 		}
 		select {
@@ -461,17 +463,44 @@ func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) 
 	return &b, nil
 }
 
+// expiredSince is when each token was first found to have expired.
+type expiredSince map[string]time.Time
+
+// keepExpired is for how long an expired token is kept, so that who comes with it is told that it has expired.
+const keepExpired = 24 * time.Hour
+
+// due are the tokens to be removed. How long they have been expired is counted here: a clock that jumps ahead for a while makes tokens
+// invalid for that while, and must not remove them.
+func (e expiredSince) due(all []control.Token, now time.Time) []string {
+	maps.DeleteFunc(e, func(id string, _ time.Time) bool {
+		return !slices.ContainsFunc(all, func(t control.Token) bool { return t.ID == id && t.Expired })
+	})
+	var out []string
+	for _, t := range all {
+		if !t.Expired {
+			continue
+		}
+		since, seen := e[t.ID]
+		if !seen {
+			since, e[t.ID] = now, now
+		}
+		if now.Sub(since) > keepExpired {
+			out = append(out, t.ID)
+		}
+	}
+	return out
+}
+
 // expireTokens removes what can no longer be used.
-func (d *Daemon) expireTokens(ctx context.Context) error {
+func (d *Daemon) expireTokens(ctx context.Context, seen expiredSince) error {
 	all, err := d.Tokens(ctx)
 	if err != nil {
 		return err
 	}
 	var failed []error
-	for _, t := range all {
-		// A day later, so that who comes with it is told that it has expired.
-		if !t.Expires.IsZero() && time.Since(t.Expires) > 24*time.Hour {
-			failed = append(failed, d.RevokeToken(ctx, t.ID))
+	for _, id := range seen.due(all, time.Now()) {
+		if err := d.RevokeToken(ctx, id); !errs.Is(err, errs.NotFound) { // another server was faster
+			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)

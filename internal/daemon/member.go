@@ -10,13 +10,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
@@ -255,13 +255,13 @@ func (m *membership) settle(ctx context.Context, log *slog.Logger, in component.
 }
 
 // forgetPodCIDR makes pods wait until the network of a node that joins anew is known: it is another Node, with other addresses, and a pod
-// that was started with those of the one before would be reached by nobody.
+// that was started with those of the one before would be reached by nobody. A network that is not ours stays. Where only the Node is
+// another one, as that of a machine that was removed and goes on, flannel finds out.
 func forgetPodCIDR(in component.Input) error {
-	files, err := filepath.Glob(filepath.Join(in.Paths.CNIConf(), "*.conflist"))
-	for _, f := range files {
-		err = errors.Join(err, os.Remove(f))
+	if in.Config.Spec.Network.Backend == "none" {
+		return nil
 	}
-	if err != nil {
+	if err := removeIfThere(components.Conflist(in)); err != nil {
 		return fmt.Errorf("forgetting the pod network of before: %w", err)
 	}
 	return nil

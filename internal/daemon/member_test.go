@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
@@ -35,9 +36,9 @@ func agentInput(t *testing.T) component.Input {
 	}
 }
 
-// joined makes it one that has joined a cluster whose pods are in 10.60.0.0/16, at a time, with certificates that last
-// an hour.
-func joined(t *testing.T, in component.Input, at time.Time) {
+// welcomed is what a machine has asked for and what a cluster whose pods are in 10.60.0.0/16 has answered, at a time, with certificates that
+// last an hour.
+func welcomed(t *testing.T, in component.Input, at time.Time) membership {
 	t.Helper()
 	server := paths.Paths{Data: t.TempDir()}
 	_, err := pki.Ensure(t.Context(), pki.Request{
@@ -65,12 +66,22 @@ func joined(t *testing.T, in component.Input, at time.Time) {
 			t.Fatal(err)
 		}
 	}
-	if err := requests.Install(t.Context(), in.Paths, ca.PEM(), signed); err != nil {
-		t.Fatal(err)
-	}
 	theirs := config.Default()
 	theirs.Spec.Network.PodCIDR = "10.60.0.0/16"
-	b, err := json.Marshal(kept{Server: "10.0.0.1:6443", Servers: []string{"10.0.0.1:6443"}, Settings: config.Shared(theirs)})
+	return membership{
+		requests: requests, welcome: &join.Welcome{CA: ca.PEM(), Certificates: signed},
+		kept: kept{Server: "10.0.0.1:6443", Servers: []string{"10.0.0.1:6443"}, Settings: config.Shared(theirs)},
+	}
+}
+
+// joined makes it one that has joined that cluster.
+func joined(t *testing.T, in component.Input, at time.Time) {
+	t.Helper()
+	m := welcomed(t, in, at)
+	if err := m.requests.Install(t.Context(), in.Paths, m.welcome.CA, m.welcome.Certificates); err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(m.kept)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +106,7 @@ func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
 	if in.Config.Spec.Network.PodCIDR != "10.60.0.0/16" || in.Server != "10.0.0.1:6443" {
 		t.Errorf("it has pods in %s, its server is %s", in.Config.Spec.Network.PodCIDR, in.Server)
 	}
-	conflist := filepath.Join(in.Paths.CNIConf(), "10-k1s.conflist") // pods start without a server
+	conflist := components.Conflist(in) // pods start without a server
 	if err := errors.Join(os.MkdirAll(in.Paths.CNIConf(), 0o755), os.WriteFile(conflist, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -117,18 +128,56 @@ func TestANodeThatHasJoinedStartsWithoutAServer(t *testing.T) {
 
 // The machine is another Node from then on, with other addresses of pods.
 func TestWhoJoinsAnewForgetsThePodNetworkOfBefore(t *testing.T) {
-	in := agentInput(t)
-	if err := forgetPodCIDR(in); err != nil {
-		t.Errorf("with nothing there: %v", err)
+	cluster := paths.Paths{Data: t.TempDir()}
+	_, err := pki.Ensure(t.Context(), pki.Request{
+		Paths: cluster, NodeName: "server-0", NodeIP: netip.MustParseAddr("10.0.0.1"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), Etcd: true,
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	conflist, state := filepath.Join(in.Paths.CNIConf(), "10-k1s.conflist"), filepath.Join(in.Paths.CNIState(), "last")
-	for _, f := range []string{conflist, state} {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, nil, 0o644)); err != nil {
-			t.Fatal(err)
-		}
+	keys, err := pki.ReadBundle(cluster)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := forgetPodCIDR(in); err != nil || exists(conflist) || !exists(state) {
-		t.Errorf("%v, its configuration is there: %t, other files: %t", err, exists(conflist), exists(state))
+	d := agentDaemon()
+	agent := func(in component.Input) error {
+		m := welcomed(t, in, time.Now())
+		_, err := m.settle(t.Context(), d.log, in)
+		return err
+	}
+	server := func(in component.Input) error {
+		in.Config.Spec.Role = config.Server
+		a := &arrival{d: d, peers: peers{Several: true, Joined: &joinedCluster{Pending: true}}, keys: join.Bootstrap{Keys: keys, Datastore: join.Datastore{Engine: config.EmbeddedEtcd}}}
+		return a.settle(t.Context(), &in)
+	}
+	for name, c := range map[string]struct {
+		settle  func(component.Input) error
+		backend string
+		want    bool
+	}{
+		"an agent": {agent, "host-gw", false}, "an agent whose network is not ours": {agent, "none", true},
+		"a server": {server, "host-gw", false}, "a server whose network is not ours": {server, "none", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := agentInput(t)
+			in.Config.Spec.Network.Backend = c.backend
+			ours, theirs, state := components.Conflist(in), filepath.Join(in.Paths.CNIConf(), "00-theirs.conflist"), filepath.Join(in.Paths.CNIState(), "last")
+			for _, f := range []string{ours, theirs, state} {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, nil, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.settle(in); err != nil {
+				t.Fatal(err)
+			}
+			if exists(ours) != c.want || !exists(theirs) || !exists(state) {
+				t.Errorf("its configuration is there: %t, others': %t, addresses: %t", exists(ours), exists(theirs), exists(state))
+			}
+			// It may have had none.
+			if err := errors.Join(removeIfThere(ours), removeIfThere(in.Paths.Agent()), c.settle(in)); err != nil {
+				t.Errorf("without one: %v", err)
+			}
+		})
 	}
 }
 

@@ -39,6 +39,20 @@ func placeOf(all []etcdapi.Member, who join.Member) (memberPlace, etcdapi.Member
 	return placeFree, etcdapi.Member{}
 }
 
+// memberNamed finds a server's member among all: by its name, because its address may have changed since; one that has not told its name yet by
+// its address.
+func memberNamed(all []etcdapi.Member, who join.Member) (etcdapi.Member, bool) {
+	for _, is := range []func(etcdapi.Member) bool{
+		func(m etcdapi.Member) bool { return m.Name == who.Name },
+		func(m etcdapi.Member) bool { return m.Name == "" && slices.Contains(m.PeerURLs, who.PeerURL) },
+	} {
+		if i := slices.IndexFunc(all, is); i >= 0 {
+			return all[i], true
+		}
+	}
+	return etcdapi.Member{}, false
+}
+
 // nextPeerURL is what the state is to have as the address of a member, whose own is ours; "" for what it has. settled tells that ours is
 // in the state then. No two members can have one address: where two have swapped theirs, or several have in a ring, each
 // first gives up its old one for one that is nobody else's, and is found by its name meanwhile.

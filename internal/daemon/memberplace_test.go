@@ -1,10 +1,16 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/join"
 )
@@ -31,6 +37,66 @@ func TestWhatAServerFindsInThePlaceOfItsMember(t *testing.T) {
 		if got, m := placeOf([]etcdapi.Member{{Name: "x", PeerURLs: []string{"https://10.0.0.77:2380"}}, tc.m}, who); got != tc.want || got != placeFree && m.Name != tc.m.Name {
 			t.Errorf("%s: %d of %q, want %d", name, got, m.Name, tc.want)
 		}
+	}
+}
+
+// etcdThat is one that answers so, by path; what it is not to be asked is not there.
+func etcdThat(t *testing.T, answers map[string]string) *etcdapi.Client {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, ok := answers[r.URL.Path]
+		switch {
+		case !ok:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case strings.Contains(text, `"message"`):
+			w.WriteHeader(http.StatusBadRequest)
+		}
+		_, _ = w.Write([]byte(text))
+	}))
+	c := etcdapi.New(srv.URL, nil)
+	t.Cleanup(func() { c.Close(); srv.Close() })
+	return c
+}
+
+func TestWhoAsksForItsVoteIsKnownByItsNameBeforeItsAddress(t *testing.T) {
+	who := join.Member{Name: "server-1-0a1b2c3d", PeerURL: "https://10.0.0.2:2380"}
+	for name, c := range map[string]struct {
+		members, promoted string
+		gone              bool
+	}{
+		// The daemon was killed before it could keep that it has a vote, and all servers have moved meanwhile.
+		"with a vote, known at an old address": {`{"ID":"5","name":"server-1-0a1b2c3d","peerURLs":["https://10.0.0.99:2380"]}`, `{"message":"etcdserver: can only promote a learner member"}`, false},
+		"a learner at its address":             {`{"ID":"5","name":"server-1-0a1b2c3d","peerURLs":["https://10.0.0.2:2380"],"isLearner":true}`, `{}`, false},
+		"one that has not told its name":       {`{"ID":"5","peerURLs":["https://10.0.0.2:2380"],"isLearner":true}`, `{}`, false},
+		"beside one that never came":           {`{"ID":"9","peerURLs":["https://10.0.0.2:2380"],"isLearner":true},{"ID":"5","name":"server-1-0a1b2c3d","peerURLs":["https://10.0.0.99:2380"]}`, `{}`, false},
+		"another one at its address":           {`{"ID":"5","name":"server-2-0a1b2c3d","peerURLs":["https://10.0.0.2:2380"]}`, `{}`, true},
+		"nobody":                               {`{"ID":"1","name":"server-0","peerURLs":["https://10.0.0.1:2380"]}`, `{}`, true},
+	} {
+		d := &Daemon{}
+		etcd := etcdThat(t, map[string]string{"/v3/cluster/member/list": `{"members":[` + c.members + `]}`, "/v3/cluster/member/promote": c.promoted})
+		err := members{d}.promote(t.Context(), etcd, who)
+		if (err == nil) == c.gone || errs.Is(err, errs.NotFound) != c.gone {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, asked := d.learners[5]; asked == c.gone {
+			t.Errorf("%s: asked for are %v", name, d.learners)
+		}
+	}
+}
+
+// What has a vote may be all that is left of something.
+func TestDataOfAMemberWithAVoteIsNotThrownAway(t *testing.T) {
+	const status = "/v3/maintenance/status"
+	if err := mayCopyAgain(t.Context(), etcdThat(t, map[string]string{status: `{"header":{"member_id":"5"}}`})); !errs.Is(err, errs.Denied) {
+		t.Errorf("with a vote: %v", err)
+	}
+	if err := mayCopyAgain(t.Context(), etcdThat(t, map[string]string{status: `{"header":{"member_id":"5"},"isLearner":true}`})); err != nil {
+		t.Errorf("a learner: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := mayCopyAgain(ctx, etcdThat(t, nil)); err != nil {
+		t.Errorf("one that has ended: %v", err)
 	}
 }
 

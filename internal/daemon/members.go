@@ -147,21 +147,23 @@ func (m members) Promote(ctx context.Context, who join.Member) error {
 		return err
 	}
 	defer c.Close()
+	return m.promote(ctx, c, who)
+}
+
+func (m members) promote(ctx context.Context, c *etcdapi.Client, who join.Member) error {
 	all, err := c.AgreedMembers(ctx)
 	if err != nil {
 		return memberError(err)
 	}
-	for _, o := range all {
-		if !slices.Contains(o.PeerURLs, who.PeerURL) || o.Name != "" && o.Name != who.Name {
-			continue
-		}
-		m.d.learnerSeen(o.ID, true)
-		if err := c.Promote(ctx, o.ID); err != nil && !errors.Is(err, etcdapi.ErrNotLearner) {
-			return memberError(err)
-		}
-		return nil
+	o, ok := memberNamed(all, who)
+	if !ok { // who is told so begins anew, with nothing
+		return errs.New(errs.NotFound, "%s is no member of the cluster's etcd any more", who.Name)
 	}
-	return errs.New(errs.NotFound, "%s is no member of the cluster's etcd any more", who.Name)
+	m.d.learnerSeen(o.ID, true)
+	if err := c.Promote(ctx, o.ID); err != nil && !errors.Is(err, etcdapi.ErrNotLearner) {
+		return memberError(err)
+	}
+	return nil
 }
 
 // unmoved is an error while the state is on its way to another datastore or comes from a snapshot.

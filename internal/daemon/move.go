@@ -690,12 +690,9 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	current := d.in
 	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
 	current.Etcd = in.Etcd
-	if s, err := readPeers(in.Paths); err == nil && s.Etcd != nil && components.UsesEtcd(in) && in.Etcd.Name == "" {
-		s.Etcd = nil // what it was in the etcd of others
-		if err := s.keep(in.Paths); err != nil {
-			d.mu.Unlock()
-			return err
-		}
+	if err := leaveMembers(in); err != nil {
+		d.mu.Unlock()
+		return err
 	}
 	d.in = current
 	d.mu.Unlock()
@@ -704,6 +701,17 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 		return err
 	}
 	return d.sup.Apply(ctx, plan)
+}
+
+// leaveMembers forgets what this server was in the etcd of others, where it begins with one of its own. That it has its place stays: also
+// when the move is taken back it asks nobody for one, since there may be nobody any more.
+func leaveMembers(in component.Input) error {
+	s, err := readPeers(in.Paths)
+	if err != nil || s.Etcd == nil || !components.UsesEtcd(in) || in.Etcd.Name != "" {
+		return err
+	}
+	s.Etcd = &etcdPart{Answered: true}
+	return s.keep(in.Paths)
 }
 
 func (m *move) Resume(ctx context.Context) error {

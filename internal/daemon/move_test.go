@@ -14,6 +14,8 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 )
@@ -110,6 +112,54 @@ func TestASwitchThatIsTakenBackLeavesTheConfigurationOfBefore(t *testing.T) {
 	}
 	if now, _, err := d.configured(); err != nil || now.Spec.Datastore != in.Config.Spec.Datastore {
 		t.Errorf("%+v, %v", now.Spec.Datastore, err)
+	}
+}
+
+// It joined others once, and is the only one by now: those it asked then are gone.
+func TestAServerWhoseMoveToEtcdIsTakenBackAsksNobodyForAPlace(t *testing.T) {
+	p := paths.Paths{Data: t.TempDir(), Run: t.TempDir()}
+	known := peers{
+		Several: true, Joined: &joinedCluster{Servers: []string{"127.0.0.1:1"}}, // nobody is there
+		Etcd: &etcdPart{Member: join.Member{Name: "node-0a1b2c3d", PeerURL: "https://10.0.0.2:2380"}, InitialCluster: "a=b", Answered: true},
+	}
+	if err := known.keep(p); err != nil {
+		t.Fatal(err)
+	}
+	from := component.Input{Config: config.Default(), Paths: p, Facts: component.Facts{NodeName: "node"}}
+	to := from
+	to.Config.Spec.Datastore.Endpoint = "etcd"
+	if err := leaveMembers(to); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(p.Etcd(), "left") // what a rollback to etcd would find
+	if err := errors.Join(os.MkdirAll(p.Etcd(), 0o700), os.WriteFile(left, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now)}
+	if err := d.becomeMember(t.Context(), &from); err != nil || from.Etcd.Name != "" {
+		t.Errorf("%+v, %v", from.Etcd, err)
+	}
+	// One that has no place asks, and touches nothing that is not etcd's.
+	known.Etcd = nil
+	if err := known.keep(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.becomeMember(t.Context(), &from); err == nil {
+		t.Error("it has a place from nobody")
+	}
+	if !exists(left) {
+		t.Error("the etcd that was left is removed by a server with another datastore")
+	}
+	// With etcd, and no data in it, it takes a place under a new name.
+	known.Etcd = &etcdPart{Answered: true}
+	if err := known.keep(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.becomeMember(t.Context(), &to); err == nil {
+		t.Error("it has a place from nobody")
+	}
+	if s, err := readPeers(p); err != nil || s.Etcd == nil || !strings.HasPrefix(s.Etcd.Name, "node-") {
+		t.Errorf("%+v, %v", s.Etcd, err)
 	}
 }
 

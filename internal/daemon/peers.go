@@ -21,6 +21,7 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
@@ -57,7 +58,7 @@ type etcdPart struct {
 	InitialCluster string `json:"initialCluster,omitempty"`
 	// Learner: it has no vote yet.
 	Learner bool `json:"learner,omitempty"`
-	// Answered: it has its place.
+	// Answered: it has its place. It has no name where it has left the etcd of others for a datastore of its own.
 	Answered bool `json:"answered,omitempty"`
 }
 
@@ -205,7 +206,7 @@ func (d *Daemon) askServers(ctx context.Context, ask func(context.Context) error
 			said = err.Error()
 			d.log.Info("waiting for a server", "err", err)
 		}
-		d.board.Report("join", []health.Problem{health.New(health.ServersAway, "%s", err)})
+		d.board.Report("join", []health.Problem{waitingProblem(err)})
 		return err
 	})
 	if refused != nil {
@@ -215,6 +216,19 @@ func (d *Daemon) askServers(ctx context.Context, ask func(context.Context) error
 		d.board.Report("join", nil)
 	}
 	return err
+}
+
+// waitingProblem is what a machine is told that waits for servers: they may be away, or one has answered that something else comes first.
+func waitingProblem(err error) health.Problem {
+	p := health.FromError(err, health.ServersAway, "")
+	if !errs.Is(err, errs.NotRunning) {
+		return p
+	}
+	p = p.As(health.Warning)
+	if hint, _ := errs.HintOf(err); hint == "" {
+		p = p.Fix("nothing has to be done here: this machine asks again; if it takes minutes, run on that server: k1s status")
+	}
+	return p
 }
 
 // arrival is a machine that is becoming a server.
@@ -289,6 +303,9 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 			return err
 		}
 	}
+	if err := forgetPodCIDR(*in); err != nil {
+		return err
+	}
 	if err := a.peers.keep(p); err != nil {
 		return err
 	}
@@ -332,6 +349,15 @@ func (a *arrival) settleDatastore(in *component.Input) error {
 // memberNameBytes make names of members of one node differ, since one may be removed and join again.
 const memberNameBytes = 4
 
+// takePlace makes sure of this server's place in the datastore. A restore that was cut off comes first: the state it is to go on with
+// may be beside its place, and whoever has state asks nobody for a place.
+func (d *Daemon) takePlace(ctx context.Context, in *component.Input) error {
+	if err := d.prepareRestore(*in); err != nil {
+		return err
+	}
+	return d.becomeMember(ctx, in)
+}
+
 // becomeMember takes this server's place in the cluster's datastore, unless it has it. It waits for others who are
 // doing the same, and for the first server, which may have to move its datastore before.
 func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
@@ -343,7 +369,7 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	switch {
 	case embedded && hasEtcd(in.Paths) || !embedded && s.Etcd != nil && s.Etcd.Answered:
 		return s.into(in) // it was there before
-	case s.Etcd == nil:
+	case s.Etcd == nil || s.Etcd.Name == "":
 		random := make([]byte, memberNameBytes)
 		if _, err := rand.Read(random); err != nil {
 			return err
@@ -357,9 +383,10 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	if err := removeIfThere(components.EtcdRemoved(*in)); err != nil {
 		return err
 	}
-	// A member that has not started has nothing in its directory that counts.
-	if err := os.RemoveAll(in.Paths.Etcd()); embedded && err != nil {
-		return err
+	if embedded { // one that has not started has nothing in its directory that counts
+		if err := os.RemoveAll(in.Paths.Etcd()); err != nil {
+			return err
+		}
 	}
 	d.step("becoming a member of the cluster's datastore")
 	err = d.askServers(ctx, func(ctx context.Context) error {
@@ -420,11 +447,19 @@ func (d *Daemon) askMember(ctx context.Context, in component.Input, s peers, pro
 		if err == nil {
 			return m, nil
 		}
-		if first == nil {
+		if first == nil || final(err) && !final(first) {
 			first = err
 		}
 	}
+	if hint, _ := errs.HintOf(first); errs.Is(first, errs.Invalid) && hint == "" { // it has moved before it was a member, for one
+		first = errs.Hint(first, "on another server: k1s node remove %s; then here: k1s server --server https://HOST:6443 --token-file FILE", in.Facts.NodeName)
+	}
 	return join.Membership{}, first
+}
+
+// final tells an error that a server of the cluster has answered, which asking again does not change, from not having reached one.
+func final(err error) bool {
+	return !errors.As(err, new(*join.Unreachable)) && !errors.As(err, new(*join.Stranger))
 }
 
 // askVoteEvery is how often a member that copies asks whether it has caught up.
@@ -481,7 +516,8 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
-		if _, err := os.Stat(components.EtcdRemoved(in)); err != nil {
+		// Why one without a vote was removed is what it is told when it asks for its vote: it may begin anew.
+		if _, err := os.Stat(components.EtcdRemoved(in)); err != nil || vote != nil {
 			continue
 		}
 		if err := d.wasRemoved(ctx); err != nil {
@@ -492,11 +528,36 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	}
 }
 
+// mayCopyAgain refuses where this server's own etcd says that it has a vote: then its data may be what a majority is made of, whatever
+// // others say of it. It may be starting; one that never answers has been removed, and has ended.
+func mayCopyAgain(ctx context.Context, c *etcdapi.Client) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
+	defer cancel()
+	var st etcdapi.Status
+	err := wait.Until(ctx, askVoteEvery, "this server's etcd", func(ctx context.Context) (err error) {
+		st, err = c.Status(ctx)
+		return err
+	})
+	if err == nil && !st.Learner {
+		return errs.Hint(errs.New(errs.Denied, "another server does not know this one's member of etcd, which says that it has a vote: its data is not thrown away"),
+			"see on both servers: k1s etcd ls")
+	}
+	return nil
+}
+
 // copyAgain takes another place in etcd, with nothing of what was copied for the one that is gone.
 func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers, error) {
 	d.mu.Lock()
 	in := d.in
 	d.mu.Unlock()
+	c, err := etcdClient(in)
+	if err != nil {
+		return in, s, err
+	}
+	defer c.Close()
+	if err := mayCopyAgain(ctx, c); err != nil {
+		return in, s, err
+	}
 	plan, err := components.Plan(in)
 	if err != nil {
 		return in, s, err

@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"log/slog"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,6 +20,7 @@ import (
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
@@ -251,5 +255,77 @@ func TestWhetherAServerAsksTheOthers(t *testing.T) {
 	defer cancel()
 	if _, err := d.joinServers(ctx, &in); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "127.0.0.1:1") {
 		t.Errorf("a first one that was removed, with a token: %v", err)
+	}
+}
+
+// seats is join.Members that refuses everybody.
+type seats struct{ refuse error }
+
+func (s seats) Join(context.Context, join.Member) (join.Membership, error) {
+	return join.Membership{}, s.refuse
+}
+func (s seats) Promote(context.Context, join.Member) error { return s.refuse }
+
+// One of the servers may be away for good, or its address somebody else's by now.
+func TestWhatAServerDecidesCountsMoreThanThatAnotherOneIsAway(t *testing.T) {
+	shared := &objects{secrets: map[string]kubeapi.Secret{}}
+	a := newServer(t, shared, "server-0", "127.0.0.1", nil)
+	keys, err := pki.ReadBundle(a.in.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newServer(t, shared, "server-1", "127.0.0.2", keys)
+	cert, err := tls.LoadX509KeyPair(pki.CertFile(a.in.Paths, pki.APIServer), pki.KeyFile(a.in.Paths, pki.APIServer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := func(refuse error, certs []tls.Certificate) string {
+		srv := httptest.NewUnstartedServer((&join.Server{Store: clusterStore{api: a.api}, Members: seats{refuse}, Log: a.log, Now: time.Now, Admitting: &a.admitting}).Handler())
+		srv.TLS = &tls.Config{Certificates: certs}
+		srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // handshakes are refused on purpose
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		return srv.Listener.Addr().String()
+	}
+	own := []tls.Certificate{cert}
+	const away = "127.0.0.1:1" // nobody is there
+	stranger := serve(nil, nil)
+	gone, moved := serve(errs.New(errs.NotFound, "no member any more"), own), serve(errs.New(errs.Invalid, "it is at another address"), own)
+	waits := serve(errs.New(errs.NotRunning, "another server is joining in this moment"), own)
+	for name, c := range map[string]struct {
+		servers []string
+		is      func(error) bool
+		hint    string
+	}{
+		"one is away, the other decides":        {[]string{away, gone}, func(err error) bool { return errs.Is(err, errs.NotFound) }, ""},
+		"at one's address is somebody else":     {[]string{stranger, gone}, func(err error) bool { return errs.Is(err, errs.NotFound) }, ""},
+		"the first that decides counts":         {[]string{away, gone, moved}, func(err error) bool { return errs.Is(err, errs.NotFound) }, ""},
+		"one is away, the other has to do more": {[]string{away, waits}, func(err error) bool { return !final(err) }, ""},
+		"one is away, at the other's is none":   {[]string{away, stranger}, func(err error) bool { return errors.As(err, new(*join.Unreachable)) }, ""},
+		"it has moved before it was a member":   {[]string{moved}, func(err error) bool { return errs.Is(err, errs.Invalid) }, "k1s node remove server-1"},
+	} {
+		s := peers{Several: true, Joined: &joinedCluster{Servers: c.servers}, Etcd: &etcdPart{Member: join.Member{Name: "server-1-0a1b2c3d", PeerURL: "https://127.0.0.2:2380"}, Learner: true}}
+		_, err := b.askMember(t.Context(), b.in, s, true)
+		if hint, _ := errs.HintOf(err); err == nil || !c.is(err) || !strings.Contains(hint, c.hint) {
+			t.Errorf("%s: %v (hint %q)", name, err, hint)
+		}
+	}
+}
+
+func TestAMachineThatWaitsIsToldForWhat(t *testing.T) {
+	for name, c := range map[string]struct {
+		err      error
+		severity health.Severity
+		remedy   string
+	}{
+		"nobody answers":                   {errors.New("connection refused"), health.Error, "check that the servers run"},
+		"another one joins":                {errs.New(errs.NotRunning, "another server is joining in this moment"), health.Warning, "nothing has to be done here"},
+		"its address is another member's":  {errs.Hint(errs.New(errs.NotRunning, "the address is that of server-2"), "start that server"), health.Warning, "start that server"},
+		"a server cannot decide, says how": {errs.Hint(errors.New("a secret is damaged"), "run: k1s node remove server-3"), health.Error, "run: k1s node remove server-3"},
+	} {
+		p := waitingProblem(&join.Unreachable{Server: "10.0.0.1:6443", Err: c.err})
+		if p.Code != health.ServersAway || p.Severity != c.severity || !strings.Contains(p.Remedy, c.remedy) || !strings.Contains(p.Text, "10.0.0.1:6443") {
+			t.Errorf("%s: %+v", name, p)
+		}
 	}
 }

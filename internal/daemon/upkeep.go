@@ -264,9 +264,13 @@ func (d *Daemon) Etcd(ctx context.Context) (control.Etcd, error) {
 	out.ClusterID, out.ID = strconv.FormatUint(s.ClusterID, 16), strconv.FormatUint(s.ID, 16)
 	out.Version, out.Revision, out.Bytes, out.InUse, out.Quota, out.Term = s.Version, s.Revision, s.Bytes, s.InUse, s.Quota, s.Term
 	out.Lag, out.Members = s.Index-min(s.Applied, s.Index), f.Members
-	for id, a := range f.Alarms {
-		out.Alarms = append(out.Alarms, control.EtcdAlarm{Member: etcdcare.MemberName(f.Members, id), Alarm: a})
+	for id, all := range s.Alarms() {
+		for _, a := range all {
+			out.Alarms = append(out.Alarms, control.EtcdAlarm{Member: etcdcare.MemberName(f.Members, id), Alarm: etcdcare.Alarm(a)})
+		}
 	}
-	slices.SortFunc(out.Alarms, func(a, b control.EtcdAlarm) int { return cmp.Compare(a.Member, b.Member) })
+	slices.SortFunc(out.Alarms, func(a, b control.EtcdAlarm) int {
+		return cmp.Or(cmp.Compare(a.Member, b.Member), cmp.Compare(a.Alarm, b.Alarm))
+	})
 	return out, nil
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,22 +51,23 @@ type Status struct {
 	Errors []string
 }
 
-// Alarms are those among the Errors, by member: NOSPACE, CORRUPT. Asking for them in another way would be a write.
-func (s Status) Alarms() map[uint64]string {
-	out := map[uint64]string{}
+// Alarms are those among the Errors, by member, which can have several: NOSPACE, CORRUPT. Of the member 0 is one that is nobody's. Asking
+// for them in another way would be a write.
+func (s Status) Alarms() map[uint64][]string {
+	out := map[uint64][]string{}
 	for _, e := range s.Errors {
 		var id uint64
 		alarm := ""
 		for f := range strings.FieldsSeq(e) { // the text form of its message, "memberID:1234 alarm:NOSPACE"
 			if v, ok := strings.CutPrefix(f, "memberID:"); ok {
-				id, _ = strconv.ParseUint(v, 10, 64) // 0 is no member
+				id, _ = strconv.ParseUint(v, 10, 64)
 			}
 			if v, ok := strings.CutPrefix(f, "alarm:"); ok {
 				alarm = v
 			}
 		}
-		if alarm != "" && alarm != "NONE" {
-			out[id] = alarm
+		if alarm != "" && alarm != "NONE" && !slices.Contains(out[id], alarm) {
+			out[id] = append(out[id], alarm)
 		}
 	}
 	return out

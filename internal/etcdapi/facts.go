@@ -26,8 +26,12 @@ func (c *Client) Facts(ctx context.Context, f *etcdcare.Facts) (Status, error) {
 	}
 	f.ID, f.Leader, f.Learner, f.Bytes, f.InUse, f.Quota, f.Revision = s.ID, s.Leader, s.Learner, s.Bytes, s.InUse, s.Quota, s.Revision
 	f.Alarms = map[uint64]etcdcare.Alarm{}
-	for id, a := range s.Alarms() {
-		f.Alarms[id] = etcdcare.Alarm(a)
+	for id, all := range s.Alarms() {
+		for _, a := range all {
+			if f.Alarms[id] != etcdcare.Corruption {
+				f.Alarms[id] = etcdcare.Alarm(a)
+			}
+		}
 	}
 	f.Members, err = c.members(ctx, s)
 	return s, err

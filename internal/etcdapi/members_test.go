@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"k1s.io/k1s/internal/etcdcare"
 )
 
 // gateway answers as etcd's does, and remembers what it was asked.
@@ -93,5 +95,20 @@ func TestAMembersClockIsComparedWithThisOnes(t *testing.T) {
 				t.Errorf("%s, %v, want %s", skew, err, want)
 			}
 		})
+	}
+}
+
+func TestAMemberCanHaveSeveralAlarms(t *testing.T) {
+	s := Status{Errors: []string{"memberID:7 alarm:CORRUPT ", "memberID:7 alarm:NOSPACE ", "memberID:8 alarm:NOSPACE ", "alarm:CORRUPT ", "etcdserver: no leader", "memberID:9 "}}
+	if got, want := s.Alarms(), (map[uint64][]string{7: {"CORRUPT", "NOSPACE"}, 8: {"NOSPACE"}, 0: {"CORRUPT"}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	// What is known about damage is not hidden by a quota that is used up, whichever was told first.
+	for _, order := range []string{`"memberID:7 alarm:CORRUPT ","memberID:7 alarm:NOSPACE "`, `"memberID:7 alarm:NOSPACE ","memberID:7 alarm:CORRUPT "`} {
+		c, _ := gateway(t, http.StatusOK, `{"header":{"member_id":"7"},"members":[],"errors":[`+order+`]}`)
+		var f etcdcare.Facts
+		if _, err := c.Facts(t.Context(), &f); err != nil || f.Alarms[7] != etcdcare.Corruption {
+			t.Errorf("%s: %v, %v", order, f.Alarms, err)
+		}
 	}
 }

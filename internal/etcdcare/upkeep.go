@@ -44,7 +44,8 @@ type Facts struct {
 	// Bytes is the size of the file, InUse the part of it that is not free pages, Quota what it may grow to.
 	Bytes, InUse, Quota int64
 	Revision            int64
-	Alarms              map[uint64]Alarm // by member
+	// Alarms are by member; of one that has several, the worst.
+	Alarms map[uint64]Alarm
 	// Members are all, this one included; nil when they are not known.
 	Members []Member
 	// Free is what can still be written to the disk, 0 for not known.
@@ -151,13 +152,14 @@ func defragment(f Facts, why string) (Deed, string) {
 	return Defragment, why
 }
 
-// Hindrance says why this member should not be stopped for a moment now; "" when it may.
+// Hindrance says why this member should not be stopped for a moment now; "" when it may. Where its quota is used up no member takes a
+// write, so that nobody misses it: it does not wait for one that is away.
 func Hindrance(f Facts) string {
 	self := false
 	for _, m := range f.Members {
 		self = self || m.ID == f.ID
 		switch {
-		case m.ID == f.ID:
+		case m.ID == f.ID, f.Alarms[f.ID] == NoSpace:
 		case m.Learner:
 			return fmt.Sprintf("the member %s is being added", m.Name)
 		case !m.Healthy:
@@ -199,14 +201,18 @@ func Problems(f Facts) []health.Problem {
 	}
 	for id, a := range f.Alarms {
 		switch {
+		case a == Corruption && id == 0:
+			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data, and no majority of them has; it takes no writes").Of(etcd))
 		case a == Corruption:
-			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data; the alarm was raised by %s", MemberName(f.Members, id)).Of(etcd))
+			out = append(out, health.New(health.EtcdCorrupt, "etcd's members do not have the same data: %s has other data than the majority; etcd takes no writes", MemberName(f.Members, id)).Of(etcd))
 		case a != NoSpace:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd has the alarm %s, raised by %s", a, MemberName(f.Members, id)).Of(etcd))
 		case id != f.ID:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd takes no writes: the quota of %s is used up", MemberName(f.Members, id)).Of(etcd))
 		case share(f.InUse, f.Quota) >= full:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd takes no writes: %s of its quota of %s are in use, so forgetting old revisions does not help", size(f.InUse), size(f.Quota)).Of(etcd))
+		case Hindrance(f) != "":
+			out = append(out, health.New(health.EtcdNoSpace, "etcd takes no writes: its file of %s has used up the quota of %s, and k1s cannot make room: %s", size(f.Bytes), size(f.Quota), Hindrance(f)).Of(etcd))
 		default:
 			out = append(out, health.New(health.EtcdNoSpace, "etcd takes no writes: its file of %s has used up the quota of %s; k1s is making room", size(f.Bytes), size(f.Quota)).Of(etcd).
 				Fix("nothing has to be done: it should be over in a minute"))
@@ -235,8 +241,11 @@ func Problems(f Facts) []health.Problem {
 	return out
 }
 
-// MemberName is what a member is called.
+// MemberName is what a member is called; an alarm of 0 is of none in particular.
 func MemberName(members []Member, id uint64) string {
+	if id == 0 {
+		return "no member in particular"
+	}
 	for _, m := range members {
 		if m.ID == id {
 			return m.Name

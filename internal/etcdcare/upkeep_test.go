@@ -75,6 +75,10 @@ func TestWhatIsDoneForEtcd(t *testing.T) {
 		{"full of what is in use, and something was deleted since", fullOf(alone()), func(f *Facts) { f.Compacted, f.InUse = 990, 2000*mib }, Compact},
 		{"full no more", fullOf(alone()), func(f *Facts) { f.Bytes = 100 * mib }, Disarm},
 		{"the quota was raised", fullOf(alone()), func(f *Facts) { f.Quota *= 2 }, Disarm},
+		{"full, compacted, and one of three is away", fullOf(ofThree()), func(f *Facts) { f.Compacted, f.Members[2].Healthy = 1000, false }, Defragment},
+		{"full, compacted, and one is being added", fullOf(ofThree()), func(f *Facts) { f.Compacted, f.Members[2].Learner = 1000, true }, Defragment},
+		{"another one is full, and one is away", ofThree(), func(f *Facts) { f.Alarms, f.Members[2].Healthy = map[uint64]Alarm{2: NoSpace}, false }, Nothing},
+		{"full, compacted, and nobody knows the members", fullOf(alone()), func(f *Facts) { f.Compacted, f.Members = 1000, nil }, Nothing},
 		{"the leader of three is full", fullOf(ofThree()), func(f *Facts) { f.Leader, f.Compacted = 1, 1000 }, MoveLeader},
 	} {
 		c.change(&c.facts)
@@ -95,10 +99,13 @@ func TestProblemsOfEtcd(t *testing.T) {
 		{"well", alone(), func(*Facts) {}, "", ""},
 		{"full", fullOf(alone()), func(*Facts) {}, "error etcd-no-space", "k1s is making room"},
 		{"full of what is in use", fullOf(alone()), func(f *Facts) { f.InUse = f.Quota }, "error etcd-no-space", "does not help"},
+		{"full, and one is away", fullOf(ofThree()), func(f *Facts) { f.Members[2].Healthy = false }, "error etcd-no-space", "k1s is making room"},
+		{"full, and so is the disk", fullOf(alone()), func(f *Facts) { f.InUse, f.Free = 1500*mib, 1600*mib }, "error etcd-no-space, warning etcd-disk-low", "k1s cannot make room: a copy of 1500 MiB does not fit"},
 		{"another one is full", ofThree(), func(f *Facts) { f.Alarms = map[uint64]Alarm{3: NoSpace} }, "error etcd-no-space", "quota of c"},
 		{"an alarm of tomorrow", alone(), func(f *Facts) { f.Alarms = map[uint64]Alarm{9: "FIRE"} }, "error etcd-no-space", "FIRE"},
 		{"nearly full", alone(), func(f *Facts) { f.InUse = 1700 * mib }, "warning etcd-nearly-full", "1700 MiB"},
-		{"damaged", ofThree(), func(f *Facts) { f.Alarms = map[uint64]Alarm{2: Corruption} }, "error etcd-corrupt", "raised by b"},
+		{"damaged", ofThree(), func(f *Facts) { f.Alarms = map[uint64]Alarm{2: Corruption} }, "error etcd-corrupt", "b has other data"},
+		{"damaged, and nobody can tell which", ofThree(), func(f *Facts) { f.Alarms = map[uint64]Alarm{0: Corruption} }, "error etcd-corrupt", "no majority"},
 		{"a small disk", alone(), func(f *Facts) { f.Free = 500 * mib }, "warning etcd-disk-low", "500 MiB"},
 		{"a full disk", alone(), func(f *Facts) { f.Free = 100 * mib }, "error etcd-disk-low", "100 MiB"},
 		{"a disk of which nothing is known", alone(), func(f *Facts) { f.Free = 0 }, "", ""},
@@ -119,6 +126,11 @@ func TestProblemsOfEtcd(t *testing.T) {
 		}
 		if strings.Join(got, ", ") != c.want || !strings.Contains(strings.Join(text, "; "), c.says) {
 			t.Errorf("%s: %q, %q", c.name, got, text)
+		}
+	}
+	for id, want := range map[uint64]string{0: "no member in particular", 2: "b", 0xabc: "the member abc"} {
+		if got := MemberName(ofThree().Members, id); got != want {
+			t.Errorf("%x is %q", id, got)
 		}
 	}
 	// Where etcd does not answer the disk is all that is known.

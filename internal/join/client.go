@@ -149,7 +149,7 @@ func (c Client) post(ctx context.Context, path string, identity crypto.Signer, w
 		header.Set("Authorization", "Bearer "+t.Text())
 	}
 	answer, err := c.do(ctx, conf(roots), http.MethodPost, path, header, body)
-	var stranger *strangerError
+	var stranger *Stranger
 	if errors.As(err, &stranger) && len(c.CAs) > 0 {
 		// The cluster may have replaced its CA while this machine was away.
 		vouched, verr := c.successors(ctx, c.CAs, func(cert *x509.Certificate) bool { return slices.ContainsFunc(c.CAs, cert.Equal) })
@@ -212,11 +212,11 @@ func (c Client) successors(ctx context.Context, more []*x509.Certificate, known 
 	return pki.Successors(all, known), nil
 }
 
-// strangerError says that a server's certificate is of none of the CAs that are trusted.
-type strangerError struct{ err error }
+// Stranger says that a server's certificate is of none of the CAs that are trusted: who answers at that address is somebody else.
+type Stranger struct{ Err error }
 
-func (e *strangerError) Error() string { return e.err.Error() }
-func (e *strangerError) Unwrap() error { return e.err }
+func (e *Stranger) Error() string { return e.Err.Error() }
+func (e *Stranger) Unwrap() error { return e.Err }
 
 // Published is what the server tells anybody about the cluster's CAs, read over a connection that is trusted.
 func (c Client) Published(ctx context.Context) ([]byte, error) {
@@ -238,7 +238,7 @@ func (c Client) do(ctx context.Context, conf *tls.Config, method, path string, h
 	if err != nil {
 		var unknown x509.UnknownAuthorityError
 		if errors.As(err, &unknown) {
-			return nil, &strangerError{errs.Hint(errs.New(errs.Denied, "%s is not a server of this cluster: its certificate is signed by another CA", c.Server),
+			return nil, &Stranger{errs.Hint(errs.New(errs.Denied, "%s is not a server of this cluster: its certificate is signed by another CA", c.Server),
 				"check the address; a machine that is to join another cluster is reset first: k1s reset")}
 		}
 		if ctx.Err() != nil {

@@ -404,6 +404,23 @@ func TestWhoOnlyAsksWhatHasChangedGetsNoCertificates(t *testing.T) {
 	}
 }
 
+func TestTheKeyOfTheCAIsReadForMachinesThatAreLetInOnly(t *testing.T) {
+	c := newCluster(t)
+	open, read := c.server.Authority, 0
+	c.server.Authority = func() (Authority, error) { read++; return open() }
+	ca, err := pki.ReadCA(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, "agent-0")
+	if _, err := (Client{Server: c.addr, CAs: []*x509.Certificate{ca}}).Ask(t.Context(), m.identity, m.req, nil); !errs.Is(err, errs.Denied) || read != 0 {
+		t.Errorf("without a token: %v, and the key was read %d times", err, read)
+	}
+	if _, err := m.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil || read != 1 {
+		t.Errorf("with one: %v, and the key was read %d times", err, read)
+	}
+}
+
 func TestOfManyMachinesOfOneNameOneJoins(t *testing.T) {
 	c := newCluster(t)
 	tok := c.token(t, token.Agent, time.Hour)

@@ -203,17 +203,17 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 			return Welcome{}, errs.New(errs.Invalid, "nodes have no certificate %q", shorten(name))
 		}
 	}
-	a, err := s.Authority()
-	if err != nil {
-		return Welcome{}, err
-	}
-	w := Welcome{CA: a.PEM(), Certificates: map[string][]byte{}, Settings: s.Settings}
 	s.Admitting.Lock()
 	defer s.Admitting.Unlock()
 	bind, shown, err := s.admit(ctx, r, authorization)
 	if err != nil {
 		return Welcome{}, err
 	}
+	a, err := s.Authority() // the CA's key is read for machines that are let in only
+	if err != nil {
+		return Welcome{}, err
+	}
+	w := Welcome{CA: a.PEM(), Certificates: map[string][]byte{}, Settings: s.Settings}
 	if r.Seal != nil {
 		b, err := s.Bootstrap(ctx)
 		if err != nil {

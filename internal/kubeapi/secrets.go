@@ -77,7 +77,8 @@ func (c *Client) DeleteSecret(ctx context.Context, namespace, name string) error
 	return kind(c.do(ctx, http.MethodDelete, secretPath(namespace, name), nil, &struct{}{}))
 }
 
-// Servers are the API servers behind the service "kubernetes", as host:port, sorted.
+// Servers are the API servers behind the service "kubernetes", as host:port, sorted. They are in the one object that API servers write
+// themselves; another one of that service is somebody else's.
 func (c *Client) Servers(ctx context.Context) ([]string, error) {
 	var list page[struct {
 		Endpoints []struct {
@@ -87,7 +88,7 @@ func (c *Client) Servers(ctx context.Context) ([]string, error) {
 			Port int `json:"port"`
 		} `json:"ports"`
 	}]
-	q := url.Values{"labelSelector": {"kubernetes.io/service-name=kubernetes"}}
+	q := url.Values{"fieldSelector": {"metadata.name=kubernetes"}}
 	if err := c.get(ctx, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?"+q.Encode(), &list); err != nil {
 		return nil, err
 	}

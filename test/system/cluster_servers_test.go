@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,6 +63,39 @@ func (m member) dies(t *testing.T) {
 		}
 		if first.alive() || len(left) > 0 {
 			return fmt.Errorf("there are %v", left)
+		}
+		return nil
+	})
+}
+
+// podsInside waits until all pods of a node, of which there are some, have addresses of the Node's own. A pod keeps its address, so one that
+// has another is found whenever this looks.
+func (c *Cluster) podsInside(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, limit, "the pods of "+node+" to have addresses of its own", func(ctx context.Context) error {
+		own := c.try(ctx, "get", "node", node, "-o", "jsonpath={.spec.podCIDR}")
+		pods := c.try(ctx, "get", "pods", "-A", "--field-selector", "status.phase!=Failed,status.phase!=Succeeded,spec.nodeName="+node, "-o", `jsonpath={range .items[*]}{.metadata.name},{.spec.hostNetwork},{.status.podIP}{"\n"}{end}`)
+		if err := errors.Join(own.error(), pods.error()); err != nil {
+			return err
+		}
+		network, err := netip.ParsePrefix(own.out)
+		if err != nil {
+			return fmt.Errorf("its network is %q: %w", own.out, err)
+		}
+		inside := 0
+		for line := range strings.Lines(pods.out) {
+			f := strings.Split(strings.TrimSpace(line), ",")
+			if len(f) != 3 || f[1] == "true" {
+				continue
+			}
+			ip, err := netip.ParseAddr(f[2])
+			if err != nil || !network.Contains(ip) {
+				return fmt.Errorf("%s has the address %q, not one of %s", f[0], f[2], network)
+			}
+			inside++
+		}
+		if inside == 0 {
+			return errors.New("it has no pods")
 		}
 		return nil
 	})
@@ -179,6 +213,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		s.must(t, s.nodeCommand(t, "start", patience))
 		s.untilState(t, control.Running)
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		c.podsInside(t, "server-0")
 		goesOn("with three again")
 	})
 	t.Run("two of them leave, and another one comes", func(t *testing.T) {

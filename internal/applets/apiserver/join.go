@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
@@ -22,8 +24,11 @@ import (
 )
 
 // maxJoining bounds how many machines are talked to at a time: they come before authentication, and so before upstream's
-// own limits.
-const maxJoining = 32
+// own limits. maxFrom of them may have one address, so that nobody takes all places.
+const (
+	maxJoining = 32
+	maxFrom    = 8
+)
 
 // A request is read before it takes one of the places, so that who sends slowly takes none.
 const (
@@ -63,7 +68,7 @@ func joining(next http.Handler, socket string) http.Handler {
 			away(w, "the server's k1s does not answer; its pods and its API run without it")
 		},
 	}
-	places := make(chan struct{}, maxJoining)
+	talking := places{from: map[netip.Prefix]int{}}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasPrefix(r.URL.Path, join.Prefix) {
 			next.ServeHTTP(w, r)
@@ -79,14 +84,56 @@ func joining(next http.Handler, socket string) http.Handler {
 		}
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-			proxy.ServeHTTP(w, r)
-		default:
+		from := sourceOf(r.RemoteAddr)
+		if !talking.take(from) {
 			away(w, "too many machines are joining in this moment")
+			return
 		}
+		defer talking.give(from)
+		proxy.ServeHTTP(w, r)
 	})
+}
+
+// places are how many machines are talked to, and from where.
+type places struct {
+	mu   sync.Mutex // guards what follows
+	all  int
+	from map[netip.Prefix]int // without those of which there is none
+}
+
+func (p *places) take(from netip.Prefix) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= maxJoining || p.from[from] >= maxFrom {
+		return false
+	}
+	p.all++
+	p.from[from]++
+	return true
+}
+
+func (p *places) give(from netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	if p.from[from]--; p.from[from] == 0 {
+		delete(p.from, from)
+	}
+}
+
+// sourceOf is from where a request comes: one address, or with IPv6 the network of 64 bits of which a machine has all addresses. All of which
+// that is not known count as one.
+func sourceOf(remote string) netip.Prefix {
+	a, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	bits := 64
+	ip := a.Addr().Unmap().WithZone("")
+	if ip.Is4() {
+		bits = 32
+	}
+	return netip.PrefixFrom(ip, bits).Masked()
 }
 
 // away answers that it may go better later.

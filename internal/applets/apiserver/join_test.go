@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,12 +49,20 @@ func joinDaemon(t *testing.T) (socket string, proceed chan struct{}, arrived *sy
 
 func ask(t *testing.T, url, path string, header http.Header) (int, string) {
 	t.Helper()
+	return askFrom(t, "127.0.0.1", url, path, header)
+}
+
+// askFrom asks from an address of this machine.
+func askFrom(t *testing.T, ip, url, path string, header http.Header) (int, string) {
+	t.Helper()
+	from := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).DialContext}
+	defer from.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+path, strings.NewReader("hello"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header = header
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Transport: from}).Do(req)
 	if err != nil {
 		t.Error(err)
 		return 0, ""
@@ -126,17 +135,29 @@ func TestMachinesThatJoinCannotTakeTheServersConnectionsAway(t *testing.T) {
 	srv := httptest.NewServer(joining(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }), socket))
 	defer srv.Close()
 	var answered sync.WaitGroup
-	arrived.Add(maxJoining)
-	for range maxJoining {
-		answered.Go(func() {
-			if code, body := ask(t, srv.URL, join.Prefix+"wait", nil); code != http.StatusOK {
-				t.Errorf("one of %d: %d %q", maxJoining, code, body)
-			}
-		})
+	wait := func(ip string) {
+		arrived.Add(maxFrom)
+		for range maxFrom {
+			answered.Go(func() {
+				if code, body := askFrom(t, ip, srv.URL, join.Prefix+"wait", nil); code != http.StatusOK {
+					t.Errorf("one of %d: %d %q", maxFrom, code, body)
+				}
+			})
+		}
+		arrived.Wait()
 	}
-	arrived.Wait()
+	wait("127.0.0.1")
 	if code, _ := ask(t, srv.URL, join.Prefix+"node", nil); code != http.StatusServiceUnavailable {
-		t.Errorf("one more: %d", code)
+		t.Errorf("one more from there: %d", code)
+	}
+	if code, _ := askFrom(t, "127.0.0.2", srv.URL, join.Prefix+"node", nil); code != http.StatusOK {
+		t.Errorf("one from elsewhere: %d", code)
+	}
+	for i := 1; i < maxJoining/maxFrom; i++ {
+		wait(fmt.Sprintf("127.0.1.%d", i))
+	}
+	if code, _ := askFrom(t, "127.0.0.2", srv.URL, join.Prefix+"node", nil); code != http.StatusServiceUnavailable {
+		t.Errorf("one more than there may be: %d", code)
 	}
 	if code, _ := ask(t, srv.URL, "/api", nil); code != http.StatusTeapot {
 		t.Errorf("the API: %d", code)
@@ -145,5 +166,32 @@ func TestMachinesThatJoinCannotTakeTheServersConnectionsAway(t *testing.T) {
 	answered.Wait()
 	if code, _ := ask(t, srv.URL, join.Prefix+"node", nil); code != http.StatusOK {
 		t.Errorf("later: %d", code)
+	}
+}
+
+func TestPlacesAreCountedBySourceAndForgotten(t *testing.T) {
+	for remote, want := range map[string]string{
+		"10.0.0.7:4711": "10.0.0.7/32", "[::ffff:10.0.0.7]:4711": "10.0.0.7/32", "[2001:db8:1:2:3:4:5:6]:4711": "2001:db8:1:2::/64", "[fe80::1%eth0]:4711": "fe80::/64", "@": "invalid Prefix",
+	} {
+		if got := sourceOf(remote).String(); got != want {
+			t.Errorf("%s is of %s, want %s", remote, got, want)
+		}
+	}
+	p := places{from: map[netip.Prefix]int{}}
+	a, b := sourceOf("10.0.0.7:1"), sourceOf("10.0.0.8:1")
+	for range maxFrom {
+		if !p.take(a) {
+			t.Error("a place is refused that there is")
+		}
+	}
+	if p.take(a) || !p.take(b) {
+		t.Errorf("%d places are taken, %v", p.all, p.from)
+	}
+	for range maxFrom {
+		p.give(a)
+	}
+	p.give(b)
+	if p.all != 0 || len(p.from) != 0 {
+		t.Errorf("%d places are left over, %v", p.all, p.from)
 	}
 }

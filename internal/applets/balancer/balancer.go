@@ -23,6 +23,7 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -175,12 +176,13 @@ func (c *checker) check(ctx context.Context, server string) error {
 	return nil
 }
 
-// learn calls fn, one call at a time, with the servers whenever they change.
+// learn calls fn, one call at a time, with the servers whenever they change. They are in the one object that API servers write themselves;
+// another one of the service "kubernetes" is somebody else's.
 func learn(client kubernetes.Interface, fn func(servers []string)) (informers.SharedInformerFactory, error) {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0,
 		informers.WithNamespace(metav1.NamespaceDefault),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = labels.Set{discoveryv1.LabelServiceName: "kubernetes"}.String()
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, "kubernetes").String()
 		}))
 	slices := factory.Discovery().V1().EndpointSlices()
 	lister := slices.Lister()

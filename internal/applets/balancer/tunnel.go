@@ -65,7 +65,7 @@ func (o nodeOptions) scope() (tunnel.Scope, error) {
 }
 
 // guard decides what this node connects to for servers. It asks the API only when it has to: for the network of
-// its pods once, and for its pods when a target is in none of its networks.
+// its pods when a target is one of the cluster's pods and in none that is known, and for its pods when a target is in none of its networks.
 type guard struct {
 	scope tunnel.Scope
 	// networks and pods ask the API about this node.
@@ -75,11 +75,12 @@ type guard struct {
 
 	mu      sync.Mutex // guards what follows; not held while the API is asked
 	known   []netip.Prefix
+	knownA  time.Time
 	listed  []tunnel.Pod
 	listedA time.Time
 }
 
-// podsFresh is for how long a list of pods counts: a server that asks for what is nobody's makes no more requests than that.
+// podsFresh is for how long a list of pods or networks counts: a server that asks for what is nobody's makes no more requests than that.
 const podsFresh = 2 * time.Second
 
 // allow tells why this node does not connect to a target; nil is that it does.
@@ -93,7 +94,7 @@ func (g *guard) allow(ctx context.Context, to netip.AddrPort) error {
 		return fmt.Errorf("finding this machine's addresses: %w", err)
 	}
 	if slices.ContainsFunc(s.Cluster, func(p netip.Prefix) bool { return p.Contains(to.Addr()) }) {
-		if s.Pods, err = g.podNetworks(ctx); err != nil {
+		if s.Pods, err = g.podNetworks(ctx, to.Addr()); err != nil {
 			return fmt.Errorf("finding the network of this node's pods: %w", err)
 		}
 	}
@@ -110,18 +111,19 @@ func (g *guard) allow(ctx context.Context, to netip.AddrPort) error {
 	return s.Foreign(to)
 }
 
-func (g *guard) podNetworks(ctx context.Context) ([]netip.Prefix, error) {
+// podNetworks are those of this node's pods. It keeps them as long as its Node is there; a Node that was deleted and made anew has others.
+func (g *guard) podNetworks(ctx context.Context, to netip.Addr) ([]netip.Prefix, error) {
 	g.mu.Lock()
-	known := g.known
+	known, at := g.known, g.knownA
 	g.mu.Unlock()
-	if len(known) > 0 { // once a node has one it keeps it
+	if slices.ContainsFunc(known, func(p netip.Prefix) bool { return p.Contains(to) }) || len(known) > 0 && time.Since(at) < podsFresh {
 		return known, nil
 	}
 	known, err := g.networks(ctx)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err == nil {
-		g.known = known
+		g.known, g.knownA = known, time.Now()
 	}
 	return known, err
 }

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,6 +62,38 @@ func TestTheAPIIsAskedOnlyWhenItHasToBe(t *testing.T) {
 	if err := g.allow(t.Context(), netip.MustParseAddrPort("192.168.1.1:443")); err == nil || !strings.Contains(err.Error(), "192.168.1.1:443 is neither") {
 		t.Errorf("%v", err)
 	}
+}
+
+// As after the node was removed and has joined again.
+func TestANodeThatWasMadeAnewHasAnotherNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		scope, err := theNode().scope()
+		if err != nil {
+			t.Fatal(err)
+		}
+		network, asked := netip.MustParsePrefix("10.42.1.0/24"), 0
+		g := &guard{
+			scope: scope, own: func() ([]netip.Addr, error) { return []netip.Addr{scope.Node}, nil },
+			networks: func(context.Context) ([]netip.Prefix, error) { asked++; return []netip.Prefix{network}, nil },
+			pods:     func(context.Context) ([]tunnel.Pod, error) { return nil, nil },
+		}
+		ask := func(to string, want bool, wantAsked int) {
+			t.Helper()
+			if err := g.allow(t.Context(), netip.MustParseAddrPort(to)); (err == nil) != want || asked != wantAsked {
+				t.Errorf("%s: %v, after asking %d times", to, err, asked)
+			}
+		}
+		ask("10.42.1.5:80", true, 1)
+		network = netip.MustParsePrefix("10.42.7.0/24")
+		ask("10.42.7.5:80", false, 1) // not at each question
+		time.Sleep(podsFresh)
+		ask("10.42.1.6:80", true, 1) // what is known is not asked for
+		ask("10.42.7.5:80", true, 2)
+		ask("10.42.1.6:80", false, 2)
+		time.Sleep(podsFresh)
+		ask("192.168.1.1:80", false, 2) // nobody's pod
+		ask("10.42.9.5:80", false, 3)
+	})
 }
 
 func TestWhatIsSaidOfTheNodeIsChecked(t *testing.T) {

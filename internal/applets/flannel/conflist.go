@@ -73,3 +73,12 @@ func writeConflist(dir string, content []byte) (changed bool, err error) {
 	}
 	return true, nil
 }
+
+// removeConflist makes pods wait for a network; it tells whether there was one. What others have put into the directory stays.
+func removeConflist(dir string) (bool, error) {
+	err := os.Remove(filepath.Join(dir, conflistName))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -48,6 +48,7 @@ type glue struct {
 
 	session *session     // nil between two
 	written netip.Prefix // the pod CIDR in the CNI configuration
+	looked  bool         // for our Node
 }
 
 func (g *glue) run(ctx context.Context) error {
@@ -115,10 +116,18 @@ func (g *glue) run(ctx context.Context) error {
 }
 
 // reconcile does what the state of the cluster asks for. While our Node is away everything stays as it
-// is: it comes back, and pods run on.
+// is: it comes back, and pods run on. A Node that is just being made is another one, with other addresses: pods wait for them.
+// So is one that is away when we begin, because kubelet begins with us and makes one.
 func (g *glue) reconcile(ctx context.Context, all map[string]node) error {
 	own, ok := all[g.nodeName]
+	first := !g.looked
+	g.looked = true
 	if !ok || !own.podCIDR.IsValid() {
+		if ok || first {
+			if err := g.forgetConflist(); err != nil {
+				return err
+			}
+		}
 		if g.session != nil {
 			g.session.leases.update(all)
 		}
@@ -156,6 +165,17 @@ func (g *glue) reconcile(ctx context.Context, all map[string]node) error {
 	}
 	if !own.available {
 		return setAvailable(ctx, g.client, g.nodeName)
+	}
+	return nil
+}
+
+func (g *glue) forgetConflist() error {
+	removed, err := removeConflist(g.cniConfDir)
+	if err != nil {
+		return fmt.Errorf("removing the CNI configuration of the node that was: %w", err)
+	}
+	if removed {
+		g.log.Info("CNI configuration removed: the node is a new one, and has no pod CIDR yet")
 	}
 	return nil
 }

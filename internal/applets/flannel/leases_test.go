@@ -196,3 +196,36 @@ func TestAnAPIServerThatIsNotReadyYetIsAskedAgain(t *testing.T) {
 	cancel()
 	<-ended
 }
+
+// A machine that was removed and goes on, or whose Node somebody has deleted, is another Node when kubelet has started again.
+func TestPodsOfANewNodeDoNotGetAddressesOfTheOneBefore(t *testing.T) {
+	for name, c := range map[string]struct {
+		all    map[string]node
+		looked bool
+		stays  bool
+	}{
+		"it is just being made":        {view(apiNode("me", "", "", "", "")), true, false},
+		"at the beginning":             {view(apiNode("me", "", "", "", ""), apiNode("other", "10.42.1.0/24", "", "", "")), false, false},
+		"it is away at the beginning":  {view(apiNode("other", "10.42.1.0/24", "", "", "")), false, false},
+		"it is away while pods run on": {view(apiNode("other", "10.42.1.0/24", "", "", "")), true, true},
+	} {
+		g := &glue{options: options{nodeName: "me", podCIDR: netip.MustParsePrefix("10.42.0.0/16"), cniConfDir: t.TempDir()}, log: slog.New(slog.DiscardHandler), looked: c.looked}
+		theirs := filepath.Join(g.cniConfDir, "00-theirs.conflist")
+		for _, f := range []string{filepath.Join(g.cniConfDir, conflistName), theirs} {
+			if err := os.WriteFile(f, []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 { // the second time there is nothing left to be removed
+			if err := g.reconcile(t.Context(), c.all); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(g.cniConfDir, conflistName)); (err == nil) != c.stays {
+			t.Errorf("%s: the CNI configuration of before: %v", name, err)
+		}
+		if _, err := os.Stat(theirs); err != nil {
+			t.Errorf("%s: what others have put there: %v", name, err)
+		}
+	}
+}
