@@ -68,7 +68,7 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 	for name, content := range map[string]string{
 		"etc/config.yaml":     "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {node: {ip: 192.0.2.1}, cluster: {domain: example.local}, datastore: {endpoint: sqlite}}\n",
 		"etc/config.d/a.yaml": "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {api: {port: 7443}}\n", "etc/admin.kubeconfig": "not in it", "etc/large": strings.Repeat("x", backup.MaxSmall+1),
-		"manifests/app/a.yaml": "kind: A", "db/state.db": "the database", "elsewhere": "linked",
+		"manifests/app/a.yaml": "kind: A", "db/state.db": "the database", "elsewhere": "linked", "stacks/b/b.yaml": "kind: B", "stacks/b/more/c.yaml": "not read by anybody",
 	} {
 		if err := os.MkdirAll(filepath.Join(p.Data, filepath.Dir(name)), 0o755); err != nil {
 			t.Fatal(err)
@@ -77,7 +77,9 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Symlink(p.Data+"/elsewhere", p.Manifests()+"/linked.yaml"), os.Symlink("/nowhere", p.Manifests()+"/lost.yaml")); err != nil {
+	err := errors.Join(os.Symlink(p.Data+"/elsewhere", p.Manifests()+"/linked.yaml"), os.Symlink(p.Data+"/stacks/b", p.Manifests()+"/b"),
+		os.Symlink("/nowhere", p.Config+"/lost.yaml"), os.Symlink("somebody@here", p.Manifests()+"/.#a.yaml"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -124,12 +126,12 @@ func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
 	if m.CA != caPin(in.Paths) || m.Node != "node" || m.Store.Keys != 1 || m.Store.Revision != 77 || m.Store.Engine != "sqlite" || m.Servers[0] != "other" || string(m.Settings["spec.cluster.domain"]) != `"example.local"` {
 		t.Errorf("%+v", m)
 	}
-	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml"} {
+	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml", "manifests/b/b.yaml"} {
 		if !m.Has(name) {
 			t.Errorf("it has no %s", name)
 		}
 	}
-	for _, name := range []string{"config/admin.kubeconfig", "config/large", "manifests/lost.yaml", "pki/apiserver.key"} {
+	for _, name := range []string{"config/admin.kubeconfig", "config/large", "config/lost.yaml", "manifests/b/more/c.yaml", "pki/apiserver.key"} {
 		if m.Has(name) {
 			t.Errorf("it has %s", name)
 		}
@@ -139,6 +141,45 @@ func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
 	}
 	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
 		t.Errorf("%q is left", dirs)
+	}
+}
+
+// Who applies manifests, and who reads the configuration, follows these links.
+func TestDirectoriesThatAreLinksAreBackedUp(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	p := in.Paths
+	for _, dir := range []string{p.ConfigDropIns(), p.Config, p.Manifests()} {
+		moved := filepath.Join(t.TempDir(), "moved")
+		if err := errors.Join(os.Rename(dir, moved), os.Symlink(moved, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := collect(t.Context(), in, "", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/b/b.yaml", "manifests/linked.yaml"} {
+		if !c.Manifest.Has(name) {
+			t.Errorf("it has no %s", name)
+		}
+	}
+	if c.Manifest.Has("config/admin.kubeconfig") {
+		t.Error("it has the administrator's access")
+	}
+	// A stack that is away now would be removed from the restored cluster.
+	for _, lost := range []string{p.Manifests() + "/c", p.Manifests() + "/app/c.yaml"} {
+		if err := os.Symlink("/nowhere", lost); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err == nil || !strings.Contains(err.Error(), lost+" leads nowhere") {
+			t.Errorf("%v", err)
+		}
+		if err := os.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dirs, err := filepath.Glob(p.BackupStaging("*")); err != nil || len(dirs) != 1 {
+		t.Errorf("%q are left, %v", dirs, err)
 	}
 }
 
@@ -244,7 +285,7 @@ func TestAClusterComesBackOnAnEmptyMachine(t *testing.T) {
 	if caPin(p) != caPin(from.Paths) {
 		t.Error("it is another cluster")
 	}
-	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, "7443") {
+	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, `/b/b.yaml "kind: B"`) || !strings.Contains(got, "7443") {
 		t.Errorf("it has:\n%s", got)
 	}
 	for file, want := range map[string]fs.FileMode{p.PKI("ca.key"): 0o600, p.PKI("ca.crt"): 0o644, p.Manifests() + "/app/a.yaml": 0o600} {
