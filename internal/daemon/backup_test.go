@@ -40,6 +40,7 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
 	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -50,7 +51,7 @@ case "$job" in
 *'"mode":"dump"'*) cp "$(dirname "$0")/dump" "$file"; echo '{"dumped":{"keys":1,"bytes":13,"revision":77}}';;
 *'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"
 	etcd=$(echo "$job" | sed -n 's/.*"etcd":"\([^"]*\)".*/\1/p'); [ -z "$etcd" ] || cp "$etcd" "$(dirname "$0")/etcd.yaml"
-	cp "$file" "$(dirname "$file")/db/state.db"
+	[ ! -d "$(dirname "$file")/db" ] || cp "$file" "$(dirname "$file")/db/state.db"
 	echo '{"warning":"as a test"}'; echo '{"result":{"rows":null,"targetRevision":100077}}';;
 esac
 `
@@ -373,6 +374,56 @@ func TestARestoredEtcdIsAnotherClusterThanBefore(t *testing.T) {
 	}
 	if len(tokens) != 2 {
 		t.Errorf("the tokens of two restores: %v", tokens)
+	}
+}
+
+// loaded is the job by which the copier was told what to load.
+func loaded(t *testing.T, payload string) migration.Job {
+	t.Helper()
+	b, err := os.ReadFile(payload + "/job")
+	var j migration.Job
+	if err = errors.Join(err, json.Unmarshal(b, &j)); err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+// It may have been taken before the CA was replaced, or after that, whichever of the two the backup has.
+func TestADatabaseOfOthersIsTheClustersByAnyCAItHad(t *testing.T) {
+	from, _ := saved(t, backup.Lock{})
+	before, newer := newAuthority(t), newAuthority(t)
+	ca, err := os.ReadFile(from.Paths.PKI("ca.crt"))
+	if err = errors.Join(err, os.WriteFile(pki.CrossFile(from.Paths), before.pem, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := collect(t.Context(), from, "chained", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := request(filepath.Join(t.TempDir(), "chained.tar.zst"))
+	write(t, r.File, c, backup.Lock{})
+	r.To = &config.Datastore{Endpoint: "https://192.0.2.7:2379"}
+	for _, foreign := range []bool{false, true} {
+		p := used(t, from)
+		if err := errors.Join(os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600), os.WriteFile(pki.CrossFile(p), ca, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		u, err := decided(t, p, r)
+		if err != nil || u.Foreign {
+			t.Fatalf("%v, %+v", err, u)
+		}
+		u.Foreign = foreign
+		unpack(t, p, u, from.Payload)
+		j := loaded(t, from.Payload)
+		want := []string{token.Pin(before.cert), caPin(from.Paths), token.Pin(newer.cert)}
+		for i, pin := range want {
+			if got := slices.Contains(pki.PinsOf(j.Had), pin); got == (foreign && i == 2) {
+				t.Errorf("foreign %t: CA %d is there: %t", foreign, i, got)
+			}
+		}
+		if string(j.CA) != string(ca) || j.Node == "" || j.ID != migration.RestoreID(c.Manifest.ID(), j.Node) || !migration.HalfRestored(j.ID) {
+			t.Errorf("%+v", j)
+		}
 	}
 }
 

@@ -315,10 +315,11 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	in.Paths = u.p // for the log
 	m := u.plan.Manifest
 	j := u.plan.old
-	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
-	if components.Engine(in).External() { // it becomes the restored cluster's, which the machine's present CA may know nothing of
+	j.Mode, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
+	j.ID = migration.RestoreID(m.ID(), in.Facts.NodeName)
+	if components.Engine(in).External() { // it becomes the restored cluster's
 		j.Node = in.Facts.NodeName
-		if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+		if err := u.claims(&j); err != nil {
 			return 0, err
 		}
 	}
@@ -337,6 +338,22 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 		return 0, err
 	}
 	return e.Result.TargetRevision, c.wait()
+}
+
+// claims says who takes a database of others: the cluster as it will be, in whose name it may have been taken by any CA it had, those that are
+// here and not in the backup included.
+func (u *unpacking) claims(j *migration.Job) (err error) {
+	s := u.staged()
+	if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+		return err
+	}
+	if j.Had, err = pki.Published(s); err != nil || u.plan.Foreign {
+		return err
+	}
+	if present, err := pki.Published(u.p); err == nil && len(pki.PinsOf(present)) > 0 { // there may be none, or one that is damaged
+		j.Had = slices.Concat(j.Had, []byte("\n"), present)
+	}
+	return nil
 }
 
 // Pause has nothing to do: nothing runs.
