@@ -462,6 +462,41 @@ func TestWhatIsHereIsPutAside(t *testing.T) {
 	}
 }
 
+func TestASecondRestoreKeepsWhatTheFirstHasFoundMissing(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	restored := func(file string) config.Config {
+		t.Helper()
+		u, err := decided(t, p, request(file))
+		if err != nil || u.Unfit != nil {
+			t.Fatalf("%v, %+v", err, u)
+		}
+		u.Archive += path.Base(file) // two in one second
+		unpack(t, p, u, from.Payload)
+		c, _, err := effective(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if c := restored(file); c.Spec.Cluster.Domain != "example.local" {
+		t.Fatalf("%+v", c.Spec.Cluster)
+	}
+	for i, want := range []config.Config{{}, {}, {}} {
+		want.Spec.Cluster.Domain, want.Spec.Cluster.Name = []string{"example.local", "other.local", "cluster.local"}[i], []string{"edge", "edge", "k1s"}[i]
+		from.Config.Spec.Cluster.Domain, from.Config.Spec.Cluster.Name = want.Spec.Cluster.Domain, want.Spec.Cluster.Name
+		c, err := collect(t.Context(), from, fmt.Sprint(i), migration.Job{}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := filepath.Join(t.TempDir(), fmt.Sprint(i))
+		write(t, next, c, backup.Lock{})
+		if got := restored(next); got.Spec.Cluster.Domain != want.Spec.Cluster.Domain || got.Spec.Cluster.Name != want.Spec.Cluster.Name {
+			t.Errorf("%d: %+v, want %+v", i, got.Spec.Cluster, want.Spec.Cluster)
+		}
+	}
+}
+
 func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
 	p := used(t, from)
@@ -502,6 +537,22 @@ func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
 	if u, err = decided(t, p, r); err != nil || u.Unfit != nil || len(u.Written) != 2 {
 		t.Errorf("with the backup's configuration: %v, %+v", err, u)
 	}
+	// What would count beside it, as a move of the datastore has left it.
+	dropIn := p.DatastoreDropIn()
+	if err := errors.Join(os.MkdirAll(path.Dir(dropIn), 0o755), os.WriteFile(dropIn, []byte("apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpoint: etcd}}\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decided(t, p, r); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "beside it: "+dropIn) || strings.Contains(err.Error(), p.ConfigFile()) {
+		t.Errorf("with the backup's configuration: %v", err)
+	}
+	r.To = &config.Datastore{Endpoint: "sqlite"} // writes that file
+	if _, err := decided(t, p, r); err != nil {
+		t.Errorf("with the backup's configuration: %v", err)
+	}
+	r.To = nil
+	if err := os.Remove(dropIn); err != nil {
+		t.Fatal(err)
+	}
 	was := version.Kubernetes
 	defer func() { version.Kubernetes = was }()
 	k, err := peek(file, backup.Key{}, t.TempDir())
@@ -518,6 +569,80 @@ func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
 	}
 	if _, _, err := RestoreBackup(t.Context(), Options{Paths: p}, request(file), nil); !errs.Is(err, errs.Invalid) {
 		t.Errorf("an agent: %v", err)
+	}
+}
+
+func TestAMountOfItsOwnIsFoundWhateverIsInIt(t *testing.T) {
+	const mounts = `22 1 8:1 / / rw - ext4 /dev/sda1 rw
+40 22 8:2 / /var/lib/k1s rw - ext4 /dev/sdb1 rw
+41 40 8:3 / /var/lib/k1s/etcd rw - ext4 /dev/sdc1 rw
+42 22 8:4 / /var/lib/k1s-2/db rw - ext4 /dev/sdd1 rw
+43 40 8:5 / /var/lib/k1s/storage rw - ext4 /dev/sde1 rw
+`
+	for dir, want := range map[string]string{"/var/lib/k1s": "etcd", "/var/lib/k1s-2": "db", "/var/lib": "", "/elsewhere": ""} {
+		if got := mountedItem(mounts, dir, replaced); got != want {
+			t.Errorf("%s: %q", dir, got)
+		}
+	}
+	if got := mountedItem(mounts, "/var/lib/k1s", []string{"db"}); got != "" {
+		t.Errorf("%q is not put aside", got)
+	}
+}
+
+func TestAConfigurationThatCannotBeWrittenIsFoundInTime(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := machine(t)
+	if err := os.WriteFile(p.Config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s := begun(t, p, u)
+	if err := os.MkdirAll(p.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
+	if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// One by one.
+	dir := t.TempDir()
+	now, next := path.Join(dir, "now"), path.Join(dir, "next")
+	if err := errors.Join(os.WriteFile(now, []byte("a"), 0o600), os.WriteFile(next, []byte("b"), 0o600), os.Mkdir(path.Join(dir, "is"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	mounts := "41 40 8:3 /x " + now + " rw - ext4 /dev/sdc1 rw\n"
+	for _, c := range []struct {
+		mounts, file, want string
+	}{{"", now, ""}, {"", path.Join(dir, "new/file"), ""}, {mounts, now, "mount of its own"}, {mounts, path.Join(dir, "other"), ""}, {"", path.Join(dir, "is"), "is a directory"}} {
+		if err := mayReplace(c.mounts, c.file, next); (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.file, err)
+		}
+	}
+	if err := os.WriteFile(next, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := mayReplace(mounts, now, next); err != nil {
+		t.Errorf("what is written already: %v", err)
+	}
+	if left, err := filepath.Glob(path.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("%q are left, %v", left, err)
+	}
+}
+
+func TestAFileThatIsNoArchiveLeavesNothing(t *testing.T) {
+	p, file := machine(t), filepath.Join(t.TempDir(), "a.tar.zst")
+	if err := os.WriteFile(file, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, request(file), nil); !errs.Is(err, errs.Invalid) {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(path.Dir(p.Data)); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
 

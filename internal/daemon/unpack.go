@@ -359,16 +359,26 @@ func (u *unpacking) claims(j *migration.Job) (err error) {
 // Pause has nothing to do: nothing runs.
 func (*unpacking) Pause(context.Context) error { return nil }
 
-// Finish copies the files of the configuration that will be overwritten, which may be on another disk, to where the present state goes.
+// Finish finds out whether the configuration, which may be on another disk, can be written when there is no way back any more, and copies
+// those of its files that will be overwritten to where the present state goes.
 func (u *unpacking) Finish(context.Context) (int64, error) {
+	files, err := filesBelow(u.staged().Config)
+	if err != nil {
+		return 0, err
+	}
+	mounts, err := mountInfo()
+	if err != nil {
+		return 0, err
+	}
+	for _, rel := range files {
+		if err := mayReplace(mounts, path.Join(u.p.Config, rel), path.Join(u.staged().Config, rel)); err != nil {
+			return 0, errs.Hint(fmt.Errorf("finding out whether the configuration can be written: %w", err), "make it writable")
+		}
+	}
 	if u.state.Archive == "" {
 		return u.revision, nil
 	}
 	if err := os.MkdirAll(u.state.Archive, 0o700); err != nil {
-		return 0, err
-	}
-	files, err := filesBelow(u.staged().Config)
-	if err != nil {
 		return 0, err
 	}
 	for _, rel := range files {
@@ -388,6 +398,35 @@ func (u *unpacking) Finish(context.Context) (int64, error) {
 		}
 	}
 	return u.revision, errors.Join(durable.SyncTree(u.state.Archive), durable.SyncDir(u.p.Data))
+}
+
+// mayReplace is an error where a file cannot get the content of another.
+func mayReplace(mountinfo, file, content string) error {
+	want, err := os.ReadFile(content)
+	if err != nil {
+		return err
+	}
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, want) {
+		return nil
+	}
+	dir := path.Dir(file)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if st, err := os.Lstat(file); err == nil && st.IsDir() {
+		return errs.New(errs.Exists, "%s is a directory", file)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return err
+	}
+	if mountedItem(mountinfo, dir, []string{path.Base(file)}) != "" {
+		return errs.New(errs.Unsupported, "%s is a mount of its own, and cannot be replaced", file)
+	}
+	staged, err := durable.Stage(file, nil, 0o600)
+	if err != nil {
+		return err
+	}
+	return staged.Discard()
 }
 
 // filesBelow names the files below a directory that may not be there.
