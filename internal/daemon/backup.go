@@ -81,7 +81,12 @@ func (d *Daemon) CollectBackup(ctx context.Context, r control.BackupRequest) (co
 
 // CollectOffline is CollectBackup while the node does not run.
 func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (control.Collected, error) {
-	if _, err := os.Stat(pki.KeyFile(o.Paths, pki.CA)); err != nil {
+	// While a restore puts the keys in their place there may be none.
+	last, err := readUnpacking(o.Paths)
+	if err != nil {
+		return control.Collected{}, err
+	}
+	if !last.Committed() && !exists(pki.KeyFile(o.Paths, pki.CA)) {
 		return control.Collected{}, errs.Hint(errs.New(errs.NotRunning, "there is no server on this machine (%s)", o.Paths.Data), "run this where a server is")
 	}
 	unlock, in, err := quiet(ctx, &o)
@@ -89,6 +94,9 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 		return control.Collected{}, err
 	}
 	defer unlock()
+	if err := snapshotInPlace(in.Paths); err != nil {
+		return control.Collected{}, err
+	}
 	if err := asServer(&in); err != nil {
 		return control.Collected{}, err
 	}
@@ -111,13 +119,13 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 
 // quiet takes the data directory while nothing runs, after bringing to its end what was under way.
 func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, err error) {
-	unlock, err = lock(ctx, o.Paths)
+	release, err := lock(ctx, o.Paths)
 	if err != nil {
 		return nil, in, err
 	}
 	defer func() {
 		if err != nil {
-			unlock()
+			release()
 		}
 	}()
 	pids, err := runningPIDs(o.Paths)
@@ -140,7 +148,7 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 		return nil, in, err
 	}
 	in, err = offline(ctx, *o)
-	return unlock, in, err
+	return release, in, err
 }
 
 // unreplaced is an error while the cluster's authorities are being replaced: nodes have certificates of either then, and what is to become

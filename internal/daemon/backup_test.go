@@ -35,6 +35,7 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
@@ -646,6 +647,29 @@ func TestAFileThatIsNoArchiveLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestASnapshotThatIsHalfInItsPlaceIsSaid(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	for phase, refused := range map[restore.Phase]bool{restore.Staging: false, restore.Finishing: false, restore.Switching: true, restore.Reverting: true, restore.Starting: false, restore.Done: false, restore.Failed: false} {
+		if err := os.WriteFile(p.EtcdRestore(), etcdcare.Restore{ID: "1", Phase: phase}.Marshal(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := snapshotInPlace(p); errs.Is(err, errs.Exists) != refused || (err != nil) != refused {
+			t.Errorf("%s: %v", phase, err)
+		}
+		if !refused {
+			continue
+		}
+		for _, dry := range []bool{true, false} {
+			r := request(file)
+			r.DryRun = dry
+			if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, r, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "a snapshot of etcd") {
+				t.Errorf("%s: %v", phase, err)
+			}
+		}
+	}
+}
+
 func TestTheDatastoreToRestoreToIsAsked(t *testing.T) {
 	_, file := saved(t, backup.Lock{})
 	p, r := machine(t), request(file)
@@ -777,6 +801,58 @@ func TestNothingRunsWithTheConfigurationOfBeforeARestore(t *testing.T) {
 	if o.Config.Spec.API.Port != 7443 {
 		t.Errorf("%+v, %v", o.Config.Spec.API, err)
 	}
+}
+
+// Whatever works while nothing runs brings it to its end first.
+func TestARestoreThatBrokeOffEndsBeforeAnythingElse(t *testing.T) {
+	options := func(p paths.Paths) Options {
+		return Options{Paths: p, Log: slog.New(slog.DiscardHandler), Reload: func() (config.Config, config.Origins, error) { return effective(p) }}
+	}
+	p := brokenOff(t)
+	if _, err := RestoreOffline(t.Context(), options(p), control.RestoreRequest{Snapshot: "a", DryRun: true}, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "has broken off") {
+		t.Errorf("only looking: %v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Switching {
+		t.Errorf("only looking: %+v, %v", kept, err)
+	}
+	// There is no program to go on with in this test.
+	if _, err := RestoreOffline(t.Context(), options(p), control.RestoreRequest{Snapshot: "a"}, nil); err == nil {
+		t.Error("it has restored something")
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	// Killed when the keys of before have been put aside.
+	p = brokenOff(t)
+	s, err := readUnpacking(p)
+	if err = errors.Join(err, os.Rename(p.PKI(""), path.Join(s.Archive, "pki"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CollectOffline(t.Context(), options(p), control.BackupRequest{}); err == nil || errs.Is(err, errs.NotRunning) {
+		t.Errorf("%v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done || !exists(p.PKI("ca.key")) {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if _, err := CollectOffline(t.Context(), options(machine(t)), control.BackupRequest{}); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("an empty machine: %v", err)
+	}
+}
+
+func TestWhoCannotTakeTheDataDirectoryLetsItGo(t *testing.T) {
+	p := machine(t)
+	if err := errors.Join(os.MkdirAll(p.Data, 0o755), os.WriteFile(p.Restore(), []byte("damaged"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Paths: p, Log: slog.New(slog.DiscardHandler)}
+	if _, _, err := quiet(t.Context(), &o); err == nil || !strings.Contains(err.Error(), "how far the last restore of a backup came") {
+		t.Errorf("%v", err)
+	}
+	unlock, err := lock(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 }
 
 // killedAnywhere restores to a machine again and again.

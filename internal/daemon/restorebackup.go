@@ -96,6 +96,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 		return RestorePlan{}, nil, err
 	}
 	if r.DryRun {
+		if err := snapshotInPlace(p); err != nil {
+			return RestorePlan{}, nil, err
+		}
 		u, err := decide(ctx, o, r, k)
 		if err != nil {
 			return RestorePlan{}, nil, err
@@ -118,6 +121,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
 	}
 	if _, err := endRestore(ctx, p); err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if err := snapshotInPlace(p); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	u, err := decide(ctx, o, r, k)
