@@ -332,8 +332,9 @@ func Sort(all []Entry) {
 type Retention struct {
 	// Keep so many, 0 for all.
 	Keep int
-	// Node has made them, of the cluster with this CA, as Manifest has both. Others stay.
-	Node, CA string
+	// Node has made them, of the cluster that has or had one of these CAs, as Manifest has both. Others stay.
+	Node string
+	CAs  []string
 	// Made is the file of the one that has just been made. It stays, and is the first, whatever the clock said when the others were made.
 	Made string
 }
@@ -344,7 +345,9 @@ func (r Retention) Expired(all []Entry) []Entry {
 	if r.Keep <= 0 || r.Node == "" {
 		return nil
 	}
-	ours := slices.DeleteFunc(slices.Clone(all), func(e Entry) bool { return e.Node != r.Node || e.Manifest != nil && e.Manifest.CA != r.CA })
+	ours := slices.DeleteFunc(slices.Clone(all), func(e Entry) bool {
+		return e.Node != r.Node || e.Manifest != nil && !slices.Contains(r.CAs, e.Manifest.CA)
+	})
 	Sort(ours)
 	var out []Entry
 	good := 0

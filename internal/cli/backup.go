@@ -24,6 +24,8 @@ import (
 	"k1s.io/k1s/internal/daemon"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/printer"
 )
 
@@ -207,7 +209,8 @@ func runBackupCreate(ctx context.Context, o backupCreateOptions) (err error) {
 		return err
 	}
 	if o.keep > 0 {
-		if made.Removed, err = pruneBackups(dir, backup.Retention{Keep: o.keep, Node: c.Manifest.Node, CA: c.Manifest.CA, Made: made.File}); err != nil {
+		keep := backup.Retention{Keep: o.keep, Node: c.Manifest.Node, CAs: append(casBefore(c.Dir), c.Manifest.CA), Made: made.File}
+		if made.Removed, err = pruneBackups(dir, keep); err != nil {
 			return errors.Join(fmt.Errorf("the backup is %s; older ones are not removed: %w", made.File, err))
 		}
 	}
@@ -224,6 +227,16 @@ func runBackupCreate(ctx context.Context, o backupCreateOptions) (err error) {
 		}
 		return nil
 	})
+}
+
+// casBefore are those the cluster had, as what was gathered in a directory tells; none where that cannot be read.
+func casBefore(dir string) []string {
+	p := paths.Paths{Data: dir} // the parts have their places
+	b, err := os.ReadFile(pki.CrossFile(p))
+	if err != nil {
+		return nil
+	}
+	return pki.PinsOf(b)
 }
 
 // gatheredIn is an error where a state was gathered that is not the one in the data directory we were told: who runs is found by
