@@ -328,20 +328,36 @@ func Sort(all []Entry) {
 	slices.SortStableFunc(all, func(a, b Entry) int { return cmp.Or(b.At.Compare(a.At), strings.Compare(a.File, b.File)) })
 }
 
-// Expired are the archives that may go: of those the node has made and nobody has named all but the newest keep, 0 for none. One whose
-// beginning cannot be read never takes the place of one that can.
-func Expired(all []Entry, node string, keep int) []Entry {
-	if keep <= 0 {
+// Retention says which archives of a directory stay.
+type Retention struct {
+	// Keep so many, 0 for all.
+	Keep int
+	// Node has made them, of the cluster that has or had one of these CAs, as Manifest has both. Others stay.
+	Node string
+	CAs  []string
+	// Made is the file of the one that has just been made. It stays, and is the first, whatever the clock said when the others were made.
+	Made string
+}
+
+// Expired are the archives that may go: of those the node has made and nobody has named all but the newest. One whose beginning cannot be
+// read never takes the place of one that can. Of an encrypted one the cluster is not known; it counts as the node's.
+func (r Retention) Expired(all []Entry) []Entry {
+	if r.Keep <= 0 || r.Node == "" {
 		return nil
 	}
-	sorted := slices.Clone(all)
-	Sort(sorted)
+	ours := slices.DeleteFunc(slices.Clone(all), func(e Entry) bool {
+		return e.Node != r.Node || e.Manifest != nil && !slices.Contains(r.CAs, e.Manifest.CA)
+	})
+	Sort(ours)
 	var out []Entry
 	good := 0
-	for _, e := range sorted {
+	if slices.ContainsFunc(ours, func(e Entry) bool { return e.File == r.Made }) {
+		good = 1
+	}
+	for _, e := range ours {
 		switch {
-		case e.Node != node || node == "":
-		case good >= keep:
+		case e.File == r.Made:
+		case good >= r.Keep:
 			out = append(out, e)
 		case e.Problem == "":
 			good++

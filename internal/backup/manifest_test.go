@@ -81,7 +81,7 @@ func TestRetentionTakesWhatNobodyNamed(t *testing.T) {
 	all := []Entry{at("a", 5, ""), at("a", 1, ""), at("b", 9, ""), at("a", 3, "damaged"), at("a", 2, ""), at("a", 7, "damaged"), named}
 	for keep, want := range map[int][]int{0: nil, 1: {2, 3, 5, 7}, 2: {3, 5, 7}, 3: {7}, 4: nil} {
 		var got []int
-		for _, e := range Expired(all, "a", keep) {
+		for _, e := range (Retention{Keep: keep, Node: "a", CAs: []string{"ours"}}).Expired(all) {
 			if e.Node != "a" {
 				t.Errorf("keep %d: %s goes", keep, e.File)
 			}
@@ -91,8 +91,41 @@ func TestRetentionTakesWhatNobodyNamed(t *testing.T) {
 			t.Errorf("keep %d: %v go, want %v", keep, got, want)
 		}
 	}
-	if Expired(all, "", 1) != nil {
+	if (Retention{Keep: 1}).Expired(all) != nil {
 		t.Error("what has no node goes")
+	}
+}
+
+// gone are the files that may go.
+func gone(all []Entry) string {
+	var out []string
+	for _, e := range all {
+		out = append(out, e.File)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestRetentionKeepsWhatWasJustMade(t *testing.T) {
+	at := func(file string, hours int, ca string) Entry {
+		return Entry{File: file, Node: "a", At: noon.Add(time.Duration(hours) * time.Hour), Manifest: &Manifest{CA: ca}}
+	}
+	// The clock was ahead for a while.
+	all := []Entry{at("made", 0, "ours"), at("ahead", 9000, "ours"), at("before", -1, "ours")}
+	for keep, want := range map[int]string{1: "ahead before", 2: "before", 3: ""} {
+		if got := gone(Retention{Keep: keep, Node: "a", CAs: []string{"ours", "replaced"}, Made: "made"}.Expired(all)); got != want {
+			t.Errorf("keep %d: %q go, want %q", keep, got, want)
+		}
+	}
+	// One that somebody has named is not one of those that are counted.
+	if got := gone(Retention{Keep: 2, Node: "a", CAs: []string{"ours", "replaced"}, Made: "named"}.Expired(all)); got != "before" {
+		t.Errorf("%q go", got)
+	}
+	// Another cluster whose server has the same name keeps its archives there too.
+	encrypted := at("encrypted", -2, "")
+	encrypted.Manifest, encrypted.Encrypted = nil, true
+	all = []Entry{at("made", 0, "ours"), at("theirs", -1, "theirs"), encrypted, at("before", -3, "replaced")}
+	if got := gone(Retention{Keep: 1, Node: "a", CAs: []string{"ours", "replaced"}, Made: "made"}.Expired(all)); got != "encrypted before" {
+		t.Errorf("%q go", got)
 	}
 }
 

@@ -24,6 +24,8 @@ import (
 	"k1s.io/k1s/internal/daemon"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/printer"
 )
 
@@ -196,6 +198,9 @@ func runBackupCreate(ctx context.Context, o backupCreateOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(c.Dir)) }()
+	if err := gatheredIn(o.deps.Paths().Data, c); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the directory of backups: %w", err)
 	}
@@ -204,7 +209,8 @@ func runBackupCreate(ctx context.Context, o backupCreateOptions) (err error) {
 		return err
 	}
 	if o.keep > 0 {
-		if made.Removed, err = pruneBackups(dir, c.Manifest.Node, o.keep); err != nil {
+		keep := backup.Retention{Keep: o.keep, Node: c.Manifest.Node, CAs: append(casBefore(c.Dir), c.Manifest.CA), Made: made.File}
+		if made.Removed, err = pruneBackups(dir, keep); err != nil {
 			return errors.Join(fmt.Errorf("the backup is %s; older ones are not removed: %w", made.File, err))
 		}
 	}
@@ -221,6 +227,29 @@ func runBackupCreate(ctx context.Context, o backupCreateOptions) (err error) {
 		}
 		return nil
 	})
+}
+
+// casBefore are those the cluster had, as what was gathered in a directory tells; none where that cannot be read.
+func casBefore(dir string) []string {
+	p := paths.Paths{Data: dir} // the parts have their places
+	b, err := os.ReadFile(pki.CrossFile(p))
+	if err != nil {
+		return nil
+	}
+	return pki.PinsOf(b)
+}
+
+// gatheredIn is an error where a state was gathered that is not the one in the data directory we were told: who runs is found by
+// its socket, which is elsewhere.
+func gatheredIn(data string, c control.Collected) error {
+	ours, err := os.Stat(data)
+	if err != nil {
+		return errs.As(errs.NotFound, fmt.Errorf("looking at the data directory: %w", err))
+	}
+	if theirs, err := os.Stat(filepath.Dir(c.Dir)); err == nil && os.SameFile(ours, theirs) {
+		return nil
+	}
+	return errs.Hint(errs.New(errs.Exists, "the k1s that runs has another data directory (%s) than %s", filepath.Dir(c.Dir), data), "stop it first: k1s stop")
 }
 
 func fileExists(file string) bool {
@@ -275,10 +304,21 @@ func writeArchive(ctx context.Context, c control.Collected, file string, l backu
 		out.Bytes = st.Size()
 	}
 	out.SHA256 = hex.EncodeToString(h.Sum(nil))
-	if err := os.Rename(part, file); err != nil {
+	if err := giveName(part, file); err != nil {
 		return out, fmt.Errorf("writing the backup %s: %w", file, err)
 	}
 	return out, durable.SyncDir(filepath.Dir(file))
+}
+
+// giveName gives a file its name, which another that is written at the same time may just have got.
+func giveName(part, file string) error {
+	switch err := os.Link(part, file); {
+	case errors.Is(err, fs.ErrExist):
+		return errs.New(errs.Exists, "there is one already")
+	case err != nil: // there are file systems without links
+		return os.Rename(part, file)
+	}
+	return os.Remove(part)
 }
 
 // newPart is a file (0600) that nobody else has, nor could have made before, beside one that is to be. pruneBackups finds it.
@@ -365,13 +405,13 @@ func manifestOf(file string, k backup.Key) (backup.Manifest, error) {
 // partAge is after which time an archive whose writing has not ended counts as interrupted.
 const partAge = 24 * time.Hour
 
-func pruneBackups(dir, node string, keep int) ([]string, error) {
+func pruneBackups(dir string, keep backup.Retention) ([]string, error) {
 	all, err := listBackups(dir)
 	if err != nil {
 		return nil, err
 	}
 	var removed []string
-	for _, e := range backup.Expired(all, node, keep) {
+	for _, e := range keep.Expired(all) {
 		if rerr := os.Remove(e.File); rerr != nil {
 			err = errors.Join(err, rerr)
 			continue

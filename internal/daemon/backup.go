@@ -81,7 +81,12 @@ func (d *Daemon) CollectBackup(ctx context.Context, r control.BackupRequest) (co
 
 // CollectOffline is CollectBackup while the node does not run.
 func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (control.Collected, error) {
-	if _, err := os.Stat(pki.KeyFile(o.Paths, pki.CA)); err != nil {
+	// While a restore puts the keys in their place there may be none.
+	last, err := readUnpacking(o.Paths)
+	if err != nil {
+		return control.Collected{}, err
+	}
+	if !last.Committed() && !exists(pki.KeyFile(o.Paths, pki.CA)) {
 		return control.Collected{}, errs.Hint(errs.New(errs.NotRunning, "there is no server on this machine (%s)", o.Paths.Data), "run this where a server is")
 	}
 	unlock, in, err := quiet(ctx, &o)
@@ -89,6 +94,9 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 		return control.Collected{}, err
 	}
 	defer unlock()
+	if err := snapshotInPlace(in.Paths); err != nil {
+		return control.Collected{}, err
+	}
 	if err := asServer(&in); err != nil {
 		return control.Collected{}, err
 	}
@@ -111,13 +119,13 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 
 // quiet takes the data directory while nothing runs, after bringing to its end what was under way.
 func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, err error) {
-	unlock, err = lock(ctx, o.Paths)
+	release, err := lock(ctx, o.Paths)
 	if err != nil {
 		return nil, in, err
 	}
 	defer func() {
 		if err != nil {
-			unlock()
+			release()
 		}
 	}()
 	pids, err := runningPIDs(o.Paths)
@@ -140,7 +148,7 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 		return nil, in, err
 	}
 	in, err = offline(ctx, *o)
-	return unlock, in, err
+	return release, in, err
 }
 
 // unreplaced is an error while the cluster's authorities are being replaced: nodes have certificates of either then, and what is to become
@@ -229,8 +237,8 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 	for _, file := range slices.Sorted(maps.Keys(keys)) {
 		g.add(file, keys[file])
 	}
-	g.tree(p.Config, backup.Config, backup.MaxSmall, func(rel string) bool { return path.Join(p.Config, rel) == p.AdminKubeconfig() })
-	g.tree(p.Manifests(), backup.Manifests, 0, func(string) bool { return false })
+	g.tree(p.Config, backup.Config, chosen{most: backup.MaxSmall, skip: func(rel string) bool { return path.Join(p.Config, rel) == p.AdminKubeconfig() }})
+	g.tree(p.Manifests(), backup.Manifests, chosen{whole: true})
 	if g.err != nil {
 		return control.Collected{}, fmt.Errorf("gathering the files of the backup: %w", g.err)
 	}
@@ -306,42 +314,89 @@ func (g *gatherer) add(name string, content []byte) {
 	g.m.Parts, g.err = append(g.m.Parts, part), err
 }
 
-// tree adds the files below a directory of the user. What is larger than most, where that is not 0, and what is no file is left out, and
-// named. A link to a file is that file.
-func (g *gatherer) tree(dir, prefix string, most int64, skip func(rel string) bool) {
+// chosen is what of a directory of the user is gathered.
+type chosen struct {
+	most int64                 // bytes a file may have, 0 for any number
+	skip func(rel string) bool // a file that is none of the user's; nil for none
+	// whole makes a link that leads nowhere an error.
+	whole bool
+}
+
+// tree adds the files below a directory of the user, which may be a link, under the names they have there. What is larger than most and what
+// is no file is left out, and named. A link to a file is that file; one to a directory, in the first level, stands for the files in that
+// directory: no more is read of it by who applies manifests, and a link may lead anywhere.
+func (g *gatherer) tree(dir, prefix string, c chosen) {
 	if g.err != nil {
 		return
 	}
-	left := func(file, why string) { g.m.Left = append(g.m.Left, file+": "+why) }
-	err := filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
-		rel := strings.TrimPrefix(file, dir+"/")
-		if err != nil || e.IsDir() || skip(rel) {
-			return err
-		}
-		st, err := os.Stat(file)
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		g.err = g.walk(dir, "", dir, prefix, c)
+	}
+}
+
+// walk adds what is below the directory at, which is below in dir.
+func (g *gatherer) walk(at, below, dir, prefix string, c chosen) error {
+	real, err := filepath.EvalSymlinks(at)
+	if errors.Is(err, fs.ErrNotExist) {
+		return g.lost(path.Join(dir, below), c)
+	}
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(real, func(file string, e fs.DirEntry, err error) error {
+		rel := path.Join(below, strings.TrimPrefix(strings.TrimPrefix(file, real), "/"))
+		name, linked := path.Join(dir, rel), e != nil && e.Type()&fs.ModeSymlink != 0
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // a link to nothing, or it has just gone
-			left(file, "it leads nowhere")
+		case errors.Is(err, fs.ErrNotExist): // it has just gone
 			return nil
 		case err != nil:
 			return err
-		case !st.Mode().IsRegular():
-			left(file, "it is no file")
+		case e.IsDir() && below != "" && file != real:
+			g.left(name, "it is a directory in one that a link leads to")
+			return fs.SkipDir
+		case e.IsDir() || c.skip != nil && c.skip(rel):
 			return nil
-		case most > 0 && st.Size() > most:
-			left(file, fmt.Sprintf("it has %d KiB, which no configuration has", st.Size()>>10))
+		}
+		st, err := os.Stat(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && linked:
+			return g.lost(name, c)
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case st.IsDir() && !strings.Contains(rel, "/"):
+			return g.walk(file, rel, dir, prefix, c)
+		case !st.Mode().IsRegular():
+			g.left(name, "it is no file")
+			return nil
+		case c.most > 0 && st.Size() > c.most:
+			g.left(name, fmt.Sprintf("it has %d KiB, which no configuration has", st.Size()>>10))
 			return nil
 		}
 		b, err := os.ReadFile(file)
-		if err != nil {
-			return err
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-		g.add(prefix+rel, b)
-		return g.err
+		if err == nil {
+			g.add(prefix+rel, b)
+			err = g.err
+		}
+		return err
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		g.err = err
+}
+
+func (g *gatherer) left(file, why string) { g.m.Left = append(g.m.Left, file+": "+why) }
+
+// lost is a link that leads nowhere. While it is there what was applied from where it led stays, and without it that would be removed. Editors
+// and tools have hidden ones for themselves.
+func (g *gatherer) lost(name string, c chosen) error {
+	if c.whole && !strings.HasPrefix(path.Base(name), ".") {
+		return errs.Hint(errs.New(errs.Failure, "the link %s leads nowhere, and a cluster that is restored without it would remove what was applied from there", name),
+			"mount what it leads to, or remove it")
 	}
+	g.left(name, "it leads nowhere")
+	return nil
 }
 
 // runDump lets the program that copies write the datastore to a file.

@@ -35,11 +35,13 @@ import (
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
 	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
 
@@ -50,7 +52,7 @@ case "$job" in
 *'"mode":"dump"'*) cp "$(dirname "$0")/dump" "$file"; echo '{"dumped":{"keys":1,"bytes":13,"revision":77}}';;
 *'"mode":"load"'*) echo "$job" > "$(dirname "$0")/job"
 	etcd=$(echo "$job" | sed -n 's/.*"etcd":"\([^"]*\)".*/\1/p'); [ -z "$etcd" ] || cp "$etcd" "$(dirname "$0")/etcd.yaml"
-	cp "$file" "$(dirname "$file")/db/state.db"
+	[ ! -d "$(dirname "$file")/db" ] || cp "$file" "$(dirname "$file")/db/state.db"
 	echo '{"warning":"as a test"}'; echo '{"result":{"rows":null,"targetRevision":100077}}';;
 esac
 `
@@ -68,7 +70,7 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 	for name, content := range map[string]string{
 		"etc/config.yaml":     "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {node: {ip: 192.0.2.1}, cluster: {domain: example.local}, datastore: {endpoint: sqlite}}\n",
 		"etc/config.d/a.yaml": "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {api: {port: 7443}}\n", "etc/admin.kubeconfig": "not in it", "etc/large": strings.Repeat("x", backup.MaxSmall+1),
-		"manifests/app/a.yaml": "kind: A", "db/state.db": "the database", "elsewhere": "linked",
+		"manifests/app/a.yaml": "kind: A", "db/state.db": "the database", "elsewhere": "linked", "stacks/b/b.yaml": "kind: B", "stacks/b/more/c.yaml": "not read by anybody",
 	} {
 		if err := os.MkdirAll(filepath.Join(p.Data, filepath.Dir(name)), 0o755); err != nil {
 			t.Fatal(err)
@@ -77,7 +79,9 @@ func saved(t *testing.T, l backup.Lock) (in component.Input, file string) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Symlink(p.Data+"/elsewhere", p.Manifests()+"/linked.yaml"), os.Symlink("/nowhere", p.Manifests()+"/lost.yaml")); err != nil {
+	err := errors.Join(os.Symlink(p.Data+"/elsewhere", p.Manifests()+"/linked.yaml"), os.Symlink(p.Data+"/stacks/b", p.Manifests()+"/b"),
+		os.Symlink("/nowhere", p.Config+"/lost.yaml"), os.Symlink("somebody@here", p.Manifests()+"/.#a.yaml"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -124,12 +128,12 @@ func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
 	if m.CA != caPin(in.Paths) || m.Node != "node" || m.Store.Keys != 1 || m.Store.Revision != 77 || m.Store.Engine != "sqlite" || m.Servers[0] != "other" || string(m.Settings["spec.cluster.domain"]) != `"example.local"` {
 		t.Errorf("%+v", m)
 	}
-	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml"} {
+	for _, name := range []string{"pki/ca.key", "pki/etcd/ca.key", "pki/sa.key", "config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/linked.yaml", "manifests/b/b.yaml"} {
 		if !m.Has(name) {
 			t.Errorf("it has no %s", name)
 		}
 	}
-	for _, name := range []string{"config/admin.kubeconfig", "config/large", "manifests/lost.yaml", "pki/apiserver.key"} {
+	for _, name := range []string{"config/admin.kubeconfig", "config/large", "config/lost.yaml", "manifests/b/more/c.yaml", "pki/apiserver.key"} {
 		if m.Has(name) {
 			t.Errorf("it has %s", name)
 		}
@@ -139,6 +143,45 @@ func TestABackupHasEverythingAndNamesWhatItHasNot(t *testing.T) {
 	}
 	if dirs, _ := filepath.Glob(in.Paths.BackupStaging("*")); len(dirs) > 0 {
 		t.Errorf("%q is left", dirs)
+	}
+}
+
+// Who applies manifests, and who reads the configuration, follows these links.
+func TestDirectoriesThatAreLinksAreBackedUp(t *testing.T) {
+	in, _ := saved(t, backup.Lock{})
+	p := in.Paths
+	for _, dir := range []string{p.ConfigDropIns(), p.Config, p.Manifests()} {
+		moved := filepath.Join(t.TempDir(), "moved")
+		if err := errors.Join(os.Rename(dir, moved), os.Symlink(moved, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := collect(t.Context(), in, "", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"config/config.yaml", "config/config.d/a.yaml", "manifests/app/a.yaml", "manifests/b/b.yaml", "manifests/linked.yaml"} {
+		if !c.Manifest.Has(name) {
+			t.Errorf("it has no %s", name)
+		}
+	}
+	if c.Manifest.Has("config/admin.kubeconfig") {
+		t.Error("it has the administrator's access")
+	}
+	// A stack that is away now would be removed from the restored cluster.
+	for _, lost := range []string{p.Manifests() + "/c", p.Manifests() + "/app/c.yaml"} {
+		if err := os.Symlink("/nowhere", lost); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := collect(t.Context(), in, "", migration.Job{}, nil, nil); err == nil || !strings.Contains(err.Error(), lost+" leads nowhere") {
+			t.Errorf("%v", err)
+		}
+		if err := os.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dirs, err := filepath.Glob(p.BackupStaging("*")); err != nil || len(dirs) != 1 {
+		t.Errorf("%q are left, %v", dirs, err)
 	}
 }
 
@@ -244,7 +287,7 @@ func TestAClusterComesBackOnAnEmptyMachine(t *testing.T) {
 	if caPin(p) != caPin(from.Paths) {
 		t.Error("it is another cluster")
 	}
-	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, "7443") {
+	if got := tree(t, p.Manifests(), p.Config); !strings.Contains(got, `/app/a.yaml "kind: A"`) || !strings.Contains(got, `/linked.yaml "linked"`) || !strings.Contains(got, `/b/b.yaml "kind: B"`) || !strings.Contains(got, "7443") {
 		t.Errorf("it has:\n%s", got)
 	}
 	for file, want := range map[string]fs.FileMode{p.PKI("ca.key"): 0o600, p.PKI("ca.crt"): 0o644, p.Manifests() + "/app/a.yaml": 0o600} {
@@ -335,6 +378,56 @@ func TestARestoredEtcdIsAnotherClusterThanBefore(t *testing.T) {
 	}
 }
 
+// loaded is the job by which the copier was told what to load.
+func loaded(t *testing.T, payload string) migration.Job {
+	t.Helper()
+	b, err := os.ReadFile(payload + "/job")
+	var j migration.Job
+	if err = errors.Join(err, json.Unmarshal(b, &j)); err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+// It may have been taken before the CA was replaced, or after that, whichever of the two the backup has.
+func TestADatabaseOfOthersIsTheClustersByAnyCAItHad(t *testing.T) {
+	from, _ := saved(t, backup.Lock{})
+	before, newer := newAuthority(t), newAuthority(t)
+	ca, err := os.ReadFile(from.Paths.PKI("ca.crt"))
+	if err = errors.Join(err, os.WriteFile(pki.CrossFile(from.Paths), before.pem, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := collect(t.Context(), from, "chained", migration.Job{}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := request(filepath.Join(t.TempDir(), "chained.tar.zst"))
+	write(t, r.File, c, backup.Lock{})
+	r.To = &config.Datastore{Endpoint: "https://192.0.2.7:2379"}
+	for _, foreign := range []bool{false, true} {
+		p := used(t, from)
+		if err := errors.Join(os.WriteFile(p.PKI("ca.crt"), newer.pem, 0o600), os.WriteFile(pki.CrossFile(p), ca, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		u, err := decided(t, p, r)
+		if err != nil || u.Foreign {
+			t.Fatalf("%v, %+v", err, u)
+		}
+		u.Foreign = foreign
+		unpack(t, p, u, from.Payload)
+		j := loaded(t, from.Payload)
+		want := []string{token.Pin(before.cert), caPin(from.Paths), token.Pin(newer.cert)}
+		for i, pin := range want {
+			if got := slices.Contains(pki.PinsOf(j.Had), pin); got == (foreign && i == 2) {
+				t.Errorf("foreign %t: CA %d is there: %t", foreign, i, got)
+			}
+		}
+		if string(j.CA) != string(ca) || j.Node == "" || j.ID != migration.RestoreID(c.Manifest.ID(), j.Node) || !migration.HalfRestored(j.ID) {
+			t.Errorf("%+v", j)
+		}
+	}
+}
+
 func TestWhatIsHereIsPutAside(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
 	p := used(t, from)
@@ -367,6 +460,41 @@ func TestWhatIsHereIsPutAside(t *testing.T) {
 	c, err := config.Effective(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()}, config.Known{})
 	if err != nil || c.Config.Spec.Cluster.Domain != "example.local" {
 		t.Errorf("%+v, %v", c.Config.Spec.Cluster, err)
+	}
+}
+
+func TestASecondRestoreKeepsWhatTheFirstHasFoundMissing(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	restored := func(file string) config.Config {
+		t.Helper()
+		u, err := decided(t, p, request(file))
+		if err != nil || u.Unfit != nil {
+			t.Fatalf("%v, %+v", err, u)
+		}
+		u.Archive += path.Base(file) // two in one second
+		unpack(t, p, u, from.Payload)
+		c, _, err := effective(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if c := restored(file); c.Spec.Cluster.Domain != "example.local" {
+		t.Fatalf("%+v", c.Spec.Cluster)
+	}
+	for i, want := range []config.Config{{}, {}, {}} {
+		want.Spec.Cluster.Domain, want.Spec.Cluster.Name = []string{"example.local", "other.local", "cluster.local"}[i], []string{"edge", "edge", "k1s"}[i]
+		from.Config.Spec.Cluster.Domain, from.Config.Spec.Cluster.Name = want.Spec.Cluster.Domain, want.Spec.Cluster.Name
+		c, err := collect(t.Context(), from, fmt.Sprint(i), migration.Job{}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := filepath.Join(t.TempDir(), fmt.Sprint(i))
+		write(t, next, c, backup.Lock{})
+		if got := restored(next); got.Spec.Cluster.Domain != want.Spec.Cluster.Domain || got.Spec.Cluster.Name != want.Spec.Cluster.Name {
+			t.Errorf("%d: %+v, want %+v", i, got.Spec.Cluster, want.Spec.Cluster)
+		}
 	}
 }
 
@@ -410,6 +538,22 @@ func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
 	if u, err = decided(t, p, r); err != nil || u.Unfit != nil || len(u.Written) != 2 {
 		t.Errorf("with the backup's configuration: %v, %+v", err, u)
 	}
+	// What would count beside it, as a move of the datastore has left it.
+	dropIn := p.DatastoreDropIn()
+	if err := errors.Join(os.MkdirAll(path.Dir(dropIn), 0o755), os.WriteFile(dropIn, []byte("apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpoint: etcd}}\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decided(t, p, r); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "beside it: "+dropIn) || strings.Contains(err.Error(), p.ConfigFile()) {
+		t.Errorf("with the backup's configuration: %v", err)
+	}
+	r.To = &config.Datastore{Endpoint: "sqlite"} // writes that file
+	if _, err := decided(t, p, r); err != nil {
+		t.Errorf("with the backup's configuration: %v", err)
+	}
+	r.To = nil
+	if err := os.Remove(dropIn); err != nil {
+		t.Fatal(err)
+	}
 	was := version.Kubernetes
 	defer func() { version.Kubernetes = was }()
 	k, err := peek(file, backup.Key{}, t.TempDir())
@@ -426,6 +570,103 @@ func TestWhatDoesNotFitHereIsNamedAndRefused(t *testing.T) {
 	}
 	if _, _, err := RestoreBackup(t.Context(), Options{Paths: p}, request(file), nil); !errs.Is(err, errs.Invalid) {
 		t.Errorf("an agent: %v", err)
+	}
+}
+
+func TestAMountOfItsOwnIsFoundWhateverIsInIt(t *testing.T) {
+	const mounts = `22 1 8:1 / / rw - ext4 /dev/sda1 rw
+40 22 8:2 / /var/lib/k1s rw - ext4 /dev/sdb1 rw
+41 40 8:3 / /var/lib/k1s/etcd rw - ext4 /dev/sdc1 rw
+42 22 8:4 / /var/lib/k1s-2/db rw - ext4 /dev/sdd1 rw
+43 40 8:5 / /var/lib/k1s/storage rw - ext4 /dev/sde1 rw
+`
+	for dir, want := range map[string]string{"/var/lib/k1s": "etcd", "/var/lib/k1s-2": "db", "/var/lib": "", "/elsewhere": ""} {
+		if got := mountedItem(mounts, dir, replaced); got != want {
+			t.Errorf("%s: %q", dir, got)
+		}
+	}
+	if got := mountedItem(mounts, "/var/lib/k1s", []string{"db"}); got != "" {
+		t.Errorf("%q is not put aside", got)
+	}
+}
+
+func TestAConfigurationThatCannotBeWrittenIsFoundInTime(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := machine(t)
+	if err := os.WriteFile(p.Config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u, err := decided(t, p, request(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.in.Payload = from.Payload
+	s := begun(t, p, u)
+	if err := os.MkdirAll(p.Data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
+	if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// One by one.
+	dir := t.TempDir()
+	now, next := path.Join(dir, "now"), path.Join(dir, "next")
+	if err := errors.Join(os.WriteFile(now, []byte("a"), 0o600), os.WriteFile(next, []byte("b"), 0o600), os.Mkdir(path.Join(dir, "is"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	mounts := "41 40 8:3 /x " + now + " rw - ext4 /dev/sdc1 rw\n"
+	for _, c := range []struct {
+		mounts, file, want string
+	}{{"", now, ""}, {"", path.Join(dir, "new/file"), ""}, {mounts, now, "mount of its own"}, {mounts, path.Join(dir, "other"), ""}, {"", path.Join(dir, "is"), "is a directory"}} {
+		if err := mayReplace(c.mounts, c.file, next); (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.file, err)
+		}
+	}
+	if err := os.WriteFile(next, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := mayReplace(mounts, now, next); err != nil {
+		t.Errorf("what is written already: %v", err)
+	}
+	if left, err := filepath.Glob(path.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("%q are left, %v", left, err)
+	}
+}
+
+func TestAFileThatIsNoArchiveLeavesNothing(t *testing.T) {
+	p, file := machine(t), filepath.Join(t.TempDir(), "a.tar.zst")
+	if err := os.WriteFile(file, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, request(file), nil); !errs.Is(err, errs.Invalid) {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(path.Dir(p.Data)); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+func TestASnapshotThatIsHalfInItsPlaceIsSaid(t *testing.T) {
+	from, file := saved(t, backup.Lock{})
+	p := used(t, from)
+	for phase, refused := range map[restore.Phase]bool{restore.Staging: false, restore.Finishing: false, restore.Switching: true, restore.Reverting: true, restore.Starting: false, restore.Done: false, restore.Failed: false} {
+		if err := os.WriteFile(p.EtcdRestore(), etcdcare.Restore{ID: "1", Phase: phase}.Marshal(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := snapshotInPlace(p); errs.Is(err, errs.Exists) != refused || (err != nil) != refused {
+			t.Errorf("%s: %v", phase, err)
+		}
+		if !refused {
+			continue
+		}
+		for _, dry := range []bool{true, false} {
+			r := request(file)
+			r.DryRun = dry
+			if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, r, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "a snapshot of etcd") {
+				t.Errorf("%s: %v", phase, err)
+			}
+		}
 	}
 }
 
@@ -560,6 +801,58 @@ func TestNothingRunsWithTheConfigurationOfBeforeARestore(t *testing.T) {
 	if o.Config.Spec.API.Port != 7443 {
 		t.Errorf("%+v, %v", o.Config.Spec.API, err)
 	}
+}
+
+// Whatever works while nothing runs brings it to its end first.
+func TestARestoreThatBrokeOffEndsBeforeAnythingElse(t *testing.T) {
+	options := func(p paths.Paths) Options {
+		return Options{Paths: p, Log: slog.New(slog.DiscardHandler), Reload: func() (config.Config, config.Origins, error) { return effective(p) }}
+	}
+	p := brokenOff(t)
+	if _, err := RestoreOffline(t.Context(), options(p), control.RestoreRequest{Snapshot: "a", DryRun: true}, nil); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "has broken off") {
+		t.Errorf("only looking: %v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Switching {
+		t.Errorf("only looking: %+v, %v", kept, err)
+	}
+	// There is no program to go on with in this test.
+	if _, err := RestoreOffline(t.Context(), options(p), control.RestoreRequest{Snapshot: "a"}, nil); err == nil {
+		t.Error("it has restored something")
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	// Killed when the keys of before have been put aside.
+	p = brokenOff(t)
+	s, err := readUnpacking(p)
+	if err = errors.Join(err, os.Rename(p.PKI(""), path.Join(s.Archive, "pki"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CollectOffline(t.Context(), options(p), control.BackupRequest{}); err == nil || errs.Is(err, errs.NotRunning) {
+		t.Errorf("%v", err)
+	}
+	if kept, err := readUnpacking(p); err != nil || kept.Phase != restore.Done || !exists(p.PKI("ca.key")) {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if _, err := CollectOffline(t.Context(), options(machine(t)), control.BackupRequest{}); !errs.Is(err, errs.NotRunning) {
+		t.Errorf("an empty machine: %v", err)
+	}
+}
+
+func TestWhoCannotTakeTheDataDirectoryLetsItGo(t *testing.T) {
+	p := machine(t)
+	if err := errors.Join(os.MkdirAll(p.Data, 0o755), os.WriteFile(p.Restore(), []byte("damaged"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Paths: p, Log: slog.New(slog.DiscardHandler)}
+	if _, _, err := quiet(t.Context(), &o); err == nil || !strings.Contains(err.Error(), "how far the last restore of a backup came") {
+		t.Errorf("%v", err)
+	}
+	unlock, err := lock(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 }
 
 // killedAnywhere restores to a machine again and again.

@@ -254,6 +254,15 @@ func readRestore(p paths.Paths) (etcdcare.Restore, error) {
 	return r, nil
 }
 
+// snapshotInPlace is an error while a restore of a snapshot has broken off where etcd's data directory may be either, or none.
+func snapshotInPlace(p paths.Paths) error {
+	r, err := readRestore(p)
+	if err == nil && r.Committed() && r.Phase != restore.Starting {
+		err = errs.Hint(errs.New(errs.Exists, "the restore of a snapshot of etcd has broken off (%s)", r.Phase), "start k1s once, it goes on")
+	}
+	return err
+}
+
 // prepareRestore ends a restore that a killed daemon had begun, as far as that goes before anything runs.
 func (d *Daemon) prepareRestore(in component.Input) error {
 	r, err := readRestore(in.Paths)
@@ -493,25 +502,20 @@ func (d *Daemon) lookForPlan(ctx context.Context, in component.Input, p *control
 
 // RestoreOffline restores a snapshot while the node does not run.
 func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, confirm func(control.RestorePlan) error) (control.Restored, error) {
-	if err := resolveDatastore(&o.Config); err != nil {
-		return control.Restored{}, err
+	if r.DryRun {
+		switch s, err := readUnpacking(o.Paths); {
+		case err != nil:
+			return control.Restored{}, err
+		case s.Active():
+			return control.Restored{}, errs.Hint(errs.New(errs.Exists, "the restore of the backup %s has broken off, and what the state will be is known at its end", s.From.Name),
+				"start k1s, or run this command without --dry-run: either brings it to its end")
+		}
 	}
-	unlock, err := lock(ctx, o.Paths)
+	unlock, in, err := quiet(ctx, &o)
 	if err != nil {
 		return control.Restored{}, err
 	}
 	defer unlock()
-	pids, err := runningPIDs(o.Paths)
-	if err != nil {
-		return control.Restored{}, err
-	}
-	if len(pids) > 0 {
-		return control.Restored{}, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "start k1s, or end them with: k1s stop")
-	}
-	in, err := offline(ctx, o)
-	if err != nil {
-		return control.Restored{}, err
-	}
 	if !components.UsesEtcd(in) {
 		return control.Restored{}, errs.Hint(notEtcd(in), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}

@@ -84,11 +84,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if exists(p.Agent()) {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
 	}
-	// Not in /tmp: credentials of a database may be in it, and this does not outlive the machine's memory.
-	if err := os.MkdirAll(p.Run, 0o755); err != nil {
-		return RestorePlan{}, nil, err
-	}
-	dir, err := os.MkdirTemp(p.Run, "backup-restore-")
+	// Not in /tmp: credentials of a database may be in it, and this does not outlive the machine's memory. What is not there is not made:
+	// nothing may come of this.
+	dir, err := os.MkdirTemp(existing(p.Run), "k1s-backup-restore-")
 	if err != nil {
 		return RestorePlan{}, nil, err
 	}
@@ -98,6 +96,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 		return RestorePlan{}, nil, err
 	}
 	if r.DryRun {
+		if err := snapshotInPlace(p); err != nil {
+			return RestorePlan{}, nil, err
+		}
 		u, err := decide(ctx, o, r, k)
 		if err != nil {
 			return RestorePlan{}, nil, err
@@ -120,6 +121,9 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Exists, "k1s does not run, but %d of its processes do", len(pids)), "end them with: k1s stop")
 	}
 	if _, err := endRestore(ctx, p); err != nil {
+		return RestorePlan{}, nil, err
+	}
+	if err := snapshotInPlace(p); err != nil {
 		return RestorePlan{}, nil, err
 	}
 	u, err := decide(ctx, o, r, k)

@@ -315,10 +315,11 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	in.Paths = u.p // for the log
 	m := u.plan.Manifest
 	j := u.plan.old
-	j.Mode, j.ID, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.ID(), m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
-	if components.Engine(in).External() { // it becomes the restored cluster's, which the machine's present CA may know nothing of
+	j.Mode, j.Root, j.Target, j.File, j.Summary, j.At = migration.Load, m.Store.Root, target, path.Join(s.Data, dumpFile), m.Store.Summary, m.At
+	j.ID = migration.RestoreID(m.ID(), in.Facts.NodeName)
+	if components.Engine(in).External() { // it becomes the restored cluster's
 		j.Node = in.Facts.NodeName
-		if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+		if err := u.claims(&j); err != nil {
 			return 0, err
 		}
 	}
@@ -339,19 +340,45 @@ func (u *unpacking) load(ctx context.Context) (revision int64, err error) {
 	return e.Result.TargetRevision, c.wait()
 }
 
+// claims says who takes a database of others: the cluster as it will be, in whose name it may have been taken by any CA it had, those that are
+// here and not in the backup included.
+func (u *unpacking) claims(j *migration.Job) (err error) {
+	s := u.staged()
+	if j.CA, err = os.ReadFile(pki.CertFile(s, pki.CA)); err != nil {
+		return err
+	}
+	if j.Had, err = pki.Published(s); err != nil || u.plan.Foreign {
+		return err
+	}
+	if present, err := pki.Published(u.p); err == nil && len(pki.PinsOf(present)) > 0 { // there may be none, or one that is damaged
+		j.Had = slices.Concat(j.Had, []byte("\n"), present)
+	}
+	return nil
+}
+
 // Pause has nothing to do: nothing runs.
 func (*unpacking) Pause(context.Context) error { return nil }
 
-// Finish copies the files of the configuration that will be overwritten, which may be on another disk, to where the present state goes.
+// Finish finds out whether the configuration, which may be on another disk, can be written when there is no way back any more, and copies
+// those of its files that will be overwritten to where the present state goes.
 func (u *unpacking) Finish(context.Context) (int64, error) {
+	files, err := filesBelow(u.staged().Config)
+	if err != nil {
+		return 0, err
+	}
+	mounts, err := mountInfo()
+	if err != nil {
+		return 0, err
+	}
+	for _, rel := range files {
+		if err := mayReplace(mounts, path.Join(u.p.Config, rel), path.Join(u.staged().Config, rel)); err != nil {
+			return 0, errs.Hint(fmt.Errorf("finding out whether the configuration can be written: %w", err), "make it writable")
+		}
+	}
 	if u.state.Archive == "" {
 		return u.revision, nil
 	}
 	if err := os.MkdirAll(u.state.Archive, 0o700); err != nil {
-		return 0, err
-	}
-	files, err := filesBelow(u.staged().Config)
-	if err != nil {
 		return 0, err
 	}
 	for _, rel := range files {
@@ -371,6 +398,35 @@ func (u *unpacking) Finish(context.Context) (int64, error) {
 		}
 	}
 	return u.revision, errors.Join(durable.SyncTree(u.state.Archive), durable.SyncDir(u.p.Data))
+}
+
+// mayReplace is an error where a file cannot get the content of another.
+func mayReplace(mountinfo, file, content string) error {
+	want, err := os.ReadFile(content)
+	if err != nil {
+		return err
+	}
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, want) {
+		return nil
+	}
+	dir := path.Dir(file)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if st, err := os.Lstat(file); err == nil && st.IsDir() {
+		return errs.New(errs.Exists, "%s is a directory", file)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return err
+	}
+	if mountedItem(mountinfo, dir, []string{path.Base(file)}) != "" {
+		return errs.New(errs.Unsupported, "%s is a mount of its own, and cannot be replaced", file)
+	}
+	staged, err := durable.Stage(file, nil, 0o600)
+	if err != nil {
+		return err
+	}
+	return staged.Discard()
 }
 
 // filesBelow names the files below a directory that may not be there.

@@ -117,20 +117,22 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 	if u.Config == ConfigMachine {
 		will.Config = p.Config
 	}
-	c, err := r.Load(will.ConfigFile(), will.ConfigDropIns())
+	restored := path.Base(p.RestoreDropIn())
+	if exists(will.RestoreDropIn()) { // what an earlier restore has found to be missing is found anew
+		u.dropIns[restored] = settingsDropIn(nil)
+	}
+	c, err := u.withDropIns(will, path.Join(k.Data, "before"), r.Load)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration the node will have: %w", err)
+		return nil, err
 	}
 	if r.To != nil {
 		u.dropIns[path.Base(p.DatastoreDropIn())] = dropIn(*r.To, "k1s backup restore")
 	}
 	if missing := settingsFrom(m, c); len(missing) > 0 {
-		u.dropIns[path.Base(p.RestoreDropIn())] = settingsDropIn(missing)
+		u.dropIns[restored] = settingsDropIn(missing)
 	}
-	if len(u.dropIns) > 0 {
-		if c, err = u.withDropIns(will, path.Join(k.Data, "dropins"), r.Load); err != nil {
-			return nil, err
-		}
+	if c, err = u.withDropIns(will, path.Join(k.Data, "dropins"), r.Load); err != nil {
+		return nil, err
 	}
 	if !c.Spec.ControlPlane() {
 		return nil, errs.Hint(errs.New(errs.Invalid, "the configuration makes this machine an agent (spec.role)"), "restore where a server is to be")
@@ -189,6 +191,12 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 		}
 	}
 	slices.Sort(u.Written)
+	if u.Config == ConfigBackup && err == nil {
+		var left []string
+		if left, err = u.stillCounting(p); len(left) > 0 {
+			return nil, errs.Hint(errs.New(errs.Invalid, "the backup's configuration is to count, and these files of this machine would still count beside it: %s", strings.Join(left, ", ")), "move them away")
+		}
+	}
 	if len(u.aside) > 0 || slices.ContainsFunc(u.Written, func(rel string) bool { return exists(path.Join(p.Config, rel)) }) {
 		u.Archive = p.RestoreArchive(time.Now().UTC().Format("20060102T150405Z"))
 	}
@@ -199,33 +207,50 @@ func decide(ctx context.Context, o Options, r RestoreRequest, k peeked) (*unpack
 	return u, err
 }
 
-// withDropIns is the configuration of somewhere with our files among its own.
+// stillCounting are the files of this machine's configuration that stay as they are.
+func (u *unpackPlan) stillCounting(p paths.Paths) ([]string, error) {
+	all, err := filepath.Glob(path.Join(p.ConfigDropIns(), "*.yaml"))
+	return slices.DeleteFunc(append([]string{p.ConfigFile()}, all...), func(file string) bool {
+		return !exists(file) || strings.HasPrefix(path.Base(file), ".") || slices.Contains(u.Written, strings.TrimPrefix(file, p.Config+"/"))
+	}), err
+}
+
+// withDropIns is the configuration of somewhere with our files among its own, if there are any; dir is for copies then.
 func (u *unpackPlan) withDropIns(p paths.Paths, dir string, load func(file, dropIns string) (config.Config, error)) (config.Config, error) {
-	all := maps.Clone(u.dropIns)
-	theirs, err := filepath.Glob(path.Join(p.ConfigDropIns(), "*.yaml"))
-	if err != nil {
+	if len(u.dropIns) == 0 {
+		dir = p.ConfigDropIns()
+	} else if err := u.mergeDropIns(p, dir); err != nil {
 		return config.Config{}, err
-	}
-	for _, file := range theirs {
-		if _, ours := all[path.Base(file)]; !ours {
-			if all[path.Base(file)], err = os.ReadFile(file); err != nil {
-				return config.Config{}, err
-			}
-		}
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return config.Config{}, err
-	}
-	for name, content := range all {
-		if err := os.WriteFile(path.Join(dir, name), content, 0o600); err != nil {
-			return config.Config{}, err
-		}
 	}
 	c, err := load(p.ConfigFile(), dir)
 	if err != nil {
 		err = fmt.Errorf("reading the configuration the node will have: %w", err)
 	}
 	return c, err
+}
+
+func (u *unpackPlan) mergeDropIns(p paths.Paths, dir string) error {
+	all := maps.Clone(u.dropIns)
+	theirs, err := filepath.Glob(path.Join(p.ConfigDropIns(), "*.yaml"))
+	if err != nil {
+		return err
+	}
+	for _, file := range theirs {
+		if _, ours := all[path.Base(file)]; !ours {
+			if all[path.Base(file)], err = os.ReadFile(file); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, content := range all {
+		if err := os.WriteFile(path.Join(dir, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // existing is the nearest directory that is there.
@@ -286,16 +311,39 @@ func allowedToUnpack(u *unpackPlan, r RestoreRequest) error {
 	if u.FreeBytes != 0 && u.FreeBytes < u.NeededBytes {
 		return errs.Hint(errs.New(errs.Failure, "%d MiB are free for %s, and restoring this may need %d", u.FreeBytes>>20, u.in.Paths.Data, u.NeededBytes>>20), "make room")
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is no such thing on every platform
+	mounts, err := mountInfo()
+	if err != nil {
 		return err
 	}
-	for _, item := range u.Present {
-		if file := path.Join(u.in.Paths.Data, item); slices.Contains(mountsBelow(string(mounts), u.in.Paths.Data), file) {
-			return errs.Hint(errs.New(errs.Unsupported, "%s is a mount of its own, and cannot be put aside", file), "unmount it, restore, and move what is restored onto it afterwards")
-		}
+	data, err := filepath.EvalSymlinks(existing(u.in.Paths.Data))
+	if err != nil {
+		return err
+	}
+	if item := mountedItem(mounts, data, u.aside); item != "" {
+		return errs.Hint(errs.New(errs.Unsupported, "%s is a mount of its own, and cannot be put aside", path.Join(u.in.Paths.Data, item)),
+			"unmount it, restore, and move what is restored onto it afterwards")
 	}
 	return nil
+}
+
+// mountInfo is what is mounted where, in the form of proc_pid_mountinfo(5); "" where there is no such thing.
+func mountInfo() (string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return string(b), err
+}
+
+// mountedItem is the first of the items of a directory that is a mount, empty ones included: none of those can be renamed. "" is none.
+func mountedItem(mountinfo, dir string, items []string) string {
+	mounts := mountsBelow(mountinfo, dir)
+	for _, item := range items {
+		if slices.Contains(mounts, path.Join(dir, item)) {
+			return item
+		}
+	}
+	return ""
 }
 
 // answersWithin is how long a server is waited for that may run on.

@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/backup/dump"
@@ -12,6 +13,19 @@ import (
 
 // Finish asks the copier for the rest.
 const Finish = "finish"
+
+// MarkKey is where the ID of a Job stands in its target, for objects below a root such as /registry. It is outside of what is copied.
+func MarkKey(root string) string { return "/k1s.io/migration" + root }
+
+// restoring begins the ID of a Load. Those of moves are numbers.
+const restoring = "restore-"
+
+// RestoreID is the ID of the Load of an archive on a node: the same again goes on, and nobody else does.
+func RestoreID(archive, node string) string { return restoring + archive + "-" + node }
+
+// HalfRestored tells by the mark in a datastore that a backup is being restored to it, or that this has broken off: not all of the cluster is
+// there, and whoever served it would delete what belongs to objects that are still to come.
+func HalfRestored(mark string) bool { return strings.HasPrefix(mark, restoring) }
 
 // Mode is what a copier is to do.
 type Mode string
@@ -36,7 +50,7 @@ const (
 // Job of a copier.
 type Job struct {
 	Mode Mode   `json:"mode"`
-	ID   string `json:"id,omitempty"` // of the move, for the mark in the target
+	ID   string `json:"id,omitempty"` // of the move, or a RestoreID; for the mark in the target
 	Root string `json:"root"`         // of all keys, e.g. /registry
 	// Live is the source while the API server uses it too, Source when nobody does.
 	Live   Store `json:"live,omitzero"`

@@ -10,12 +10,15 @@ import (
 	"os"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	claiming "k1s.io/k1s/internal/applets/claim"
 	ownership "k1s.io/k1s/internal/claim"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/durable"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/migration"
 )
 
 const (
@@ -61,7 +64,7 @@ func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
 		}
 		if text := err.Error(); text != said {
 			said = text
-			slog.Warn("not known yet whose the database is", "err", err)
+			slog.Warn("the database is not used yet", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -99,13 +102,26 @@ func claimOnce(ctx context.Context, o options.CompletedOptions, ours ownership.O
 	defer c.Close()
 	asked, cancel := context.WithTimeoutCause(ctx, claimAnswer, fmt.Errorf("no answer within %s", claimAnswer))
 	defer cancel()
-	is, err := claiming.Make(asked, c.KV, o.Etcd.StorageConfig.Prefix, ours)
+	return claimIn(asked, c.KV, o.Etcd.StorageConfig.Prefix, ours)
+}
+
+// claimIn claims a database that has all of a cluster in it, or nothing. One with half of a backup is this cluster's too, and must not be
+// served: what belongs to objects that are still to come would be deleted.
+func claimIn(ctx context.Context, kv clientv3.KV, root string, ours ownership.Ours) (ownership.Report, error) {
+	switch mark, err := kv.Get(ctx, migration.MarkKey(root)); {
+	case claiming.Refused(err): // then nobody could write it either
+	case err != nil:
+		return ownership.Report{}, err
+	case len(mark.Kvs) > 0 && migration.HalfRestored(string(mark.Kvs[0].Value)):
+		return ownership.Report{}, errs.New(errs.Failure, "half of a backup is in the database (its key %s): stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included", migration.MarkKey(root))
+	}
+	is, err := claiming.Make(ctx, kv, root, ours)
 	var foreign *ownership.Foreign
 	switch {
 	case errors.As(err, &foreign):
 		return ownership.Report{Foreign: &foreign.By}, nil
 	case claiming.Refused(err):
-		slog.Warn("the database does not let us tell whose it is, so nothing keeps another cluster out of it", "key", ownership.Key(o.Etcd.StorageConfig.Prefix), "err", err)
+		slog.Warn("the database does not let us tell whose it is, so nothing keeps another cluster out of it", "key", ownership.Key(root), "err", err)
 		return ownership.Report{Ours: true}, nil
 	case err != nil:
 		return ownership.Report{}, err

@@ -2,12 +2,26 @@ package apiserver
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	ownership "k1s.io/k1s/internal/claim"
+	"k1s.io/k1s/internal/migration"
 )
 
 func TestThatADatabaseIsForeignIsToldToEveryDaemon(t *testing.T) {
@@ -39,4 +53,68 @@ func TestThatADatabaseIsForeignIsToldToEveryDaemon(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	})
+}
+
+// keys is a database: what is in it, and how often somebody wants to write.
+type keys struct {
+	clientv3.KV
+	has    map[string]string
+	writes int
+}
+
+func (k *keys) Get(_ context.Context, key string, _ ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	r := &clientv3.GetResponse{}
+	if value, there := k.has[key]; there {
+		r.Kvs = append(r.Kvs, &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: 1})
+	}
+	return r, nil
+}
+
+func (k *keys) Txn(context.Context) clientv3.Txn {
+	k.writes++
+	return done{}
+}
+
+// done is a transaction that succeeds.
+type done struct{}
+
+func (d done) If(...clientv3.Cmp) clientv3.Txn  { return d }
+func (d done) Then(...clientv3.Op) clientv3.Txn { return d }
+func (d done) Else(...clientv3.Op) clientv3.Txn { return d }
+func (done) Commit() (*clientv3.TxnResponse, error) {
+	return &clientv3.TxnResponse{Succeeded: true}, nil
+}
+
+// The restore has claimed the database, in the name of the cluster that starts with it when it is killed.
+func TestHalfOfABackupIsNotServed(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := ownership.Of(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil, "node", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := migration.MarkKey("/registry")
+	for name, db := range map[string]map[string]string{
+		"claimed": {mark: migration.RestoreID("a", "node"), ownership.Key("/registry"): string(ours.Claim.Marshal())},
+		"free":    {mark: migration.RestoreID("b", "other")},
+	} {
+		k := &keys{has: db}
+		if report, err := claimIn(t.Context(), k, "/registry", ours); err == nil || !strings.Contains(err.Error(), mark) || report != (ownership.Report{}) || k.writes != 0 {
+			t.Errorf("%s: it is %+v, after %d writes, %v", name, report, k.writes, err)
+		}
+	}
+	// That of a move stays in the database it has made.
+	for _, has := range []map[string]string{{}, {mark: "0badcafe"}} {
+		k := &keys{has: has}
+		if report, err := claimIn(t.Context(), k, "/registry", ours); err != nil || !report.Ours || k.writes != 1 {
+			t.Errorf("%v: it is %+v, after %d writes, %v", has, report, k.writes, err)
+		}
+	}
 }

@@ -156,7 +156,12 @@ func (c *copier) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(known) > 0 && mark != c.ID {
+	switch {
+	case mark == c.ID:
+	case migration.HalfRestored(mark):
+		return errs.Hint(errs.New(errs.Exists, "half of another backup is in the datastore to restore to (its key %s is %q)", migration.MarkKey(c.Root), mark),
+			"restore that one, where it was begun, or empty the datastore, /k1s.io included")
+	case len(known) > 0:
 		return errs.Hint(errs.New(errs.Exists, "the datastore to restore to is not empty: it has %d keys below %s", len(known), c.Root),
 			"name an empty one, or restore to this machine, with --to etcd or --to sqlite; nothing is deleted in a database of others")
 	}
@@ -165,8 +170,8 @@ func (c *copier) load(ctx context.Context) error {
 		return err
 	}
 	if mark != c.ID {
-		if _, err := c.target.write(ctx, markKey(c.Root), []byte(c.ID), markRevision, 0); err != nil {
-			return fmt.Errorf("marking the new datastore: %w", err)
+		if err := c.target.setMark(ctx, c.Root, c.ID, markRevision); err != nil {
+			return err
 		}
 	}
 	to, err := c.past()
@@ -179,6 +184,14 @@ func (c *copier) load(ctx context.Context) error {
 	want, err := c.loadAll(ctx, known)
 	if err != nil {
 		return err
+	}
+	// What somebody wrote who took the half that was there for a cluster.
+	for key, e := range known {
+		if _, there := want[key]; !there {
+			if err := c.target.remove(ctx, key, e.Revision); err != nil {
+				return fmt.Errorf("deleting %s: %w", key, err)
+			}
+		}
 	}
 	if err := c.progress("comparing", 0, int64(len(want))); err != nil {
 		return err
@@ -195,7 +208,7 @@ func (c *copier) load(ctx context.Context) error {
 	// From here on it may be used: nobody may take it for his own half of a load.
 	if _, at, merr := c.target.mark(ctx, c.Root); merr != nil {
 		return merr
-	} else if err := c.target.remove(ctx, markKey(c.Root), at); err != nil {
+	} else if err := c.target.remove(ctx, migration.MarkKey(c.Root), at); err != nil {
 		return fmt.Errorf("taking the mark out of the new datastore: %w", err)
 	}
 	err = c.target.close()

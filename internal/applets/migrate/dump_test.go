@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -147,7 +148,7 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 				if got := s.all(t); !maps.Equal(got, want) {
 					t.Errorf("%d keys, want %d", len(got), len(want))
 				}
-				for key, value := range map[string]string{"/k1s.io/cluster" + root: "", "/k1s.io/etcd/defragment": "", "/elsewhere/x": "", markKey(root): ""} {
+				for key, value := range map[string]string{"/k1s.io/cluster" + root: "", "/k1s.io/etcd/defragment": "", "/elsewhere/x": "", migration.MarkKey(root): ""} {
 					r, err := s.client.Get(t.Context(), key)
 					if err != nil || (len(r.Kvs) == 1) != (value != "") || value != "" && string(r.Kvs[0].Value) != value {
 						t.Errorf("%s: %v, %v", key, r, err)
@@ -276,7 +277,7 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 	t.Run("what broke off goes on, and what has no time left does not come", func(t *testing.T) {
 		d := datastore(t, "sqlite")
 		with(t, d("s"), func(s *store) {
-			s.put(t, markKey(root), "1")
+			s.put(t, migration.MarkKey(root), "1")
 			s.put(t, root+"/a", "half")
 		})
 		if err := load(d("t"), "1", good, sum); err != nil {
@@ -285,6 +286,38 @@ func TestWhatCannotBeLoadedIsNotLoaded(t *testing.T) {
 		with(t, d("s"), func(s *store) {
 			if got := s.all(t); len(got) != 1 || got[root+"/a"] != "1" {
 				t.Errorf("%v", got)
+			}
+		})
+	})
+	t.Run("what somebody wrote into the half of it goes", func(t *testing.T) {
+		d, id := datastore(t, "sqlite"), migration.RestoreID("1", "node")
+		with(t, d("s"), func(s *store) {
+			s.put(t, migration.MarkKey(root), id)
+			s.put(t, root+"/a", "1")
+			s.put(t, root+"/namespaces/default", "made anew")
+		})
+		if err := load(d("t"), id, good, sum); err != nil {
+			t.Errorf("%v", err)
+		}
+		with(t, d("s"), func(s *store) {
+			if got := s.all(t); len(got) != 1 || got[root+"/a"] != "1" {
+				t.Errorf("%v", got)
+			}
+		})
+	})
+	t.Run("where another restore has begun, with nothing there yet", func(t *testing.T) {
+		d, other := datastore(t, "sqlite"), migration.RestoreID("1", "other")
+		with(t, d("s"), func(s *store) { s.put(t, migration.MarkKey(root), other) })
+		if err := load(d("t"), migration.RestoreID("1", "node"), good, sum); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), other) {
+			t.Errorf("%v", err)
+		}
+		with(t, d("s"), func(s *store) {
+			if mark, at, err := s.mark(t.Context(), root); err != nil || mark != other || len(s.all(t)) != 0 {
+				t.Errorf("%q, %v, %v", mark, err, s.all(t))
+			} else if err := s.setMark(t.Context(), root, "mine", at-1); !errs.Is(err, errs.Exists) {
+				t.Errorf("one that is faster is overwritten: %v", err)
+			} else if err := s.setMark(t.Context(), root, "mine", 0); !errs.Is(err, errs.Exists) {
+				t.Errorf("one that is faster is overwritten: %v", err)
 			}
 		})
 	})
@@ -388,5 +421,24 @@ func TestAnEtcdThatIsFoundedWithATokenHasIDsOfItsOwn(t *testing.T) {
 		if c, m := ids(""); c != cluster || m != member { // as the node starts it afterwards
 			t.Errorf("with %q it became another cluster", token)
 		}
+	}
+}
+
+// silent is a datastore that never tells what is left of a lease.
+type silent struct{ clientv3.Lease }
+
+var errWaited = errors.New("it is waited for, but not for ever")
+
+func (silent) TimeToLive(ctx context.Context, _ clientv3.LeaseID, _ ...clientv3.LeaseOption) (*clientv3.LeaseTimeToLiveResponse, error) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return nil, errWaited
+	}
+	return nil, errors.New("it is waited for")
+}
+
+func TestALeaseIsNotAskedForForEver(t *testing.T) {
+	s := &store{client: &clientv3.Client{Lease: silent{}}}
+	if _, err := s.left(context.Background(), 1); !errors.Is(err, errWaited) {
+		t.Error(err)
 	}
 }

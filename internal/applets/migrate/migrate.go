@@ -215,7 +215,7 @@ func (c *copier) copy(ctx context.Context) error {
 		return err
 	}
 	if mark != c.ID {
-		if _, err := c.target.write(ctx, markKey(c.Root), []byte(c.ID), markRevision, 0); err != nil {
+		if _, err := c.target.write(ctx, migration.MarkKey(c.Root), []byte(c.ID), markRevision, 0); err != nil {
 			return fmt.Errorf("marking the new datastore: %w", err)
 		}
 	}
@@ -223,7 +223,7 @@ func (c *copier) copy(ctx context.Context) error {
 	if here, at, err := c.live.mark(ctx, c.Root); err != nil {
 		return err
 	} else if here == c.ID {
-		return errors.Join(errs.New(errs.Invalid, "the new datastore is the present one, reached in another way"), c.live.remove(ctx, markKey(c.Root), at))
+		return errors.Join(errs.New(errs.Invalid, "the new datastore is the present one, reached in another way"), c.live.remove(ctx, migration.MarkKey(c.Root), at))
 	}
 	if err := c.advance(ctx, revision+headroom); err != nil {
 		return err

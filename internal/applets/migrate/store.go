@@ -154,9 +154,6 @@ func (s *store) close() error {
 // health is a key that kine writes into each of its datastores for itself.
 const health = "/registry/health"
 
-// markKey is where the id of a migration stands in its target. It is outside of what is copied.
-func markKey(root string) string { return "/k1s.io/migration" + root }
-
 // fillKey is written only for the revisions that takes.
 const fillKey = "/k1s.io/revision"
 
@@ -223,14 +220,14 @@ func (s *store) count(ctx context.Context, root string) (keys, revision int64, e
 func (s *store) mark(ctx context.Context, root string) (string, int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
 	defer cancel()
-	r, err := s.client.Get(ctx, markKey(root))
+	r, err := s.client.Get(ctx, migration.MarkKey(root))
 	if err != nil || len(r.Kvs) == 0 {
 		return "", 0, err
 	}
 	return string(r.Kvs[0].Value), r.Kvs[0].ModRevision, nil
 }
 
-// write creates a key, or changes it where its revision is still seen. These are the forms kine knows.
+// write creates a key, or changes it where its revision is still seen.
 func (s *store) write(ctx context.Context, key string, value []byte, seen, lease int64) (int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
 	defer cancel()
@@ -238,18 +235,11 @@ func (s *store) write(ctx context.Context, key string, value []byte, seen, lease
 	if lease != 0 {
 		options = append(options, clientv3.WithLease(clientv3.LeaseID(lease)))
 	}
-	txn := s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", seen)).Then(clientv3.OpPut(key, string(value), options...))
-	if seen != 0 {
-		txn = txn.Else(clientv3.OpGet(key))
-	}
-	r, err := txn.Commit()
-	if err != nil {
-		return 0, err
-	}
-	if !r.Succeeded {
+	rev, done, err := s.swap(ctx, key, value, seen, options)
+	if err == nil && !done {
 		return s.writeOver(ctx, key, value, options)
 	}
-	return r.Header.Revision, nil
+	return rev, err
 }
 
 // writeOver is write where the target has another revision: a lease ended, or somebody else writes there.
@@ -262,18 +252,38 @@ func (s *store) writeOver(ctx context.Context, key string, value []byte, options
 	for _, kv := range got.Kvs {
 		seen = kv.ModRevision
 	}
+	rev, done, err := s.swap(ctx, key, value, seen, options)
+	if err == nil && !done {
+		err = errs.New(errs.Failure, "somebody else writes to the new datastore")
+	}
+	return rev, err
+}
+
+// swap creates a key where seen is 0, and else changes it, if its revision is still that; done tells so. These are the forms kine knows.
+func (s *store) swap(ctx context.Context, key string, value []byte, seen int64, options []clientv3.OpOption) (revision int64, done bool, err error) {
 	txn := s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", seen)).Then(clientv3.OpPut(key, string(value), options...))
 	if seen != 0 {
 		txn = txn.Else(clientv3.OpGet(key))
 	}
 	r, err := txn.Commit()
-	if err == nil && !r.Succeeded {
-		err = errs.New(errs.Failure, "somebody else writes to the new datastore")
+	if err != nil || !r.Succeeded {
+		return 0, false, err
+	}
+	return r.Header.Revision, true, nil
+}
+
+// setMark writes the id where nobody has since seen, which is 0 for none.
+func (s *store) setMark(ctx context.Context, root, id string, seen int64) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
+	defer cancel()
+	_, done, err := s.swap(ctx, migration.MarkKey(root), []byte(id), seen, nil)
+	if err == nil && !done {
+		err = errs.New(errs.Exists, "somebody else has begun to write to it")
 	}
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("marking the new datastore: %w", err)
 	}
-	return r.Header.Revision, nil
+	return nil
 }
 
 func (s *store) remove(ctx context.Context, key string, seen int64) error {
@@ -414,6 +424,8 @@ func (s *store) left(ctx context.Context, id int64) (int64, error) {
 	if s.ThroughKine {
 		return id, nil
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, answer, fmt.Errorf("no answer within %s", answer))
+	defer cancel()
 	left, err := s.client.TimeToLive(ctx, clientv3.LeaseID(id))
 	if err != nil {
 		return 0, fmt.Errorf("asking for the time a lease has left: %w", err)
