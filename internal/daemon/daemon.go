@@ -324,10 +324,10 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	return plan, nil
 }
 
-// stillTrue leaves out what was found before the start and has been put right by it.
+// stillTrue leaves out what was found before the start and has been put right by it, or is looked at again and again.
 func stillTrue(problems []health.Problem) []health.Problem {
 	return slices.DeleteFunc(slices.Clone(problems), func(p health.Problem) bool {
-		return p.Code == health.IPForwarding && p.Severity == health.Info
+		return p.Code == health.IPForwarding && p.Severity == health.Info || aboutDisk(p)
 	})
 }
 
@@ -413,6 +413,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
+	wg.Go(func() { d.watchDisk(ctx, platform.DiskProblems) })
 	if !d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchTrust(ctx) })
 	}

@@ -128,7 +128,7 @@ func registry() []section {
 		}},
 		{"The machine", []Doc{
 			{MemoryLow, Warning, "Less than 768 MB of memory may be used here; below 400 MB it is an error.", "give the machine, or the cgroup k1s runs in, more memory"},
-			{DiskLow, Warning, "Less than 2 GB is free where the data directory is; below 500 MB it is an error. The kubelet evicts pods when a disk is nearly full.", "free some space, or move the data directory"},
+			{DiskLow, Warning, "Less than 2 GB is free where the data directory is; below 500 MB it is an error, and k1s does not start. The kubelet evicts pods when a disk is nearly full. With SQLite on a full disk the API refuses every change; what it has acknowledged stays, and it goes on by itself when there is room.", "free some space, or move the data directory"},
 			{InodesLow, Warning, "Few inodes are free where the data directory is; container images need many.", "delete small files, or put the data directory on another file system"},
 			{DiskSlow, Warning, "Writing safely to the data directory takes long (median over 20 ms per fsync). Every change in the cluster waits for it.", "put the data directory on a faster disk"},
 			{DataDirReadonly, Error, "The data directory cannot be written to: read-only, full, or not permitted.", "remount it writable, or choose another data directory"},

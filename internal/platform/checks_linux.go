@@ -40,7 +40,7 @@ func Checks() []Check {
 		{Name: "memory", Summary: "memory", Run: func(_ context.Context, in CheckInput) []health.Problem {
 			return decideMemory(in.Facts.MemoryBytes, in.Facts.MemoryLimit)
 		}},
-		{Name: "disk", Summary: "space in the data directory and its file system", Run: checkDisk},
+		{Name: "disk", Summary: "space in the data directory and its file system", Run: func(_ context.Context, in CheckInput) []health.Problem { return DiskProblems(in.Paths.Data) }},
 		{Name: "data-dir", Summary: "writing safely to the data directory, and how long it takes", Run: checkDataDir},
 		{Name: "clock", Summary: "the clock", Run: func(_ context.Context, in CheckInput) []health.Problem { return decideClock(in.now()) }},
 		{Name: "hostname", Summary: "the host name", Run: checkHost},
@@ -247,31 +247,6 @@ func checkSecurity(context.Context, CheckInput) []health.Problem {
 		return nil
 	}
 	return one(health.New(health.SELinux, "SELinux is enforcing"))
-}
-
-// fsTypes are the file systems that decideDisk has an opinion about, by magic number.
-var fsTypes = map[int64]string{
-	unix.NFS_SUPER_MAGIC: "nfs", 0xff534d42: "cifs", 0xfe534d42: "smb2", unix.V9FS_MAGIC: "9p", 0x00c36400: "ceph",
-	0x65735546: "fuse", unix.MSDOS_SUPER_MAGIC: "vfat", 0x2011bab0: "exfat", 0x5346544e: "ntfs", 0x7366746e: "ntfs",
-	unix.TMPFS_MAGIC: "tmpfs", unix.RAMFS_MAGIC: "ramfs",
-}
-
-func checkDisk(_ context.Context, in CheckInput) []health.Problem {
-	dir, err := existing(in.Paths.Data)
-	if err != nil {
-		return one(health.New(health.DataDirReadonly, "the data directory %s cannot be used: %v", in.Paths.Data, err))
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return failed("the space at "+dir, err)
-	}
-	name, ok := fsTypes[int64(uint32(st.Type))]
-	if !ok {
-		name = fmt.Sprintf("%#x", st.Type)
-	}
-	return decideDisk(diskFacts{
-		Dir: in.Paths.Data, FreeBytes: st.Bavail * uint64(st.Bsize), Inodes: st.Files, FreeInodes: st.Ffree, Type: name,
-	})
 }
 
 func checkDataDir(ctx context.Context, in CheckInput) []health.Problem {

@@ -178,7 +178,7 @@ func TestADataDirectoryThatCannotBeWrittenIsReported(t *testing.T) {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4k"); err != nil {
 			return nil, err
 		}
-		return append(checkDataDir(context.Background(), in), checkDisk(context.Background(), in)...), nil
+		return append(checkDataDir(context.Background(), in), DiskProblems(in.Paths.Data)...), nil
 	})
 	var codes []string
 	for _, p := range got {

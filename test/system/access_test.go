@@ -62,28 +62,68 @@ func TestAServiceAccountMayDoWhatItsRoleSaysAndNothingElse(t *testing.T) {
 // ask asks the API with nothing but a token.
 func (c *Cluster) ask(t *testing.T, token, path string) (int, string) {
 	t.Helper()
-	kc, err := kubeconfig.Load(c.where().Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
 	server := strings.TrimSpace(c.kubectl(t, "config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(kc.CA) {
-		t.Fatal("the kubeconfig has no certificate authority")
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}}
-	code, body, err := answerOf(client.Do(req))
+	code, body, err := askWith(within(t, limit), &http.Transport{DisableKeepAlives: true, TLSClientConfig: c.trust(t)}, token, server+path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return code, body
+}
+
+// trust believes what the cluster's authority has signed.
+func (c *Cluster) trust(t *testing.T) *tls.Config {
+	t.Helper()
+	kc, err := kubeconfig.Load(c.where().Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(kc.CA) {
+		t.Fatal("the kubeconfig has no certificate authority")
+	}
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+}
+
+// The kubelet knows neither tokens nor roles: it asks the API server who somebody is, and what that one may do.
+func TestTheKubeletLetsInWhomTheAPIServerKnowsAndAllows(t *testing.T) {
+	t.Parallel()
+	s := shared(t).namespace(t, "scraping")
+	s.apply(t, "scraper.yaml")
+	t.Cleanup(func() {
+		if err := s.Cluster.try(context.Background(), "delete", "clusterrole/test-scraper", "clusterrolebinding/test-scraper").error(); err != nil {
+			t.Error(err)
+		}
+	})
+	token := func(account string) string {
+		return strings.TrimSpace(s.kubectl(t, "create", "token", account, "--duration=10m"))
+	}
+	scraper, stranger := token("scraper"), token("stranger")
+	// The kubelet remembers for half a minute whom it has sent away.
+	s.untilOutput(t, limit, "the role to count", is("yes"), "auth", "can-i", "get", "nodes", "--subresource=metrics", "--as=system:serviceaccount:scraping:scraper")
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.trust(t), DialContext: s.network(t).dial}
+	for _, c := range []struct {
+		who, token, path string
+		code             int
+		body             string
+	}{
+		{"nobody", "", "/metrics", 401, ""},
+		{"one with a token that was tampered with", scraper[:len(scraper)-8] + "AAAAAAAA", "/metrics", 401, ""},
+		{"an account without a role", stranger, "/metrics", 403, "system:serviceaccount:scraping:stranger"},
+		{"an account that may read metrics", scraper, "/metrics", 200, "kubelet_node_name"},
+		{"an account that may read metrics, and asks for pods", scraper, "/pods", 403, "system:serviceaccount:scraping:scraper"},
+	} {
+		// A kubelet that does not reach the API server in time lets nobody in.
+		eventually(t, limit, fmt.Sprintf("%s to be answered %d at %s", c.who, c.code, c.path), func(ctx context.Context) error {
+			code, body, err := askWith(ctx, transport, c.token, "https://127.0.0.1:10250"+c.path)
+			if err == nil && code == 200 && c.code != 200 {
+				t.Fatalf("%s is let in at %s", c.who, c.path)
+			}
+			if err == nil && (code != c.code || !strings.Contains(body, c.body)) {
+				err = fmt.Errorf("answer %d: %.300s", code, body)
+			}
+			return err
+		})
+	}
 }
 
 // A node's own identity: whoever takes over a node must not get further than its pods.

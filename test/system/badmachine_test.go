@@ -5,6 +5,7 @@ package system
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,6 +69,31 @@ func TestTooLittleSpaceIsSaidBeforeTheNodeStarts(t *testing.T) {
 	b.ownPayload = true
 	b.prepare = "mount -t tmpfs -o size=600m tmpfs $DIR/data"
 	b.fails(t).wants(t, 1, "error: ", "MB are free at "+b.data(), "hint:  ")
+}
+
+func TestAKernelThatIsTooOldIsSaidBeforeAnythingIsMade(t *testing.T) {
+	t.Parallel()
+	b := newBare(t)
+	setarch, err := exec.LookPath("setarch")
+	if err != nil {
+		t.Skip("there is no setarch here, of util-linux")
+	}
+	k1s := func(args ...string) result {
+		b.program = setarch // which makes the kernel call itself 2.6 for the program it starts
+		defer func() { b.program = the.program }()
+		return b.k1s(within(t, limit), append([]string{"--uname-2.6", the.program}, args...)...)
+	}
+	r := k1s("check")
+	r.wants(t, 4, "error: this machine cannot be a node as it is")
+	if !strings.Contains(r.out, "kernel-too-old") || !strings.Contains(r.out, "the kernel is 2.6.") || !strings.Contains(r.out, "boot a kernel") {
+		t.Fatalf("k1s check says:\n%s", r.out) // and a worker would start here
+	}
+	k1s("server").wants(t, 1, "error: ", "the kernel is 2.6.", "5.13 or newer is needed", "boot a kernel of version 5.13 or newer", "hint:  ")
+	for _, name := range []string{b.data() + "/pki", b.data() + "/db", b.data() + "/containerd", b.dir + "/kubelet"} {
+		if _, err := os.Stat(name); err == nil {
+			t.Errorf("%s was made", name)
+		}
+	}
 }
 
 func TestAnUnknownSettingIsNamedWithItsLine(t *testing.T) {

@@ -8,13 +8,19 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/health"
 )
 
@@ -51,6 +57,154 @@ func TestACorruptDatabaseIsReportedAndLeftAsItIs(t *testing.T) {
 	if got, err := os.ReadFile(db); err != nil || !bytes.Equal(got, junk) {
 		t.Errorf("the file was changed: %d bytes, %v", len(got), err)
 	}
+}
+
+// smallDisk is a file system in memory for the data directory, as large as it is told to be.
+type smallDisk struct{ dir string }
+
+func (b *bare) smallDisk(t *testing.T) smallDisk {
+	t.Helper()
+	d := smallDisk{b.data()}
+	if err := unix.Mount("tmpfs", d.dir, "tmpfs", 0, "size=1g,mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unmount(d.dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// fill leaves no room. The file system is made small first, so that little memory is needed.
+func (d smallDisk) fill(t *testing.T) {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	d.resize(t, (st.Blocks-st.Bfree)*uint64(st.Bsize)+16<<20)
+	f, err := os.OpenFile(d.dir+"/filler", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for block := make([]byte, 1<<20); ; {
+		if _, err := f.Write(block); errors.Is(err, unix.ENOSPC) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// free makes room again.
+func (d smallDisk) free(t *testing.T) {
+	t.Helper()
+	d.resize(t, 1<<30)
+	if err := os.Remove(d.dir + "/filler"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (d smallDisk) resize(t *testing.T, bytes uint64) {
+	t.Helper()
+	if err := unix.Mount("tmpfs", d.dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", bytes)); err != nil {
+		t.Fatalf("making the file system %d bytes large: %v", bytes, err)
+	}
+}
+
+func TestADiskThatFillsUpStopsWritesUntilThereIsRoomAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBare(t)
+	disk := b.smallDisk(t)
+	stop := b.server(t)
+	b.runs(t)
+	a := b.api(t)
+	const maps = "/api/v1/namespaces/kube-system/configmaps"
+	content := strings.Repeat("0123456789abcdef", 1<<14) // 256 KiB
+	var acknowledged []string
+	tried := 0
+	write := func(ctx context.Context) (code int, err error) {
+		name := fmt.Sprintf("kept-%d", tried)
+		tried++
+		_, code, err = a.do(ctx, http.MethodPost, maps, configMap(name, name+content))
+		if err == nil {
+			acknowledged = append(acknowledged, name)
+		}
+		return code, err
+	}
+	writes := func(what string) {
+		t.Helper()
+		eventually(t, limit, what, func(ctx context.Context) error { _, err := write(ctx); return err })
+	}
+	kept := func() {
+		t.Helper()
+		for _, name := range acknowledged {
+			eventually(t, limit, name+" to be read", func(ctx context.Context) error {
+				o, _, err := a.do(ctx, http.MethodGet, maps+"/"+name, nil)
+				if err == nil && o.Data["n"] != name+content {
+					t.Errorf("%s has %d bytes that were not written: %.40q", name, len(o.Data["n"]), o.Data["n"])
+				}
+				return err
+			})
+		}
+	}
+
+	writes("a write on a disk with room")
+	disk.fill(t)
+	// The database goes on for a while, in the pages its files have.
+	ctx := within(t, limit)
+	for refused := false; !refused; {
+		code, err := write(ctx)
+		refused = err != nil && code >= http.StatusInternalServerError && strings.Contains(err.Error(), "disk")
+		if refused {
+			t.Logf("after %d writes: %v", len(acknowledged), err)
+		} else if tried > 400 || ctx.Err() != nil {
+			t.Fatalf("of %d writes none was refused for the disk, the last: %d %v", tried, code, err)
+		}
+	}
+	eventually(t, limit, "k1s status to name the disk and what to do", func(ctx context.Context) error {
+		if r := b.k1s(ctx, "status"); !strings.Contains(r.out, "MB are free at "+b.data()) || !strings.Contains(r.out, string(health.DiskLow)) || !strings.Contains(r.out, "free some space") {
+			return fmt.Errorf("it says: %v", r)
+		}
+		st, err := b.status(ctx)
+		if err == nil && !diskIsFull(st) {
+			err = fmt.Errorf("problems: %+v", st.Problems)
+		}
+		return err
+	})
+	kept()
+
+	disk.free(t)
+	writes("a write when there is room again")
+	kept()
+	eventually(t, limit, "the problem to be gone", func(ctx context.Context) error {
+		st, err := b.status(ctx)
+		if err == nil && diskIsFull(st) {
+			err = fmt.Errorf("problems: %+v", st.Problems)
+		}
+		return err
+	})
+	stop()
+
+	// A start on a full disk says so, and is possible when there is room.
+	disk.fill(t)
+	b.fails(t).wants(t, 1, "error: ", b.data(), "hint:  ", "free some space")
+	disk.free(t)
+	stop = b.server(t)
+	b.runs(t)
+	a = b.api(t)
+	kept()
+	writes("a write after the start")
+	stop()
+}
+
+// diskIsFull tells that this is a problem of the node, with a remedy.
+func diskIsFull(st control.Status) bool {
+	return slices.ContainsFunc(st.Problems, func(p health.Problem) bool {
+		return p.Code == health.DiskLow && p.Severity == health.Error && p.Remedy != ""
+	})
 }
 
 // What a wrong clock looks like: the certificate authority is from the future, or long ended.

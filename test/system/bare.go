@@ -30,6 +30,8 @@ type bare struct {
 	ownPayload bool
 	// prepare is a shell script that runs first, inside; $DIR is dir.
 	prepare string
+	// pid is the process, as this machine sees it, of the server that was started last.
+	pid int
 }
 
 const bareAddress = "10.88.0.10"
@@ -128,6 +130,7 @@ func (b *bare) server(t *testing.T, args ...string) (stop func() string) {
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
+	b.pid = cmd.Process.Pid
 	done := false
 	stop = func() string {
 		if done {
@@ -170,6 +173,12 @@ func (b *bare) runs(t *testing.T) control.Status {
 		return err
 	})
 	return st
+}
+
+// api is a client of the server that runs, as its administrator.
+func (b *bare) api(t *testing.T) *api {
+	t.Helper()
+	return administratorOf(t, b.dir+"/etc/admin.kubeconfig", networkOf(t, b.pid))
 }
 
 // configured writes the configuration file.

@@ -109,7 +109,7 @@ var servers = map[string]string{
 	"controller-manager-serving": "127.0.0.1:10257", "scheduler-serving": "127.0.0.1:10259",
 }
 
-// presents waits until each server presents the certificate that is on disk.
+// presents waits until each server presents the certificate that is on disk, and speaks no TLS older than 1.2.
 func (c *Cluster) presents(t *testing.T) {
 	t.Helper()
 	in := c.network(t)
@@ -127,6 +127,14 @@ func (c *Cluster) presents(t *testing.T) {
 			}
 			if got := client.ConnectionState().PeerCertificates[0]; !got.Equal(want) {
 				return fmt.Errorf("it ends %s, want %s", got.NotAfter, want.NotAfter)
+			}
+			if conn, err = in.dial(ctx, "tcp", address); err != nil {
+				return err
+			}
+			defer conn.Close()
+			client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
+			if err := client.HandshakeContext(ctx); err == nil || !strings.Contains(err.Error(), "protocol version not supported") {
+				return fmt.Errorf("asked for TLS 1.1 it says: %v", err)
 			}
 			return nil
 		})

@@ -3,10 +3,12 @@
 package system
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -26,7 +28,11 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	before := c.containers(t)
 
 	t.Run("a killed process of several components comes back", func(t *testing.T) {
-		for _, name := range []string{"containerd", "kubelet", "kube-apiserver"} {
+		was := c.running(t)
+		log := c.followsLog(t, "containerd")
+		c.killed(t, was, "containerd")
+		log.until(t, "--- k1s starts containerd ") // which is said of the next process
+		for _, name := range []string{"kubelet", "kube-apiserver"} {
 			c.killed(t, c.running(t), name)
 		}
 		c.running(t)
@@ -48,16 +54,30 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	})
 	t.Run("an upgraded k1s does not restart containers", func(t *testing.T) {
 		was := c.running(t)
+		id, next := successor(t, c.disk("var/tmp/k1s-next"))
 		// Replacing the file, as a package manager does: another inode under the same name.
-		script := "cp /opt/k1s/k1s /var/tmp/k1s-new && mount --bind /var/tmp/k1s-new /opt/k1s/k1s"
-		if err := c.in(within(t, limit), "sh", "-c", script).error(); err != nil {
+		if err := c.in(within(t, limit), "mount", "--bind", "/var/tmp/k1s-next", "/opt/k1s/k1s").error(); err != nil {
 			t.Fatal(err)
 		}
 		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
 		c.starts(t)
-		c.otherDaemon(t, was)
+		if now := c.otherDaemon(t, was); was.Payload != id || now.Payload != next {
+			t.Errorf("the payload was %s and is %s, want %s and %s", was.Payload, now.Payload, id, next)
+		}
 		s.works(t)
-		c.sameContainers(t, before)
+		if then, now := s.own(before), s.own(c.containers(t)); then != now {
+			t.Errorf("containers before:\n%s\nand after:\n%s", then, now)
+		}
+		// The shims of those containers still run from where they were started.
+		for _, file := range []string{next + "/" + addition, id + "/containerd-shim-runc-v2"} {
+			if err := c.in(within(t, limit), "test", "-f", "/var/lib/k1s/payload/"+file).error(); err != nil {
+				t.Error(err)
+			}
+		}
+		// What k1s brings itself goes with it.
+		system := space{c, "kube-system"}
+		system.untilOutput(t, limit, "CoreDNS to be of the new payload", is(next), "get", "deployment", "coredns", "-o", `jsonpath={.spec.template.metadata.annotations.k1s\.io/payload}`)
+		system.rolledOut(t, "deployment/coredns")
 	})
 	t.Run("a second daemon is refused", func(t *testing.T) {
 		was := c.running(t)
@@ -103,12 +123,48 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	})
 }
 
+// followed is a log that `k1s logs --follow` shows.
+type followed struct{ lines *bufio.Scanner }
+
+// followsLog begins to follow a component's log, and returns when the last line of what is in it has been shown.
+func (c *Cluster) followsLog(t *testing.T, component string) followed {
+	t.Helper()
+	env := append(the.environ(), "K1S_RUN_DIR="+filepath.Dir(c.where().ControlSocket))
+	_, lines := converseWith(t, env, "logs", "--follow", "--lines=1", component)
+	lines.Buffer(nil, 1<<20) // containerd has long ones
+	f := followed{lines}
+	f.until(t, "")
+	return f
+}
+
+// until reads on until there is a line that begins so.
+func (f followed) until(t *testing.T, prefix string) {
+	t.Helper()
+	for f.lines.Scan() {
+		if strings.HasPrefix(f.lines.Text(), prefix) {
+			return
+		}
+	}
+	t.Fatalf("no line that begins with %q has come: %v", prefix, f.lines.Err())
+}
+
 // sameContainers checks that nobody restarted a container.
 func (c *Cluster) sameContainers(t *testing.T, before string) {
 	t.Helper()
 	if after := c.containers(t); after != before {
 		t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
 	}
+}
+
+// own is what is said there of the namespace's containers.
+func (s space) own(containers string) string {
+	var out strings.Builder
+	for line := range strings.Lines(containers) {
+		if strings.HasPrefix(line, s.ns+"/") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 // otherDaemon waits until another daemon runs the node.

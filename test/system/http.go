@@ -23,9 +23,17 @@ func (n network) get(ctx context.Context, url string) (int, string, error) {
 func getWith(ctx context.Context, transport *http.Transport, url string) (int, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	return askWith(ctx, transport, "", url)
+}
+
+// askWith asks as whom the token is for; "" is nobody.
+func askWith(ctx context.Context, transport *http.Transport, token, url string) (int, string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	client := http.Client{Transport: transport}
 	return answerOf(client.Do(req))

@@ -35,6 +35,10 @@ func TestAnImageIsImportedFromAnArchive(t *testing.T) {
 		if r := s.in(within(t, limit), "k1s", "image", "ls"); !strings.Contains(r.out, "k1s.io/test/import-"+format) {
 			t.Errorf("k1s image ls: %v", r)
 		}
+		// containerd's own client finds the kubelet's images without being told where to look.
+		if r := s.in(within(t, limit), "k1s", "ctr", "images", "ls"); r.code != 0 || !strings.Contains(r.out, name) {
+			t.Errorf("k1s ctr images ls: %v", r)
+		}
 		s.says(t, format, name)
 	}
 	s.put(t, []byte("this is no archive"), "/tmp/broken.tar")

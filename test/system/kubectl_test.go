@@ -135,11 +135,16 @@ func TestKubectlTopShowsNodesAndPods(t *testing.T) {
 // converse starts kubectl and leaves it running until the test ends; what it writes is read line by line.
 func converse(t *testing.T, s space, args ...string) (io.Writer, *bufio.Scanner) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	args = append([]string{"cluster", "kubectl", s.name, "--", "-n", s.ns}, args...)
-	cmd := exec.CommandContext(ctx, the.program, args...)
-	cmd.Env, cmd.Stderr = the.environ(), os.Stderr
 	// k1s passes an interrupt on to kubectl.
+	return converseWith(t, the.environ(), append([]string{"cluster", "kubectl", s.name, "--", "-n", s.ns}, args...)...)
+}
+
+// converseWith is converse with k1s itself, which is interrupted when the test ends.
+func converseWith(t *testing.T, env []string, args ...string) (io.Writer, *bufio.Scanner) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	cmd := exec.CommandContext(ctx, the.program, args...)
+	cmd.Env, cmd.Stderr = env, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	in, err := cmd.StdinPipe()

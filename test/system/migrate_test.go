@@ -37,7 +37,13 @@ type api struct {
 
 func (c *Cluster) api(t *testing.T) *api {
 	t.Helper()
-	raw, err := os.ReadFile(c.disk("etc/admin.kubeconfig"))
+	return administratorOf(t, c.disk("etc/admin.kubeconfig"), c.network(t))
+}
+
+// administratorOf is the client of a node, from inside of its network.
+func administratorOf(t *testing.T, file string, in network) *api {
+	t.Helper()
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +77,7 @@ func (c *Cluster) api(t *testing.T) *api {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(plain(k.Clusters[0].Cluster.CA))
 	transport := &http.Transport{
-		DialContext:         c.network(t).dial,
+		DialContext:         in.dial,
 		TLSClientConfig:     &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
 		MaxIdleConnsPerHost: 32,
 	}

@@ -22,10 +22,14 @@ func TestTheHorizontalPodAutoscalerScalesUpOnCPU(t *testing.T) {
 	}
 }
 
-func TestMemoryBeyondTheLimitIsReportedAsOOMKilled(t *testing.T) {
+func TestMemoryBeyondTheLimitIsReportedAsOOMKilledAndCPUTimeIsLimited(t *testing.T) {
 	t.Parallel()
 	s := shared(t).namespace(t, "limits")
 	s.apply(t, "limits.yaml")
 	s.untilOutput(t, limit, "the pod to be killed", is("OOMKilled 137"),
 		"get", "pod", "greedy", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}")
+	s.untilOutput(t, limit, "the pod that looks at its limit to have ended", is("Succeeded"), "get", "pod", "modest", "-o", "jsonpath={.status.phase}")
+	if out := strings.TrimSpace(s.kubectl(t, "logs", "modest")); out != "25000" && out != "25000 100000" {
+		t.Errorf("a pod with 250m of CPU sees the limit %q", out)
+	}
 }

@@ -3,6 +3,8 @@
 package system
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -34,10 +36,11 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		{"vxlan", []string{"--set", "spec.network.backend=vxlan"}, func(t *testing.T, c *Cluster, _ control.Status) {
+		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--", "--disable=metrics-server"}, func(t *testing.T, c *Cluster, _ control.Status) {
 			if r := c.in(within(t, limit), "ls", "/sys/class/net"); !strings.Contains(r.out, "flannel.") {
 				t.Errorf("links of the node: %v", r)
 			}
+			c.lacks(t, "metrics-server", "coredns", "local-path")
 		}},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -49,6 +52,30 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 			s.rolledOut(t, "deployment/web")
 			s.untilOutput(t, limit, "the service to answer", contains("web-"), "exec", "client", "--", "/bin/wget", "-q", "-T", "5", "-O", "-", "http://web.shape/")
 		})
+	}
+}
+
+// lacks checks that one of the packaged add-ons was left out, and that others are ready.
+func (c *Cluster) lacks(t *testing.T, disabled string, others ...string) {
+	t.Helper()
+	eventually(t, limit, fmt.Sprintf("the add-ons %q to be ready", others), func(ctx context.Context) error {
+		st, err := c.status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, name := range others {
+			i := slices.IndexFunc(st.Addons, func(a control.Addon) bool { return a.Name == name })
+			if i < 0 || st.Addons[i].State != "ready" {
+				return fmt.Errorf("%s is not: %+v", name, st.Addons)
+			}
+		}
+		if slices.ContainsFunc(st.Addons, func(a control.Addon) bool { return a.Name == disabled }) {
+			t.Errorf("%s is among the add-ons: %+v", disabled, st.Addons)
+		}
+		return nil
+	})
+	if out := c.kubectl(t, "get", "deployments,services,apiservices", "-A", "-o", "name"); strings.Contains(out, "/"+disabled) || strings.Contains(out, "metrics.k8s.io") {
+		t.Errorf("%s is there:\n%s", disabled, out)
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 //	--once                           end when a database of others cannot be opened, instead of trying again
 //	--min-revision N                 the next write has a greater one, and older ones count as compacted
 func Run(ctx context.Context, args []string) error {
+	keepContentsOut()
 	config, err := parse(args)
 	if err != nil {
 		return err

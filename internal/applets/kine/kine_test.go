@@ -117,6 +117,32 @@ func TestSaysInOneLineWhyADatabaseCannotBeUsed(t *testing.T) {
 	}
 }
 
+func TestAFullDiskIsSaidWithWhatToDo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	db, err := sql.Open(driverName, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1) // it is the connection that has the limit
+	if _, err := db.Exec("CREATE TABLE t (a TEXT); PRAGMA max_page_count = 8"); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; err == nil && i < 100; i++ {
+		_, err = db.Exec("INSERT INTO t VALUES (hex(randomblob(1000)))") // SQLite says the same of a disk
+	}
+	if err == nil {
+		t.Fatal("it has not become full")
+	}
+	got := explain(path, err)
+	if text := got.Error(); !strings.HasPrefix(text, "database file "+path+" cannot be written, the disk is full: ") || strings.Contains(text, "\n") {
+		t.Errorf("got %q", text)
+	}
+	if hint, _ := errs.HintOf(got); hint != "make room on the file system that holds "+path {
+		t.Errorf("the hint is %q", hint)
+	}
+}
+
 func TestTheDatabaseIsUsedAsTheDSNSays(t *testing.T) {
 	db, err := sql.Open(driverName, filepath.Join(t.TempDir(), "s.db")+params)
 	if err != nil {
