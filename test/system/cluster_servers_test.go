@@ -113,7 +113,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 
 	n := newCounters(t, c.anyServer(t))
 	stop := n.start()
-	unwatch := n.watched(t, "counter-0")
+	wasTold := n.watched(t)
 	goesOn := func(what string) {
 		t.Helper()
 		n.mu.Lock()
@@ -208,9 +208,9 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		})
 	})
 	member{c, "server-3"}.nodeCommand(t, "delete", "--yes").wants(t, 0, "server-3 is deleted")
-	unwatch()
 	stop()
 	n.check(t)
+	wasTold()
 	t.Run("all stop and start", func(t *testing.T) {
 		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@
 //	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
 //	faults.go         what has to outlive a fault, and how to make one
 //	registers.go      clients whose history is checked: is there one order of all they did and saw?
+//	watcher.go        what a watch has to tell of, and whether it did
 //	bare.go           a machine with nothing on it, for servers that must not start
 //	network.go        network namespaces in which a test has sockets and programs of its own
 //	host.go           another machine for clusters to be made on, with a network of its own
