@@ -28,6 +28,27 @@ func TestSpreadKeepsQuantiles(t *testing.T) {
 	}
 }
 
+func TestThe95thPercentileIsNotToldOfAFew(t *testing.T) {
+	of := func(n int) string {
+		r := results{Samples: map[string][]float64{}}
+		for i := range n {
+			r.Samples["k1s "+sampleFailOver] = append(r.Samples["k1s "+sampleFailOver], float64(i+1))
+		}
+		for i, row := range r.rows() {
+			if strings.HasPrefix(row.name, "the server that leads is killed") {
+				p95 := r.rows()[i+1]
+				return fmt.Sprint(numbers(p95.of(k1s)).quantile(p95.at))
+			}
+		}
+		return "there is no such row"
+	}
+	for n, want := range map[int]string{3: "0", 19: "0", 21: "20"} {
+		if got := of(n); got != want {
+			t.Errorf("of %d kills: %s, want %s", n, got, want)
+		}
+	}
+}
+
 func TestRatioOfWhatIsNotKnownIsEmpty(t *testing.T) {
 	for _, c := range []struct {
 		a, b float64

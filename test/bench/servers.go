@@ -24,7 +24,6 @@ const (
 	sampleServerAdded = "server added"
 	sampleFailOver    = "fail-over"
 	serversName       = "bench-servers"
-	failOvers         = 3
 	// tryEvery is how often a write is begun while none is acknowledged, and tryFor how long each may take.
 	tryEvery = 50 * time.Millisecond
 	tryFor   = 15 * time.Second
@@ -43,7 +42,7 @@ func (b *bench) servers(ctx context.Context) (err error) {
 		return err
 	}
 	b.took(sampleServers, time.Since(began))
-	for range failOvers {
+	for range b.o.kills {
 		leader, err := b.leader(ctx)
 		if err != nil {
 			return err

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -60,8 +61,7 @@ func readKey(t *testing.T, file string) any {
 // pki is the node's directory of certificates.
 func (c *Cluster) pki(name string) string { return c.disk("var/lib/k1s/pki/" + name) }
 
-// plant gives certificates of the node another lifetime, as if the time were another; without names all that
-// are no authorities. It returns what was planted, by name.
+// plant is plantIn for the only node of a cluster; without names it is about all certificates that are no authorities.
 func (c *Cluster) plant(t *testing.T, notBefore, notAfter time.Time, names ...string) map[string]*x509.Certificate {
 	t.Helper()
 	if len(names) == 0 {
@@ -75,22 +75,29 @@ func (c *Cluster) plant(t *testing.T, notBefore, notAfter time.Time, names ...st
 			}
 		}
 	}
+	return plantIn(t, c.pki, []string{"ca", "front-proxy-ca"}, notBefore, notAfter, names...)
+}
+
+// plantIn gives certificates of a node, which are of one of the authorities, another lifetime, as if the time were another. pki is where the
+// node's files of certificates are. It returns what was planted, by name.
+func plantIn(t *testing.T, pki func(string) string, authorities []string, notBefore, notAfter time.Time, names ...string) map[string]*x509.Certificate {
+	t.Helper()
 	planted := map[string]*x509.Certificate{}
 	for _, name := range names {
-		cert := readCertificate(t, c.pki(name+".crt"))
-		for _, ca := range []string{"ca", "front-proxy-ca"} {
-			by := readCertificate(t, c.pki(ca+".crt"))
+		cert := readCertificate(t, pki(name+".crt"))
+		for _, ca := range authorities {
+			by := readCertificate(t, pki(ca+".crt"))
 			if !bytes.Equal(by.RawSubject, cert.RawIssuer) {
 				continue
 			}
 			by.NotBefore = notBefore // or it would not be planted
 			cert.SerialNumber, cert.NotBefore, cert.NotAfter = nil, notBefore, notAfter
-			der, err := x509.CreateCertificate(rand.Reader, cert, by, cert.PublicKey, readKey(t, c.pki(ca+".key")))
+			der, err := x509.CreateCertificate(rand.Reader, cert, by, cert.PublicKey, readKey(t, pki(ca+".key")))
 			if err == nil {
 				planted[name], err = x509.ParseCertificate(der)
 			}
 			if err == nil {
-				err = os.WriteFile(c.pki(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+				err = os.WriteFile(pki(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -114,30 +121,65 @@ func (c *Cluster) presents(t *testing.T) {
 	t.Helper()
 	in := c.network(t)
 	for name, address := range servers {
-		eventually(t, limit, address+" to present the certificate "+name, func(ctx context.Context) error {
-			want := readCertificate(t, c.pki(name+".crt"))
+		presented(t, in, address, c.pki(name+".crt"))
+		eventually(t, limit, address+" to refuse TLS 1.1", func(ctx context.Context) error {
 			conn, err := in.dial(ctx, "tcp", address)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
-			client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
-			if err := client.HandshakeContext(ctx); err != nil {
-				return err
-			}
-			if got := client.ConnectionState().PeerCertificates[0]; !got.Equal(want) {
-				return fmt.Errorf("it ends %s, want %s", got.NotAfter, want.NotAfter)
-			}
-			if conn, err = in.dial(ctx, "tcp", address); err != nil {
-				return err
-			}
-			defer conn.Close()
-			client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
+			client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
 			if err := client.HandshakeContext(ctx); err == nil || !strings.Contains(err.Error(), "protocol version not supported") {
-				return fmt.Errorf("asked for TLS 1.1 it says: %v", err)
+				return fmt.Errorf("it says: %v", err)
 			}
 			return nil
 		})
+	}
+}
+
+// presented waits until the server at an address in a network presents the certificate in a file. Whether it wants one of its clients does
+// not matter.
+func presented(t *testing.T, in network, address, file string) {
+	t.Helper()
+	eventually(t, limit, address+" to present the certificate in "+file, func(ctx context.Context) error {
+		want := readCertificate(t, file)
+		conn, err := in.dial(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		var got *x509.Certificate
+		client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
+			got = s.PeerCertificates[0]
+			return nil
+		}})
+		if err := client.HandshakeContext(ctx); got == nil {
+			return err
+		}
+		if !got.Equal(want) {
+			return fmt.Errorf("it ends %s, want %s", got.NotAfter, want.NotAfter)
+		}
+		return nil
+	})
+}
+
+// renewsThoseOfEtcd lets a server of several renew the certificates of its etcd, and that with which its API server comes to it, while they run.
+func renewsThoseOfEtcd(t *testing.T, m member, peers string) {
+	pki := func(name string) string { return m.disk("var/lib/k1s/pki/" + name) }
+	was := processesOf(m.untilState(t, control.Running))
+	planted := plantIn(t, pki, []string{"etcd/ca"}, time.Now().AddDate(0, -11, 0), time.Now().AddDate(0, 0, 1), "etcd/server", "etcd/peer", "apiserver-etcd-client")
+	m.in(within(t, limit), "k1s", "certs", "renew").wants(t, 0, "3 certificates are renewed")
+	for name, old := range planted {
+		now := readCertificate(t, pki(name+".crt"))
+		if now.Equal(old) || time.Until(now.NotAfter) < 300*24*time.Hour {
+			t.Errorf("%s has not been renewed: it ends %s", name, now.NotAfter)
+		}
+	}
+	in := m.network(t)
+	presented(t, in, "127.0.0.1:2379", pki("etcd/server.crt"))
+	presented(t, in, peers, pki("etcd/peer.crt"))
+	if now := processesOf(m.untilState(t, control.Running)); !maps.Equal(was, now) {
+		t.Errorf("something was restarted on %s: %v, now %v", m.node, was, now)
 	}
 }
 

@@ -4,6 +4,7 @@ package system
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -136,10 +137,77 @@ func (e everywhere) reach(t *testing.T, nodes int) {
 	}
 }
 
+// served checks that an agent finds the API at its own address, whoever is behind it, and that the API finds the agent's pod.
+func (e everywhere) served(t *testing.T, agent member) {
+	t.Helper()
+	const kubeconfig = "/var/lib/k1s/kubeconfig/kubelet.kubeconfig"
+	if raw, err := os.ReadFile(agent.disk(kubeconfig)); err != nil || !strings.Contains(string(raw), "https://127.0.0.1:6443") {
+		t.Errorf("%s does not find the API at its own address: %v\n%s", agent.node, err, raw)
+	}
+	eventually(t, limit, "the API to answer "+agent.node+" at its own address", func(ctx context.Context) error {
+		r := agent.in(ctx, "k1s", "kubectl", "--kubeconfig", kubeconfig, "get", "node", agent.node, "-o", "name")
+		if r.code != 0 || strings.TrimSpace(r.out) != "node/"+agent.node {
+			return fmt.Errorf("it says %v", r)
+		}
+		return nil
+	})
+	pod := strings.TrimSpace(e.kubectl(t, "get", "pods", "-l", "app=everywhere", "--field-selector", "spec.nodeName="+agent.node, "-o", "jsonpath={.items[*].metadata.name}"))
+	e.untilOutput(t, limit, "the log of the pod on "+agent.node, is("started on "+agent.node), "logs", pod)
+	e.untilOutput(t, limit, "a command in the pod on "+agent.node, is("here on "+agent.node), "exec", pod, "--", "sh", "-c", "echo here on $NODE")
+}
+
 // uids are the pods and how often their containers were started.
 func (e everywhere) uids(t *testing.T) string {
 	t.Helper()
 	return e.kubectl(t, "get", "pods", "-l", "app=everywhere", "--sort-by=.spec.nodeName", "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.metadata.uid} {.status.containerStatuses[0].containerID}{"\n"}{end}`)
+}
+
+// beside is a shell's line that starts a second node program in a node, with directories of its own and a token from standard input.
+func beside(start string) string {
+	return "rm -rf /run/other && mkdir -p /run/other/data && ln -s /var/lib/k1s/payload /run/other/data/payload && cat > /run/other/token && chmod 600 /run/other/token && " +
+		"K1S_DATA_DIR=/run/other/data K1S_RUN_DIR=/run/other/run K1S_CONFIG_DIR=/run/other/etc K1S_TOKEN_FILE=/run/other/token " + start +
+		"; code=$?; rm -rf /run/other; exit $code"
+}
+
+// joinsTwice runs the command with which an agent has joined again, while it runs and when its daemon was killed, with its own token and with
+// another one.
+func joinsTwice(t *testing.T, c *Cluster, a member) {
+	// known is what the cluster knows of it: its Node, its key, and the token with which it joined.
+	known := func() string {
+		t.Helper()
+		return c.kubectl(t, "get", "node", a.node, "-o", "jsonpath={.metadata.uid} ") +
+			c.kubectl(t, "-n", "kube-system", "get", "secret", "k1s-node-"+a.node, "-o", "jsonpath={.data.identity} {.data.token}")
+	}
+	was, before := a.untilState(t, control.Running), known()
+	if len(strings.Fields(before)) != 3 {
+		t.Fatalf("the cluster knows %q of %s", before, a.node)
+	}
+	another := c.in(within(t, limit), "k1s", "token", "create")
+	a.must(t, another)
+	if err := os.WriteFile(a.disk("etc/another"), []byte(another.out), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"token", "another"} {
+		a.in(within(t, limit), "k1s", "agent", "--token-file", "/etc/k1s/"+file).wants(t, 1, "k1s is already running on /var/lib/k1s", "hint:  ")
+	}
+	for _, token := range []string{"its own", "another"} {
+		if token == "another" {
+			if err := os.Rename(a.disk("etc/another"), a.disk("etc/token")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kill(t, was.PID)
+		eventually(t, limit, "another daemon, with "+token+" token", func(ctx context.Context) error {
+			now, err := a.status(ctx)
+			if err == nil && now.PID == was.PID {
+				err = errors.New("it is still the old one")
+			}
+			return err
+		})
+		if was = a.untilState(t, control.Running); known() != before {
+			t.Errorf("with %s token it is another one: %s, was %s", token, known(), before)
+		}
+	}
 }
 
 func TestAgentsJoinAndStay(t *testing.T) {
@@ -206,10 +274,26 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		if out := c.in(within(t, limit), "k1s", "token", "ls").out; !strings.Contains(out, "of a test") || strings.Contains(out, parts[3]) {
 			t.Errorf("token ls:\n%s", out)
 		}
-		if out := c.kubectl(t, "get", "secrets", "-A", "-o", "yaml"); strings.Contains(out, parts[3]) {
-			t.Error("the token's secret is in the cluster")
+		// Its record is in the database's files, and its secret is not.
+		if !c.inFiles(t, parts[2]) || !c.inFiles(t, "of a test") {
+			t.Error("the record of the token is not where its secret is looked for")
+		}
+		for _, secret := range []string{parts[3], base64.StdEncoding.EncodeToString([]byte(parts[3]))} {
+			if c.inFiles(t, secret) {
+				t.Error("the token's secret is in the files of the database")
+			}
 		}
 		c.in(within(t, limit), "k1s", "token", "revoke", others[2]).wants(t, 0, "revoked")
+		expired := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create", "--ttl", "1s").out)
+		eventually(t, limit, "a token to expire", func(ctx context.Context) error {
+			r := c.in(ctx, "k1s", "token", "ls")
+			for line := range strings.Lines(r.out) {
+				if f := strings.Fields(line); len(f) > 0 && strings.Contains(expired, "."+f[0]+".") && strings.Contains(line, "expired") {
+					return nil
+				}
+			}
+			return fmt.Errorf("token ls: %v", r)
+		})
 		wrong := strings.Join([]string{parts[0], parts[1], parts[2], others[3], parts[4]}, ".")
 		foreign := strings.Join([]string{parts[0], parts[1], parts[2], parts[3], strings.Repeat("A", 43)}, ".")
 		for name, tc := range map[string]struct {
@@ -219,15 +303,13 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			"cut off":            {token[:len(token)-4], "was it cut off", 2},
 			"wrong secret":       {wrong, "its secret is not the one", 1},
 			"revoked":            {other, "is not known", 1},
+			"expired":            {expired, "expired on 2", 1},
 			"of another cluster": {foreign, "is not a server of the cluster that the token is for", 1},
 		} {
 			t.Run(name, func(t *testing.T) {
-				// A second node program beside agent-1's, with a directory of its own; it gets no further than joining.
+				// It gets no further than joining.
 				r := c.k1sWith(within(t, limit), tc.token, "cluster", "exec", c.name, "agent-1", "--", "sh", "-c",
-					"rm -rf /run/other && mkdir -p /run/other/data && ln -s /var/lib/k1s/payload /run/other/data/payload && cat > /run/other/token && chmod 600 /run/other/token && "+
-						"K1S_DATA_DIR=/run/other/data K1S_RUN_DIR=/run/other/run K1S_CONFIG_DIR=/run/other/etc K1S_TOKEN_FILE=/run/other/token "+
-						"K1S_NODE_NAME=agent-9 K1S_NODE_IP=10.88.0.31 K1S_SERVER=https://10.88.0.10:6443 k1s agent; "+
-						"code=$?; rm -rf /run/other; exit $code")
+					beside("K1S_NODE_NAME=agent-9 K1S_NODE_IP=10.88.0.31 K1S_SERVER=https://10.88.0.10:6443 k1s agent"))
 				r.wants(t, tc.code, tc.says)
 				if strings.Contains(r.out+r.err, parts[3]) {
 					t.Error("the token's secret is in its output")
@@ -238,6 +320,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("the cluster knows agent-9:\n%s", out)
 		}
 	})
+	t.Run("who joins twice stays who it is", func(t *testing.T) { joinsTwice(t, c, agents[1]) })
 	t.Run("files are closed as the CIS benchmark has it", func(t *testing.T) {
 		filesAreClosed(t, member{c, "server-0"}, true)
 		filesAreClosed(t, agents[0], false)
@@ -274,20 +357,13 @@ func TestAgentsJoinAndStay(t *testing.T) {
 	})
 	t.Run("pods of agents go on without a server", func(t *testing.T) {
 		a := agents[0]
-		// Nothing arrives and nothing is refused: open connections hang.
-		net := func(args ...string) {
-			t.Helper()
-			if err := c.k1s(within(t, limit), append([]string{"cluster", "net", "--cluster", c.name}, args...)...).error(); err != nil {
-				t.Fatal(err)
-			}
-		}
 		var pods map[string]everyPod
 		eventually(t, limit, "a pod on each node", func(ctx context.Context) (err error) {
 			pods, err = app.pods(ctx, 3)
 			return err
 		})
 		before := app.uids(t)
-		net("cut", "server-0")
+		c.net(t, "cut", "server-0") // nothing arrives and nothing is refused: open connections hang
 		ask := func() {
 			t.Helper()
 			eventually(t, limit, "the pod on agent-1 to answer agent-0", func(ctx context.Context) error {
@@ -335,7 +411,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			return err
 		})
 		ask()
-		net("heal")
+		c.net(t, "heal")
 		a.untilState(t, control.Running)
 		app.reach(t, 3)
 		after := app.uids(t)
@@ -343,6 +419,35 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			if strings.HasPrefix(line, "agent-") && !strings.Contains(after, line) {
 				t.Errorf("a pod of an agent was started anew: before\n%s\nafter\n%s", before, after)
 			}
+		}
+	})
+	t.Run("an agent boots without a server, and its pods are back when there is one", func(t *testing.T) {
+		a := agents[0]
+		pod := func() string {
+			t.Helper()
+			return strings.TrimSpace(app.kubectl(t, "get", "pods", "-l", "app=everywhere", "--field-selector", "spec.nodeName="+a.node, "-o", "jsonpath={.items[*].metadata.uid}"))
+		}
+		before, was := pod(), a.untilState(t, control.Running)
+		c.net(t, "cut", "server-0")
+		a.must(t, a.nodeCommand(t, "stop"))
+		a.must(t, a.nodeCommand(t, "start", "--wait", "0s"))
+		eventually(t, limit, "the agent's kubelet to run, while no server answers", func(ctx context.Context) error {
+			now, err := a.status(ctx)
+			if err != nil {
+				return err
+			}
+			k, err := componentOf(now, "kubelet")
+			b, berr := componentOf(now, "balancer")
+			if err = errors.Join(err, berr); err == nil && (now.PID == was.PID || k.State != "ready" || b.State == "ready") {
+				err = fmt.Errorf("daemon %d, was %d; it is %s %s: kubelet %s %s, balancer %s %s", now.PID, was.PID, now.State, now.Doing, k.State, k.Note, b.State, b.Note)
+			}
+			return err
+		})
+		c.net(t, "heal")
+		a.untilState(t, control.Running)
+		app.reach(t, 3)
+		if after := pod(); after != before || before == "" {
+			t.Errorf("the pod of %s was %q and is %q", a.node, before, after)
 		}
 	})
 	t.Run("the cluster stops and starts, and grows and shrinks", func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -45,6 +46,17 @@ func (c *Cluster) describe(t *testing.T) cluster.Status {
 		t.Fatalf("there is no %s:\n%s", c.name, r.out)
 	}
 	return all[i]
+}
+
+// network is that of the node as it runs now.
+func (m member) network(t *testing.T) network {
+	t.Helper()
+	nodes := m.describe(t).Nodes
+	i := slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == m.node })
+	if i < 0 || nodes[i].PID <= 1 {
+		t.Fatalf("%s does not run: %+v", m.node, nodes)
+	}
+	return networkOf(t, nodes[i].PID)
 }
 
 // dies kills everything on the node at once, as a power cut does.
@@ -117,37 +129,14 @@ func (c *Cluster) serverAddresses(t *testing.T, want ...string) {
 
 func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Parallel()
-	c := created(t, "servers", withImages(t, "--servers", "3", "--agents", "1")...)
-	servers := []member{{c, "server-0"}, {c, "server-1"}, {c, "server-2"}}
+	// With an audit log, so that it can be seen that nothing of what is handed over is in it.
+	c := created(t, "servers", withImages(t, "--agents", "1", "--set", "spec.audit.enabled=true")...)
+	servers, agent := []member{{c, "server-0"}, {c, "server-1"}, {c, "server-2"}}, member{c, "agent-0"}
 	app := everywhere{c.namespace(t, "everywhere")}
 	app.apply(t, "everywhere.yaml")
-
-	t.Run("each is a whole server", func(t *testing.T) {
-		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
-		for _, s := range servers {
-			s.untilState(t, control.Running)
-			eventually(t, limit, "etcd to answer the API server of "+s.node, func(ctx context.Context) error {
-				return s.in(ctx, "k1s", "kubectl", "get", "--raw", "/readyz/etcd").error()
-			})
-			if st, err := os.Stat(s.disk("var/lib/k1s/pki/ca.key")); err != nil || st.Mode().Perm() != 0o600 {
-				t.Errorf("the CA's key on %s: %v %v", s.node, st, err)
-			}
-		}
-		for _, f := range []string{"ca.key", "sa.key", "front-proxy-ca.key", "etcd/ca.key"} {
-			if string(decoded(t, servers[0].disk("var/lib/k1s/pki/"+f))) != string(decoded(t, servers[2].disk("var/lib/k1s/pki/"+f))) {
-				t.Errorf("%s differs", f)
-			}
-		}
-		// None of it is in the datastore.
-		if out := c.kubectl(t, "get", "secrets,configmaps", "-A", "-o", "yaml"); strings.Contains(out, "PRIVATE KEY") {
-			t.Error("a private key is in the cluster")
-		}
-		app.reach(t, 4)
-	})
-
 	n := newCounters(t, c.anyServer(t))
 	stop := n.start()
-	unwatch := n.watched(t, "counter-0")
+	wasTold := n.watched(t)
 	goesOn := func(what string) {
 		t.Helper()
 		n.mu.Lock()
@@ -165,14 +154,80 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		})
 		n.check(t)
 	}
+
+	t.Run("two join under writes, and the state moves from SQLite to etcd", func(t *testing.T) {
+		goesOn("with one")
+		if d, err := servers[0].client().Datastore(within(t, limit)); err != nil || d.Engine != "sqlite" {
+			t.Errorf("the state is in %s: %v", d.Engine, err)
+		}
+		for _, s := range servers[1:] {
+			c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node "+s.node+" is there")
+			goesOn("with " + s.node)
+		}
+		if d, err := servers[0].client().Datastore(within(t, limit)); err != nil || d.Engine != "etcd" {
+			t.Errorf("the state is in %s: %v", d.Engine, err)
+		}
+	})
+	t.Run("each is a whole server", func(t *testing.T) {
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		for _, s := range servers {
+			s.untilState(t, control.Running)
+			eventually(t, limit, "etcd to answer the API server of "+s.node, func(ctx context.Context) error {
+				return s.in(ctx, "k1s", "kubectl", "get", "--raw", "/readyz/etcd").error()
+			})
+			if st, err := os.Stat(s.disk("var/lib/k1s/pki/ca.key")); err != nil || st.Mode().Perm() != 0o600 {
+				t.Errorf("the CA's key on %s: %v %v", s.node, st, err)
+			}
+		}
+		for _, f := range clusterKeys {
+			if string(decoded(t, servers[0].disk("var/lib/k1s/pki/"+f))) != string(decoded(t, servers[2].disk("var/lib/k1s/pki/"+f))) {
+				t.Errorf("%s differs", f)
+			}
+		}
+		app.reach(t, 4)
+	})
+	t.Run("nothing that is handed over is kept in the clear", func(t *testing.T) { nothingInTheClear(t, servers) })
+	t.Run("a server with other settings is refused", func(t *testing.T) {
+		s := servers[1]
+		token := s.in(within(t, limit), "k1s", "token", "create", "--role", "server")
+		s.must(t, token)
+		c.k1sWith(within(t, limit), token.out, "cluster", "exec", c.name, agent.node, "--", "sh", "-c",
+			beside("K1S_ROLE=server K1S_NODE_NAME=server-9 K1S_NODE_IP=10.88.0.99 K1S_SERVER=https://10.88.0.11:6443 K1S_NETWORK_SERVICE_CIDR=10.44.0.0/16 k1s server")).
+			wants(t, 2, `spec.network.serviceCIDR is "10.44.0.0/16" here and "10.43.0.0/16" in the cluster`)
+		// It has been told the settings with the keys, so it counts as a server until it is let go.
+		s.in(within(t, limit), "k1s", "node", "remove", "server-9", "--yes").wants(t, 0, "server-9 is removed")
+		if all := etcdMembers(t, servers); len(all) != 3 {
+			t.Errorf("members of etcd: %+v", all)
+		}
+		goesOn("after that")
+	})
+	// Those of the third: in what comes next either of the others is dead, and comes back to it with new connections.
+	t.Run("certificates of etcd are renewed while it runs", func(t *testing.T) { renewsThoseOfEtcd(t, servers[2], "10.88.0.12:2380") })
 	t.Run("one dies, whoever leads", func(t *testing.T) {
 		goesOn("before")
+		members := func() map[string]uint64 {
+			ids := map[string]uint64{}
+			for _, m := range etcdMembers(t, servers) {
+				ids[m.Name] = m.ID
+			}
+			return ids
+		}
 		for _, s := range servers[:2] {
+			before := members()
 			s.dies(t)
 			goesOn("without " + s.node)
+			app.served(t, agent)
+			if s.node == "server-1" { // one that joined needs its token no more, and whatever is in its place does not matter
+				if err := os.WriteFile(s.disk("etc/token"), []byte("no token\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
 			s.must(t, s.nodeCommand(t, "start", patience))
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
+			if now := members(); !maps.Equal(now, before) {
+				t.Errorf("members of etcd are %v, were %v", now, before)
+			}
 		}
 		app.reach(t, 4)
 	})
@@ -216,6 +271,10 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.podsInside(t, "server-0")
 		goesOn("with three again")
 	})
+	t.Run("Secrets are in the clear again on all of them", func(t *testing.T) {
+		decrypts(t, c, servers[1], servers[2], servers[0])
+		goesOn("after it")
+	})
 	t.Run("two of them leave, and another one comes", func(t *testing.T) {
 		for _, s := range []member{servers[2], servers[0]} {
 			s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
@@ -243,9 +302,9 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		})
 	})
 	member{c, "server-3"}.nodeCommand(t, "delete", "--yes").wants(t, 0, "server-3 is deleted")
-	unwatch()
 	stop()
 	n.check(t)
+	wasTold()
 	t.Run("all stop and start", func(t *testing.T) {
 		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)

@@ -31,7 +31,7 @@ type revisions struct {
 // follows runs until the returned function is called, which first lets it come to a revision and to so many readings of everything.
 func (c *Cluster) follows(t *testing.T, path string) (stop func(last, begun int) revisions) {
 	t.Helper()
-	a := counters{t: t, api: c.api(t)}
+	a := c.api(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan revisions, 1)
 	var seen, lists atomic.Int64 // what r has, for others

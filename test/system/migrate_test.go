@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -119,6 +120,25 @@ func (a *api) do(ctx context.Context, method, path string, body any) (object, in
 	return o, resp.StatusCode, json.Unmarshal(answer, &o)
 }
 
+// raw reads an answer as it comes, for as long as it does.
+func (a *api) raw(ctx context.Context, path string, read func(io.Reader) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
+	if err != nil {
+		return err
+	}
+	client := *a.http
+	client.Timeout = 0
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return read(resp.Body)
+}
+
 const counterPath = "/api/v1/namespaces/default/configmaps"
 
 func configMap(name, value string) map[string]any {
@@ -130,10 +150,11 @@ type counters struct {
 	t   *testing.T
 	api *api
 
-	mu       sync.Mutex // guards what follows
-	acked    []int      // the last value of each that was acknowledged
-	revision []int      // and where
-	back     []string   // revisions that went backwards
+	mu       sync.Mutex     // guards what follows
+	acked    []int          // the last value of each that was acknowledged
+	revision []int          // and where
+	writes   map[int]change // all that were acknowledged, by revision
+	back     []string       // revisions that went backwards
 	refused  int
 	longest  time.Duration // between two acknowledged writes of one writer
 }
@@ -151,12 +172,16 @@ func (c *Cluster) counts(t *testing.T) (_ *counters, stop func()) {
 	return n, n.start()
 }
 
+const counterPrefix = "counter-"
+
+func counterName(i int) string { return counterPrefix + strconv.Itoa(i) }
+
 func newCounters(t *testing.T, a *api) *counters {
 	t.Helper()
-	n := &counters{t: t, api: a, acked: make([]int, writers), revision: make([]int, writers)}
+	n := &counters{t: t, api: a, acked: make([]int, writers), revision: make([]int, writers), writes: map[int]change{}}
 	for i := range writers {
 		eventually(t, limit, "a counter to be made", func(ctx context.Context) error {
-			_, code, err := n.api.do(ctx, http.MethodPost, counterPath, configMap(fmt.Sprintf("counter-%d", i), "0"))
+			_, code, err := n.api.do(ctx, http.MethodPost, counterPath, configMap(counterName(i), "0"))
 			if code == http.StatusConflict { // the answer to the one before was lost
 				err = nil
 			}
@@ -179,7 +204,7 @@ func (n *counters) start() (stop func()) {
 
 // write changes what it has seen, so that a request of which nothing is known cannot overtake a later one.
 func (n *counters) write(ctx context.Context, i int) {
-	name, last := fmt.Sprintf("counter-%d", i), time.Now()
+	name, last := counterName(i), time.Now()
 	path := counterPath + "/" + name
 	seen, value := "", 0
 	for ctx.Err() == nil {
@@ -207,7 +232,10 @@ func (n *counters) write(ctx context.Context, i int) {
 				if bad != nil || rev <= n.revision[i] {
 					n.back = append(n.back, fmt.Sprintf("%s=%d has revision %q after %d", name, value, seen, n.revision[i]))
 				}
-				n.acked[i], n.revision[i] = value, rev
+				if was, ok := n.writes[rev]; ok {
+					n.back = append(n.back, fmt.Sprintf("%s=%d is acknowledged at revision %d, as was %v", name, value, rev, was))
+				}
+				n.acked[i], n.revision[i], n.writes[rev] = value, rev, change{name, strconv.Itoa(value)}
 				n.longest = max(n.longest, time.Since(last))
 				last = time.Now()
 				n.mu.Unlock()
@@ -300,87 +328,30 @@ func (c *Cluster) database(t *testing.T, name string, start func(*testing.T, net
 	return db, args
 }
 
-// watched follows a ConfigMap through everything, as an informer does: a list, a watch from there, and when the watch is
-// refused or its revision is gone a list again.
-func (n *counters) watched(t *testing.T, name string) (stop func()) {
+// watched is told of all counters through everything that happens to the cluster, as an informer is. check, called when the writers have
+// ended, wants it to have been told of every write that was acknowledged.
+func (n *counters) watched(t *testing.T) (check func()) {
+	t.Helper()
+	w := &watcher{api: n.api, path: counterPath, prefix: counterPrefix}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan string, 1)
-	go func() {
-		last := 0
-		for ctx.Err() == nil {
-			var list struct {
-				Metadata struct {
-					ResourceVersion string `json:"resourceVersion"`
-				} `json:"metadata"`
-				Items []object `json:"items"`
-			}
-			selector := counterPath + "?fieldSelector=metadata.name=" + name
-			if err := n.raw(ctx, selector, func(r io.Reader) error { return json.NewDecoder(r).Decode(&list) }); err != nil {
-				time.Sleep(20 * time.Millisecond)
-				continue
-			}
-			for _, o := range list.Items {
-				v, _ := strconv.Atoi(o.Data["n"])
-				if v < last {
-					done <- fmt.Sprintf("a list shows %d after %d", v, last)
-					return
-				}
-				last = v
-			}
-			_ = n.raw(ctx, selector+"&watch=true&resourceVersion="+list.Metadata.ResourceVersion, func(r io.Reader) error {
-				for dec := json.NewDecoder(r); ; {
-					var e struct {
-						Type   string `json:"type"`
-						Object object `json:"object"`
-					}
-					if err := dec.Decode(&e); err != nil {
-						return err
-					}
-					if e.Type == "ERROR" {
-						return errors.New("begin anew")
-					}
-					v, _ := strconv.Atoi(e.Object.Data["n"])
-					if v < last {
-						last = -v
-						cancel()
-						return fmt.Errorf("a watch tells of %d", v)
-					}
-					last = v
-				}
-			})
-			if last < 0 {
-				done <- fmt.Sprintf("a watch tells of %d, after a later one", -last)
-				return
-			}
-		}
-		done <- ""
-	}()
+	var done sync.WaitGroup
+	done.Go(func() { w.run(ctx) })
+	stop := sync.OnceFunc(func() { cancel(); done.Wait() })
+	t.Cleanup(stop)
 	return func() {
 		t.Helper()
-		cancel()
-		if s := <-done; s != "" {
-			t.Errorf("%s: %s", name, s)
+		n.mu.Lock()
+		acked := maps.Clone(n.writes)
+		n.mu.Unlock()
+		if len(acked) == 0 {
+			t.Fatal("no write was acknowledged")
 		}
+		if err := w.until(within(t, limit), slices.Max(slices.Collect(maps.Keys(acked)))); err != nil {
+			t.Error(err)
+		}
+		stop()
+		checkWatchers(t, acked, map[string]*watcher{"this machine": w})
 	}
-}
-
-// raw reads an answer as it comes.
-func (n *counters) raw(ctx context.Context, path string, read func(io.Reader) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.api.base+path, nil)
-	if err != nil {
-		return err
-	}
-	client := *n.api.http
-	client.Timeout = 0
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
-	}
-	return read(resp.Body)
 }
 
 func TestTheStateMovesBetweenAllDatastoresUnderWrites(t *testing.T) {
@@ -388,7 +359,7 @@ func TestTheStateMovesBetweenAllDatastoresUnderWrites(t *testing.T) {
 	c := created(t, "move")
 	c.running(t)
 	n, stop := c.counts(t)
-	unwatch := n.watched(t, "counter-0")
+	wasTold := n.watched(t)
 	c.storesAndWatches(t)
 	c.settled(t)
 	before := c.containers(t)
@@ -434,15 +405,15 @@ func TestTheStateMovesBetweenAllDatastoresUnderWrites(t *testing.T) {
 	n.check(t)
 
 	// Back to NATS, without what was written since.
-	unwatch()
+	stop()
+	n.check(t)
+	wasTold()
 	c.kubectl(t, "create", "configmap", "since", "-n", "kept")
 	r := c.in(within(t, limit), "k1s", "datastore", "rollback", "--dry-run")
 	if r.failure != nil || !strings.Contains(r.out, "/registry/configmaps") || !strings.Contains(r.out, "nats://") {
 		t.Errorf("what a rollback would lose: %v", r)
 	}
 	c.in(within(t, limit), "k1s", "datastore", "rollback").wants(t, 2, "--yes")
-	stop()
-	n.check(t)
 	last := n.revision[0]
 	c.migrates(t, "rollback", "--yes")
 	c.hasKept(t)

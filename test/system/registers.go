@@ -4,10 +4,8 @@ package system
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -16,7 +14,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,7 +21,6 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"k1s.io/k1s/internal/cluster"
-	"k1s.io/k1s/internal/wait"
 )
 
 // registers are values in ConfigMaps that clients at every server read and change at once, each change a compare-and-swap by
@@ -43,17 +39,17 @@ type registers struct {
 	mu       sync.Mutex // guards what follows
 	networks map[string]network
 	ops      []porcupine.Operation
-	acked    map[int]change   // acknowledged writes, by resourceVersion
-	times    []ack            // in the order in which they came
-	unknown  map[string]int   // writes of which nothing is known, by client
-	watches  map[string]*tale // by server
-	wrong    []string         // what cannot be, told at once
+	acked    map[int]change      // acknowledged writes, by resourceVersion
+	times    []ack               // in the order in which they came
+	unknown  map[string]int      // writes of which nothing is known, by client
+	watches  map[string]*watcher // by server
+	wrong    []string            // what cannot be, told at once
 	refused  []refusal
 }
 
-// change is a register's value, and ack when a client had its answer.
+// change is what a ConfigMap was given, and ack when a client had its answer.
 type (
-	change struct{ register, value string }
+	change struct{ name, value string }
 	ack    struct {
 		client string
 		at     time.Duration
@@ -64,15 +60,6 @@ type (
 type refusal struct {
 	ack
 	why string
-}
-
-// tale is what a watcher was told. Where it had to begin anew, it does so with a list.
-type tale struct{ chapters []*chapter }
-
-type chapter struct {
-	from   int // the revision of the list it begins with
-	last   int
-	events map[int]change
 }
 
 const (
@@ -150,7 +137,7 @@ func (c *Cluster) registers(t *testing.T, servers []member) *registers {
 	}
 	r := &registers{
 		t: t, c: c, api: c.api(t), path: "/api/v1/namespaces/" + ns + "/configmaps", begin: time.Now(), networks: map[string]network{},
-		acked: map[int]change{}, unknown: map[string]int{}, watches: map[string]*tale{},
+		acked: map[int]change{}, unknown: map[string]int{}, watches: map[string]*watcher{},
 	}
 	for i := range registerCount {
 		if _, _, err := r.api.do(t.Context(), http.MethodPost, r.path, configMap(registerName(i), "0")); err != nil {
@@ -167,9 +154,9 @@ func (c *Cluster) registers(t *testing.T, servers []member) *registers {
 	for _, s := range servers {
 		a := r.at(t, s.node)
 		start(s.node, a)
-		w := &tale{}
+		w := &watcher{api: a, path: r.path, prefix: "register-"}
 		r.watches[s.node] = w
-		others.Go(func() { r.watch(watchers, w, a) })
+		others.Go(func() { w.run(watchers) })
 	}
 	anywhere := c.anyServer(t)
 	anywhere.http.Timeout = registerPatience
@@ -282,82 +269,6 @@ func (r *registers) write(ctx context.Context, client string, a *api, name strin
 	r.ops = append(r.ops, op)
 }
 
-// watch follows all registers as an informer does: a list, a watch from there that goes on where it was when it breaks off, and
-// another list only when the server says that this revision is gone.
-func (r *registers) watch(ctx context.Context, w *tale, a *api) {
-	c := &counters{api: a} // for its way of reading
-	var now *chapter
-	for ctx.Err() == nil {
-		if now == nil {
-			var list struct {
-				Metadata struct {
-					ResourceVersion string `json:"resourceVersion"`
-				} `json:"metadata"`
-			}
-			err := c.raw(ctx, r.path, func(b io.Reader) error { return json.NewDecoder(b).Decode(&list) })
-			from, bad := strconv.Atoi(list.Metadata.ResourceVersion)
-			if err = errors.Join(err, bad); err == nil {
-				r.mu.Lock()
-				if n := len(w.chapters); n > 0 && from < w.chapters[n-1].last {
-					r.wrong = append(r.wrong, fmt.Sprintf("a list is of revision %d after an event of %d", from, w.chapters[n-1].last))
-				}
-				now = &chapter{from: from, last: from, events: map[int]change{}}
-				w.chapters = append(w.chapters, now)
-				r.mu.Unlock()
-			}
-		}
-		if now != nil && r.follow(ctx, c, now) {
-			now = nil
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(registerPace):
-		}
-	}
-}
-
-// follow tells in the end whether a list is needed.
-func (r *registers) follow(ctx context.Context, c *counters, now *chapter) (gone bool) {
-	r.mu.Lock()
-	last := now.last
-	r.mu.Unlock()
-	err := c.raw(ctx, fmt.Sprintf("%s?watch=true&resourceVersion=%d", r.path, last), func(b io.Reader) error {
-		for dec := json.NewDecoder(b); ; {
-			var e struct {
-				Type   string `json:"type"`
-				Object struct {
-					object
-					Code int `json:"code"` // of an error
-				} `json:"object"`
-			}
-			if err := dec.Decode(&e); err != nil {
-				return err
-			}
-			if e.Type == "ERROR" {
-				gone = e.Object.Code == http.StatusGone
-				return errors.New("the watch ends")
-			}
-			r.told(now, e.Object.Metadata.ResourceVersion, change{e.Object.Metadata.Name, e.Object.Data["n"]})
-		}
-	})
-	return gone || err != nil && strings.HasPrefix(err.Error(), "410 ")
-}
-
-func (r *registers) told(now *chapter, revision string, what change) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rev, err := strconv.Atoi(revision)
-	if !strings.HasPrefix(what.register, "register-") { // every namespace has a ConfigMap of its own
-		return
-	}
-	if err != nil || rev <= now.last {
-		r.wrong = append(r.wrong, fmt.Sprintf("a watch tells of %v at revision %q after %d", what, revision, now.last))
-		return
-	}
-	now.last = rev
-	now.events[rev] = what
-}
-
 // goOn waits until each of the clients has had some more writes acknowledged.
 func (r *registers) goOn(t *testing.T, when string, clients ...string) {
 	t.Helper()
@@ -453,16 +364,8 @@ func (r *registers) check(t *testing.T) {
 	newest := slices.Max(slices.Collect(maps.Keys(r.acked)))
 	r.mu.Unlock()
 	for server, w := range r.watches {
-		err := wait.Until(within(t, limit), 100*time.Millisecond, "the watch at "+server, func(context.Context) error {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if n := len(w.chapters); n == 0 || w.chapters[n-1].last < newest {
-				return fmt.Errorf("it has not told of revision %d", newest)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Error(err)
+		if err := w.until(within(t, limit), newest); err != nil {
+			t.Errorf("at %s: %v", server, err)
 		}
 	}
 	r.watchers()
@@ -471,7 +374,7 @@ func (r *registers) check(t *testing.T) {
 	for _, w := range r.wrong {
 		t.Error(w)
 	}
-	r.checkWatches(t)
+	checkWatchers(t, r.acked, r.watches)
 	began := time.Now()
 	result, info := porcupine.CheckOperationsVerbose(registerModel, r.ops, 2*time.Minute)
 	t.Logf("%d operations are %s, found in %s; %d acknowledged writes, unknown %v", len(r.ops), result, time.Since(began).Round(time.Millisecond), len(r.acked), r.unknown)
@@ -484,37 +387,6 @@ func (r *registers) check(t *testing.T) {
 		t.Logf("the longest order that fits has %d operations, the last of them are:", len(longest))
 		for _, o := range longest[max(0, len(longest)-20):] {
 			t.Logf("  %v %s (%s to %s)", o.Metadata, registerModel.DescribeOperation(o.Input, o.Output), time.Duration(o.Call), time.Duration(o.Return))
-		}
-	}
-}
-
-// checkWatches finds in every watcher's tale each change that was acknowledged, or that another watcher was told of, in the time it tells about.
-func (r *registers) checkWatches(t *testing.T) {
-	t.Helper()
-	all := maps.Clone(r.acked)
-	for server, w := range r.watches {
-		for _, c := range w.chapters {
-			for rev, e := range c.events {
-				if was, ok := all[rev]; ok && was != e {
-					t.Errorf("revision %d is %v, and the watch at %s tells of %v", rev, was, server, e)
-				}
-				all[rev] = e
-			}
-		}
-	}
-	for server, w := range r.watches {
-		for i, c := range w.chapters {
-			missing := 0
-			for rev, e := range all {
-				if _, ok := c.events[rev]; !ok && rev > c.from && rev < c.last {
-					if missing++; missing < 4 {
-						t.Errorf("the watch at %s does not tell of %v, revision %d, between %d and %d", server, e, rev, c.from, c.last)
-					}
-				}
-			}
-			if i > 0 {
-				t.Logf("the watch at %s began anew at revision %d, after %d", server, c.from, w.chapters[i-1].last)
-			}
 		}
 	}
 }

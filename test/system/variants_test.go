@@ -36,9 +36,16 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--", "--disable=metrics-server"}, func(t *testing.T, c *Cluster, _ control.Status) {
-			if r := c.in(within(t, limit), "ls", "/sys/class/net"); !strings.Contains(r.out, "flannel.") {
-				t.Errorf("links of the node: %v", r)
+		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--agents", "1", "--", "--disable=metrics-server"}, func(t *testing.T, c *Cluster, _ control.Status) {
+			app := everywhere{c.namespace(t, "everywhere")}
+			app.apply(t, "everywhere.yaml")
+			app.reach(t, 2)
+			// The way to the pods of the other node is through flannel's link, and nowhere else.
+			for _, node := range []string{"server-0", "agent-0"} {
+				r := member{c, node}.in(within(t, limit), "ip", "route")
+				if r.code != 0 || !strings.Contains(r.out, " dev flannel.") || strings.Contains(r.out, " via 10.88.0.3") || strings.Contains(r.out, " via 10.88.0.10 ") {
+					t.Errorf("routes of %s:\n%v", node, r)
+				}
 			}
 			c.lacks(t, "metrics-server", "coredns", "local-path")
 		}},
