@@ -81,6 +81,17 @@ func (c *Cluster) serverAddresses(t *testing.T, want ...string) {
 	})
 }
 
+// joinsAgain starts a server that was removed with a token of another one, which is at ip.
+func (m member) joinsAgain(t *testing.T, at member, ip string) {
+	t.Helper()
+	created := at.in(within(t, limit), "k1s", "token", "create", "--role", "server")
+	m.must(t, created)
+	m.writeFile(t, "token", created.out, 0o600)
+	m.writeFile(t, "config.d/join.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  join: {server: 'https://"+ip+":6443', tokenFile: /etc/k1s/token}\n", 0o644)
+	m.must(t, m.nodeCommand(t, "start"))
+	m.untilState(t, control.Running)
+}
+
 func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Parallel()
 	c := created(t, "servers", withImages(t, "--servers", "3", "--agents", "1")...)
@@ -162,22 +173,75 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		}
 		s.must(t, s.nodeCommand(t, "stop"))
 		s.nodeCommand(t, "start", "--wait", "20s").wants(t, 1, "was removed from its cluster")
-		created := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server")
-		s.must(t, created)
-		if err := os.WriteFile(s.disk("etc/token"), []byte(created.out), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(s.disk("etc/config.d"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		settings := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  join: {server: 'https://10.88.0.11:6443', tokenFile: /etc/k1s/token}\n"
-		if err := os.WriteFile(s.disk("etc/config.d/join.yaml"), []byte(settings), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		s.must(t, s.nodeCommand(t, "start"))
-		s.untilState(t, control.Running)
+		s.joinsAgain(t, servers[1], "10.88.0.11")
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		goesOn("with three again")
+	})
+	t.Run("one that is gone for long is removed by itself, and comes back with a token", func(t *testing.T) {
+		s, stay := servers[2], servers[:2]
+		for _, m := range stay { // whoever leads goes by its own configuration, which a daemon reads at its start
+			m.writeFile(t, "config.d/gone.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  etcd: {removeDeadAfter: 1m}\n", 0o644)
+			was := m.untilState(t, control.Running)
+			kill(t, was.PID)
+			eventually(t, limit, "another daemon on "+m.node, func(ctx context.Context) error {
+				now, err := m.status(ctx)
+				if err == nil && (now.PID == was.PID || now.State != control.Running) {
+					err = fmt.Errorf("pid %d, was %d; it is %s", now.PID, was.PID, now.State)
+				}
+				return err
+			})
+		}
+		s.dies(t)
+		goesOn("without " + s.node)
+		told := false
+		// It counts from when the one that leads has looked first, and anew after an election.
+		eventually(t, 2*limit, s.node+" to be removed", func(ctx context.Context) error {
+			for _, m := range stay {
+				if st, err := m.status(ctx); err == nil {
+					told = told || slices.ContainsFunc(st.Problems, func(p health.Problem) bool {
+						return p.Code == health.EtcdMemberAway && strings.Contains(p.Text, s.node+" has not been seen for") && strings.Contains(p.Text, "it will be removed in")
+					})
+				}
+			}
+			if m := etcdMembers(t, stay); len(m) != 2 {
+				return fmt.Errorf("the members are %+v", m)
+			}
+			r := c.try(ctx, "get", "nodes", "-o", "name")
+			if r.code != 0 || strings.Contains(r.out, s.node) {
+				return fmt.Errorf("there are %s %v", r.out, r.error())
+			}
+			return nil
+		})
+		if !told {
+			t.Error("it was not told before that it would be removed")
+		}
+		eventually(t, limit, "an event to tell of it", func(ctx context.Context) error {
+			r := c.try(ctx, "get", "events", "-n", "default", "--field-selector", "reason=ServerRemoved", "-o", "jsonpath={.items[*].involvedObject.name}")
+			if r.code != 0 || strings.TrimSpace(r.out) != s.node {
+				return fmt.Errorf("there are %q %v", r.out, r.error())
+			}
+			return nil
+		})
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11")
+		goesOn("with one removed by itself")
+		// It was off when that happened.
+		if r := s.nodeCommand(t, "start", "--wait", "1s"); r.code == 0 {
+			t.Errorf("%s starts as if nothing had happened: %v", s.node, r)
+		}
+		eventually(t, limit, s.node+" to know that it was removed", func(ctx context.Context) error {
+			shows, err := s.shows(ctx, health.ServerRemoved)
+			if err == nil && !shows {
+				err = errors.New("it does not say so")
+			}
+			return err
+		})
+		if put, err := filepath.Glob(s.disk("var/lib/k1s/etcd-removed-*")); err != nil || len(put) != 1 {
+			t.Errorf("its data is not put aside: %v, %v", put, err)
+		}
+		s.must(t, s.nodeCommand(t, "stop"))
+		s.joinsAgain(t, servers[1], "10.88.0.11")
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		goesOn("with all three")
 	})
 	t.Run("two of them leave, and another one comes", func(t *testing.T) {
 		for _, s := range []member{servers[2], servers[0]} {
