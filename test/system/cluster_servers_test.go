@@ -179,6 +179,11 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 	})
 	t.Run("one that is gone for long is removed by itself, and comes back with a token", func(t *testing.T) {
 		s, stay := servers[2], servers[:2]
+		// As a server leaves it that dies while it removes a node.
+		const cut = "k1s-node-agent-9"
+		c.kubectl(t, "-n", "kube-system", "create", "secret", "generic", cut, "--type=k1s.io/node", "--from-literal=role=agent", "--from-literal=identity=d2hvIGl0IGlz", "--from-literal=ip=10.88.0.99",
+			"--from-literal=since=2026-01-01T00:00:00Z", "--from-literal=until=2027-01-01T00:00:00Z", "--from-literal=leaving=2026-01-02T00:00:00Z")
+		c.kubectl(t, "-n", "kube-system", "label", "secret", cut, "k1s.io/type=node")
 		for _, m := range stay { // whoever leads goes by its own configuration, which a daemon reads at its start
 			m.writeFile(t, "config.d/gone.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  etcd: {removeDeadAfter: 1m}\n", 0o644)
 			was := m.untilState(t, control.Running)
@@ -219,6 +224,13 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			r := c.try(ctx, "get", "events", "-n", "default", "--field-selector", "reason=ServerRemoved", "-o", "jsonpath={.items[*].involvedObject.name}")
 			if r.code != 0 || strings.TrimSpace(r.out) != s.node {
 				return fmt.Errorf("there are %q %v", r.out, r.error())
+			}
+			return nil
+		})
+		eventually(t, limit, "what was cut off to be finished", func(ctx context.Context) error {
+			r := c.try(ctx, "-n", "kube-system", "get", "secret", cut, "--ignore-not-found", "-o", "name")
+			if r.code != 0 || r.out != "" {
+				return fmt.Errorf("there is %q %v", r.out, r.error())
 			}
 			return nil
 		})
