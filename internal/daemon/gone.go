@@ -8,7 +8,6 @@ import (
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/errs"
-	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
@@ -119,7 +118,7 @@ func serverGone(self string, members []etcdcare.Member, id uint64, bindings []jo
 		}
 		var of []uint64
 		for _, m := range members {
-			if isMember(etcdapi.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs}, b, bindings) {
+			if isMember(asListed(m), b, bindings) {
 				of = append(of, m.ID)
 			}
 		}

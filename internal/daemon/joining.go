@@ -408,6 +408,9 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 func (d *Daemon) NodeRemoval(ctx context.Context, name string) (control.NodeRemoval, error) {
 	steps, err := d.removal(ctx, name)
 	var out control.NodeRemoval
+	if why := d.memberRefusal(ctx, name); err == nil && why != "" {
+		out.Steps = append(out.Steps, "be refused now: "+why)
+	}
 	for _, s := range steps {
 		out.Steps = append(out.Steps, s.Name)
 	}

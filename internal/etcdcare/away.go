@@ -166,3 +166,31 @@ func span(d time.Duration) string {
 	}
 	return s
 }
+
+// TooFew says what speaks against removing a member that has a vote: the names of those of the others that are away, where the rest would be
+// no majority without it; "" for nothing. etcd asks itself the same of all but those it is not connected with, and takes
+// these for dead, which they need not be.
+func TooFew(members []Member, without uint64) string {
+	voters, there := 0, 0
+	var away []string
+	for _, m := range members {
+		switch {
+		case m.ID == without && m.Learner:
+			return ""
+		case m.ID == without, m.Learner:
+			continue
+		}
+		if voters++; seen(m) {
+			there++
+		} else {
+			away = append(away, NodeOf(m.Name))
+		}
+	}
+	switch {
+	case voters == 0:
+		return "there is no other member that votes"
+	case there >= majority(voters):
+		return ""
+	}
+	return fmt.Sprintf("of %d members %d would have to be there, and away are %s", voters, majority(voters), strings.Join(away, ", "))
+}

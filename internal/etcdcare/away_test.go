@@ -170,3 +170,44 @@ func TestOneThatIsAwayIsToldBeforeItIsRemoved(t *testing.T) {
 		}
 	}
 }
+
+func TestTheOthersAreAMajorityWithoutOneThatIsRemoved(t *testing.T) {
+	five := func(states string) []Member { // one letter each: there, away, linked, joining, joining and away
+		var out []Member
+		for i, s := range states {
+			out = append(out, Member{ID: uint64(i + 1), Name: string(rune('a' + i)), Self: i == 0, Healthy: s == 't' || s == 'j', Linked: s == 'l', Learner: s == 'j' || s == 'J'})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		states string
+		remove uint64
+		want   string
+	}{
+		{"ttt", 3, ""},
+		{"tta", 3, ""},
+		{"tta", 2, "of 2 members 2 would have to be there, and away are c"},
+		{"ttl", 2, ""},
+		{"tt", 2, ""},
+		{"ta", 2, ""},
+		{"ta", 1, "away are b"},
+		{"t", 1, "no other member"},
+		{"tj", 1, "no other member"},
+		{"tj", 2, ""},
+		{"taJ", 3, ""},
+		{"ttttt", 1, ""},
+		{"tttta", 2, ""},
+		{"tttaa", 2, "of 4 members 3 would have to be there, and away are d, e"},
+		{"tttaa", 4, ""},
+		{"tttaj", 2, "of 3 members 2"},
+		{"tttj", 3, ""},
+	} {
+		m := five(c.states)
+		if c.states == "tttaj" {
+			m[2].Healthy = false
+		}
+		if got := TooFew(m, c.remove); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s without %d: %q, want %q", c.states, c.remove, got, c.want)
+		}
+	}
+}

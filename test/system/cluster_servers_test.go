@@ -145,6 +145,21 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		for _, s := range servers[:2] {
 			s.dies(t)
 			goesOn("without " + s.node)
+			if s == servers[0] { // two of three are there, and one of two would be left
+				at := servers[1]
+				eventually(t, limit, "a removal to be known as one that is refused", func(ctx context.Context) error {
+					plan := at.in(ctx, "k1s", "node", "remove", "server-2", "--dry-run")
+					if plan.code != 0 || !strings.Contains(plan.out, "would be refused now: of 2 members 2 would have to be there, and away are server-0") {
+						return fmt.Errorf("the plan is %q %v", plan.out, plan.error())
+					}
+					return nil
+				})
+				at.in(within(t, limit), "k1s", "node", "remove", "server-2", "--yes").wants(t, 1, "server-2 is not removed from etcd")
+				if left := c.kubectl(t, "-n", "kube-system", "get", "secret", "k1s-node-server-2", "-o", "jsonpath={.data.leaving}"); left != "" {
+					t.Errorf("it is still on its way out, since %s", left)
+				}
+				goesOn("after a removal that was refused")
+			}
 			s.must(t, s.nodeCommand(t, "start"))
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
