@@ -43,7 +43,7 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 	cfg := merge(etcdMember(in), map[string]any{
 		"listen-client-urls":        client,
 		"listen-peer-urls":          peer,
-		"listen-metrics-urls":       "http://" + local(etcdMetricsPort),
+		"listen-metrics-urls":       etcdMetrics(),
 		"client-transport-security": tls("server"),
 		"peer-transport-security":   tls("peer"),
 	})
@@ -128,6 +128,11 @@ func etcdMember(in component.Input) map[string]any {
 func EtcdMember(in component.Input) (name, peerURL string) {
 	return cmp.Or(in.Etcd.Name, in.Facts.NodeName), EtcdPeerURL(in)
 }
+
+func etcdMetrics() string { return "http://" + local(etcdMetricsPort) }
+
+// EtcdMetrics is where this server's member tells its metrics.
+func EtcdMetrics() string { return etcdMetrics() + "/metrics" }
 
 // EtcdClient is where this server's member answers, and the files that takes.
 func EtcdClient(in component.Input) etcdcare.Etcd {

@@ -112,8 +112,9 @@ type Datastore struct {
 
 // Etcd is how the embedded etcd is looked after. It is of each server, and means nothing with other datastores.
 type Etcd struct {
-	Quota     int       `json:"quota" doc:"how large the database's file may become, in MiB; when that is used up etcd takes no writes until k1s has made room" default:"2048"`
-	Snapshots Snapshots `json:"snapshots" doc:"snapshots of the database; they hold no certificates and no keys"`
+	Quota           int       `json:"quota" doc:"how large the database's file may become, in MiB; when that is used up etcd takes no writes until k1s has made room" default:"2048"`
+	RemoveDeadAfter Delay     `json:"removeDeadAfter" doc:"how long a server may be away until it is removed from the cluster by itself, if all the others are there and are a majority; a duration, or never. The server that leads goes by its own setting, so give all of them the same" default:"never" example:"72h"`
+	Snapshots       Snapshots `json:"snapshots" doc:"snapshots of the database; they hold no certificates and no keys"`
 }
 
 // Snapshots of the embedded etcd.

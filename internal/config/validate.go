@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Known is what Validate cannot know by itself. The zero value checks what the configuration alone tells.
@@ -34,6 +35,8 @@ const (
 	minQuota         = 16         // MiB; a new cluster takes five
 	maxQuota         = 100 * 1024 // etcd advises not to go beyond 8 GiB, and warns
 	maxSocketPath    = 107        // sockaddr_un has 108 bytes with the closing zero
+	// minRemoveDeadAfter is longer than a server that is started again is away.
+	minRemoveDeadAfter = time.Minute
 )
 
 // fixedPorts are the ports components listen at on every node.
@@ -443,6 +446,9 @@ func (c *checker) san(at, san string) {
 func (c *checker) etcd(e Etcd) {
 	if e.Quota < minQuota || e.Quota > maxQuota {
 		c.bad("spec.etcd.quota", "2048 is usual, and more than 8192 is not advised", "is %d MiB, and must be from %d to %d", e.Quota, minQuota, maxQuota)
+	}
+	if err := e.RemoveDeadAfter.Check(minRemoveDeadAfter); err != nil {
+		c.bad("spec.etcd.removeDeadAfter", "for example 72h, or never", "%v", err)
 	}
 	s := e.Snapshots
 	if err := s.Schedule.Check(); err != nil {

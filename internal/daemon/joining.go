@@ -75,9 +75,11 @@ func (s clusterStore) Bindings(ctx context.Context) ([]join.Binding, error) {
 	return out, nil
 }
 
+func nodeOfSecret(name string) string { return strings.TrimPrefix(name, nodePrefix) }
+
 func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
 	b := join.Binding{
-		Node: strings.TrimPrefix(sec.Metadata.Name, nodePrefix), Role: token.Role(cmp.Or(string(sec.Data["role"]), string(token.Agent))), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
+		Node: nodeOfSecret(sec.Metadata.Name), Role: token.Role(cmp.Or(string(sec.Data["role"]), string(token.Agent))), Identity: string(sec.Data["identity"]), Token: string(sec.Data["token"]),
 		Version: sec.Metadata.ResourceVersion,
 		Trusts:  string(sec.Data["trusts"]), Issuer: string(sec.Data["issuer"]),
 	}
@@ -92,6 +94,9 @@ func bindingOf(sec kubeapi.Secret) (join.Binding, error) {
 	}
 	if err == nil {
 		b.IP, err = netip.ParseAddr(string(sec.Data["ip"]))
+	}
+	if since, leaves := sec.Data[leavingKey]; err == nil && leaves {
+		b.Leaving, err = time.Parse(time.RFC3339, string(since))
 	}
 	if err != nil {
 		return b, errs.Hint(fmt.Errorf("the secret %s/%s is damaged: %w", systemNamespace, sec.Metadata.Name, err), "run: k1s node remove %s; the machine joins again with a token", b.Node)
@@ -113,6 +118,9 @@ func (s clusterStore) Bind(ctx context.Context, b join.Binding) error {
 	}
 	if b.Issuer != "" {
 		sec.Data["issuer"] = []byte(b.Issuer)
+	}
+	if !b.Leaving.IsZero() {
+		sec.Data[leavingKey] = []byte(b.Leaving.UTC().Format(time.RFC3339))
 	}
 	if b.Version == "" {
 		return s.api.CreateSecret(ctx, systemNamespace, sec)
@@ -218,6 +226,7 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
+	wg.Go(func() { d.watchLeaving(ctx, in, api) })
 	wg.Go(func() {
 		// Until it is: the others do not wait with keys for a server they do not know.
 		said := ""
@@ -379,10 +388,19 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range steps { // one that fails is the last: a member that cannot be removed keeps its name
-		if err := s.Do(ctx); err != nil {
-			return fmt.Errorf("removing node %s: %s: %w", name, s.Name, err)
+	for i, s := range steps { // one that fails is the last: a member that cannot be removed keeps its name
+		err := s.Do(ctx)
+		if err == nil {
+			continue
 		}
+		if errs.Is(err, errs.Denied) { // it is not to go
+			for _, done := range slices.Backward(steps[:i]) {
+				if done.Undo != nil {
+					_ = done.Undo(ctx) // says what is the matter itself
+				}
+			}
+		}
+		return fmt.Errorf("removing node %s: %s: %w", name, s.Name, err)
 	}
 	d.log.Info("node removed", "node", name)
 	return nil
@@ -392,14 +410,17 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 func (d *Daemon) NodeRemoval(ctx context.Context, name string) (control.NodeRemoval, error) {
 	steps, err := d.removal(ctx, name)
 	var out control.NodeRemoval
+	if why := d.memberRefusal(ctx, name); err == nil && why != "" {
+		out.Steps = append(out.Steps, "be refused now: "+why)
+	}
 	for _, s := range steps {
 		out.Steps = append(out.Steps, s.Name)
 	}
 	return out, err
 }
 
-// removal is what takes a node out of the cluster. The name comes first: a node whose name is free cannot renew its
-// certificates.
+// removal is what takes a node out of the cluster. That it leaves is kept in the cluster first: then it cannot renew its certificates, and
+// if this server dies another one goes on, see watchLeaving. Its name is free last, so that nobody has it meanwhile.
 func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) {
 	in, api, err := d.server()
 	if err != nil {
@@ -425,23 +446,27 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 	if err != nil {
 		return nil, err
 	}
-	if b != nil && b.Role == token.Server && components.UsesEtcd(in) {
-		// First, and if it cannot be nothing else is: a member that is gone counts against the majority.
-		add("take server "+name+" out of etcd, if the members that stay are a majority without it", func(ctx context.Context) error { return d.removeMember(ctx, in, *b) })
+	server := b != nil && b.Role == token.Server && components.UsesEtcd(in)
+	if b != nil {
+		add("keep in the cluster that "+name+" leaves: it cannot renew its certificates any more", func(ctx context.Context) error { return markLeaving(ctx, api, name, true) })
+		steps[0].Undo = func(ctx context.Context) error { d.stays(ctx, api, name); return nil }
 	}
-	switch _, err := api.Secret(ctx, systemNamespace, nodePrefix+name); {
-	case err == nil:
-		add("forget the machine behind "+name+": it cannot renew its certificates, and its name is free", func(ctx context.Context) error {
-			if err := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name); err != nil || b == nil || b.Role != token.Server {
-				return err
-			}
-			return d.removeMember(ctx, in, *b) // it may have been joining in the same moment
-		})
-	case !errs.Is(err, errs.NotFound):
-		return nil, fmt.Errorf("looking for the machine behind %s: %w", name, err)
+	if server {
+		// Next, and if it cannot be nothing else is: a member that is gone counts against the majority.
+		add("take server "+name+" out of etcd, if the members that stay are a majority without it", func(ctx context.Context) error { return d.removeMember(ctx, in, *b) })
 	}
 	if slices.ContainsFunc(nodes, func(n kubeapi.Node) bool { return n.Metadata.Name == name }) {
 		add("delete node "+name+", and with it the pods that are bound to it", func(ctx context.Context) error { return api.DeleteNode(ctx, name) })
+	}
+	if b != nil {
+		add("forget the machine behind "+name+": its name is free", func(ctx context.Context) error {
+			if server {
+				if err := d.removeMember(ctx, in, *b); err != nil { // it may have been joining in the same moment
+					return err
+				}
+			}
+			return api.DeleteSecret(ctx, systemNamespace, nodePrefix+name)
+		})
 	}
 	if len(steps) == 0 {
 		return nil, errs.Hint(errs.New(errs.NotFound, "there is no node %q", name), "see: k1s kubectl get nodes")

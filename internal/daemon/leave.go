@@ -29,8 +29,17 @@ func (d *Daemon) Leave(ctx context.Context) error {
 	}
 	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
 	others := slices.DeleteFunc(all, func(s string) bool { return s == own })
+	name := in.Facts.NodeName
+	if len(others) > 0 { // from here on they go on with it if this one dies
+		if err := markLeaving(ctx, api, name, true); err != nil && !errs.Is(err, errs.NotFound) {
+			return fmt.Errorf("leaving the cluster: keeping there that this server leaves: %w", err)
+		}
+	}
 	if components.UsesEtcd(in) {
 		left, err := d.leaveEtcd(ctx, in)
+		if errs.Is(err, errs.Denied) {
+			d.stays(ctx, api, name)
+		}
 		if err != nil || !left && len(others) == 0 {
 			return err
 		}
@@ -105,10 +114,12 @@ func forget(ctx context.Context, in component.Input, server string) error {
 	}
 	defer api.Close()
 	name := in.Facts.NodeName
-	for _, err := range []error{api.DeleteSecret(ctx, systemNamespace, nodePrefix+name), api.DeleteNode(ctx, name)} {
-		if err != nil && !errs.Is(err, errs.NotFound) {
-			return err
-		}
+	if err := api.DeleteNode(ctx, name); err != nil && !errs.Is(err, errs.NotFound) {
+		return err
+	}
+	// Last: while it is there others know that they have to go on.
+	if err := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name); err != nil && !errs.Is(err, errs.NotFound) {
+		return err
 	}
 	return nil
 }

@@ -324,7 +324,7 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 		}
 		err := removeSettled(ctx, c, m.ID)
 		if errors.Is(err, etcdapi.ErrUnsafe) {
-			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: of the members that would be left, too few are there, or were connected for the last seconds", b.Node), "start the other servers first, or wait for a moment; see: k1s etcd ls")
+			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: %w", b.Node, err), "start the other servers first, or wait for a moment; see: k1s etcd ls")
 		}
 		if err != nil && !errors.Is(err, etcdapi.ErrNoMember) {
 			return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
@@ -342,7 +342,7 @@ const settled = 30 * time.Second
 func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {
 	until := time.Now().Add(settled)
 	for {
-		err := c.Remove(ctx, id)
+		err := removeSafe(ctx, c, id)
 		if !errors.Is(err, etcdapi.ErrUnsafe) || time.Now().After(until) {
 			return err
 		}
@@ -352,6 +352,53 @@ func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// removeSafe asks the others before, whether they are there: etcd does not for a member that it is not connected with.
+func removeSafe(ctx context.Context, c *etcdapi.Client, id uint64) error {
+	var f etcdcare.Facts
+	if _, err := c.Facts(ctx, &f); err != nil {
+		return err
+	}
+	if why := etcdcare.TooFew(f.Members, id); why != "" {
+		return fmt.Errorf("%w: %s", etcdapi.ErrUnsafe, why)
+	}
+	return c.Remove(ctx, id)
+}
+
+// memberRefusal says why a server would not be taken out of etcd now; "" where it would, it is none, or nothing is known.
+func (d *Daemon) memberRefusal(ctx context.Context, node string) string {
+	in, api, err := d.etcdServer()
+	if err != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
+	defer cancel()
+	bindings, err := clusterStore{api: api}.Bindings(ctx)
+	i := slices.IndexFunc(bindings, func(b join.Binding) bool { return b.Node == node && b.Role == token.Server })
+	if err != nil || i < 0 {
+		return ""
+	}
+	c, err := etcdClient(in)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	var f etcdcare.Facts
+	if _, err := c.Facts(ctx, &f); err != nil {
+		return ""
+	}
+	for _, m := range f.Members {
+		if !m.Unstarted && isMember(asListed(m), bindings[i], bindings) {
+			return etcdcare.TooFew(f.Members, m.ID)
+		}
+	}
+	return ""
+}
+
+// asListed is a member as etcd lists it.
+func asListed(m etcdcare.Member) etcdapi.Member {
+	return etcdapi.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, IsLearner: m.Learner}
 }
 
 // isMember tells whether a member is a server's, by its name, and where it has never started by its address. The address of

@@ -43,6 +43,8 @@ type upkeepState struct {
 	writes   float64
 	doing    string // or why nothing is done
 	latest   *control.EtcdDefragmented
+	sight    etcdcare.Sight // of the other members
+	unmoved  string         // why one that is gone could not be removed when that was tried last
 }
 
 // etcdClient speaks with this server's member, with certificates as they are now.
@@ -58,7 +60,9 @@ func etcdClient(in component.Input) (*etcdapi.Client, error) {
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}}
 	conf.RootCAs.AppendCertsFromPEM(raw)
-	return etcdapi.New(e.Endpoint, conf), nil
+	c := etcdapi.New(e.Endpoint, conf)
+	c.Metrics = components.EtcdMetrics()
+	return c, nil
 }
 
 // watchMember looks after this server's member of etcd.
@@ -97,8 +101,13 @@ func (d *Daemon) lookAfterMember(ctx context.Context, in component.Input) {
 			d.board.Report("etcd", etcdcare.Problems(etcdcare.Facts{Free: f.Free}))
 			return
 		}
-		for _, p := range d.board.Report("etcd", etcdcare.Problems(f)) {
+		problems, gone := d.awayMembers(in, f)
+		for _, p := range d.board.Report("etcd", append(etcdcare.Problems(f), problems...)) {
 			d.log.Warn("etcd", "problem", p.Text)
+		}
+		if gone != 0 {
+			d.removeGone(ctx, in, f, gone)
+			return // and look again
 		}
 		deed, why := etcdcare.Next(f)
 		d.mu.Lock()

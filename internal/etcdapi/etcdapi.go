@@ -25,6 +25,8 @@ import (
 type Client struct {
 	endpoint string
 	http     *http.Client
+	// Metrics is where the member's metrics are read, http://HOST:PORT/metrics; "" for nowhere. It is set before the first question.
+	Metrics string
 }
 
 // New does not connect yet. endpoint is https://HOST:PORT.

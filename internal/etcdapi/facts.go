@@ -1,11 +1,15 @@
 package etcdapi
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +28,8 @@ func (c *Client) Facts(ctx context.Context, f *etcdcare.Facts) (Status, error) {
 	if err != nil {
 		return s, err
 	}
-	f.ID, f.Leader, f.Learner, f.Bytes, f.InUse, f.Quota, f.Revision = s.ID, s.Leader, s.Learner, s.Bytes, s.InUse, s.Quota, s.Revision
+	f.ID, f.Leader, f.Term, f.Learner = s.ID, s.Leader, s.Term, s.Learner
+	f.Bytes, f.InUse, f.Quota, f.Revision = s.Bytes, s.InUse, s.Quota, s.Revision
 	f.Alarms = map[uint64]etcdcare.Alarm{}
 	for id, all := range s.Alarms() {
 		for _, a := range all {
@@ -52,12 +57,18 @@ func (c *Client) members(ctx context.Context, s Status) ([]etcdcare.Member, erro
 		switch {
 		case e.Self:
 		case e.Name == "": // it has been added and has not started
-			e.Name, e.Problem = fmt.Sprintf("%x", m.ID), "it has not started yet"
+			e.Name, e.Problem, e.Unstarted = fmt.Sprintf("%x", m.ID), "it has not started yet", true
 		default:
 			asked.Go(func() { e.Skew, e.Problem = c.answers(ctx, m.PeerURLs); e.Healthy = e.Problem == "" })
 		}
 	}
 	asked.Wait()
+	if slices.ContainsFunc(out, func(m etcdcare.Member) bool { return !m.Healthy && !m.Unstarted }) {
+		linked, err := c.linked(ctx, s.ID)
+		for i := range out {
+			out[i].Linked = !out[i].Healthy && !out[i].Unstarted && (err != nil || linked[out[i].ID])
+		}
+	}
 	slices.SortFunc(out, func(a, b etcdcare.Member) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
 }
@@ -78,6 +89,57 @@ func (c *Client) answers(ctx context.Context, peerURLs []string) (skew time.Dura
 		problem = err.Error()
 	}
 	return 0, problem
+}
+
+// activePeers is 1 for each member that this one is connected with, whichever of them has opened the connection
+// (server/etcdserver/api/rafthttp/metrics.go, v3.6).
+const activePeers = "etcd_network_active_peers{"
+
+// linked are the members that this one, whose ID is self, is connected with, from its metrics.
+func (c *Client) linked(ctx context.Context, self uint64) (map[uint64]bool, error) {
+	if c.Metrics == "" {
+		return nil, errors.New("where its metrics are is not known")
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, aliveTime, fmt.Errorf("no answer within %s", aliveTime))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Metrics, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.New(resp.Status)
+	}
+	return readLinked(resp.Body, self)
+}
+
+// readLinked reads Prometheus' text format: NAME{Local="HEX",Remote="HEX"} 1.
+func readLinked(r io.Reader, self uint64) (map[uint64]bool, error) {
+	out := map[uint64]bool{}
+	lines := bufio.NewScanner(io.LimitReader(r, answerLimit))
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), activePeers)
+		if !ok {
+			continue
+		}
+		labels, value, ok := strings.Cut(rest, "} ")
+		var local, remote uint64
+		if ok {
+			_, err := fmt.Sscanf(labels, `Local="%x",Remote="%x"`, &local, &remote)
+			ok = err == nil
+		}
+		if !ok {
+			return nil, fmt.Errorf("etcd's metrics have a line that cannot be read: %s", lines.Text())
+		}
+		if local == self {
+			out[remote] = value != "0"
+		}
+	}
+	return out, lines.Err()
 }
 
 // StepDown lets another member lead, and returns when one does.

@@ -112,3 +112,20 @@ func TestAMemberCanHaveSeveralAlarms(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoIsConnectedIsReadFromTheMetrics(t *testing.T) {
+	const text = "# TYPE etcd_network_active_peers gauge\n" +
+		"etcd_network_active_peers{Local=\"8e9e05c52164694d\",Remote=\"91bc3c398fb3c146\"} 1\n" +
+		"etcd_network_active_peers{Local=\"8e9e05c52164694d\",Remote=\"fd\"} 0\n" +
+		"etcd_network_active_peers{Local=\"1\",Remote=\"2\"} 1\n" +
+		"etcd_network_client_grpc_received_bytes_total 12\n"
+	got, err := readLinked(strings.NewReader(text), 0x8e9e05c52164694d)
+	if want := map[uint64]bool{0x91bc3c398fb3c146: true, 0xfd: false}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+	for _, bad := range []string{"etcd_network_active_peers{Local=\"1\"} 1\n", "etcd_network_active_peers{Remote=\"1\",Local=\"2\"} 1\n", "etcd_network_active_peers{Local=\"1\",Remote=\"x\"} 1\n"} {
+		if got, err := readLinked(strings.NewReader(bad), 1); err == nil {
+			t.Errorf("%s: %v", bad, got)
+		}
+	}
+}

@@ -27,6 +27,10 @@ type Member struct {
 	// Healthy tells that it answers.
 	Healthy bool   `json:"healthy"`
 	Problem string `json:"problem,omitempty"`
+	// Unstarted tells that it was added, and has not told the others its name yet.
+	Unstarted bool `json:"unstarted,omitempty"`
+	// Linked tells of one that does not answer that etcd is connected with it all the same, or that whether it is cannot be found out.
+	Linked bool `json:"linked,omitempty"`
 	// Skew is how far its clock is ahead of this one's, to about a second; 0 where that is not known.
 	Skew time.Duration `json:"skew,omitempty"`
 }
@@ -39,6 +43,7 @@ type Facts struct {
 	Now    time.Time
 	ID     uint64
 	Leader uint64 // 0: there is none
+	Term   uint64 // of the election it was made leader in
 	// Learner tells that this member has no vote yet.
 	Learner bool
 	// Bytes is the size of the file, InUse the part of it that is not free pages, Quota what it may grow to.

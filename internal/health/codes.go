@@ -72,6 +72,7 @@ const (
 	EtcdCorrupt        Code = "etcd-corrupt"
 	EtcdDiskLow        Code = "etcd-disk-low"
 	EtcdNoLeader       Code = "etcd-no-leader"
+	EtcdMemberAway     Code = "etcd-member-away"
 	SnapshotFailed     Code = "snapshot-failed"
 	NodeNotReady       Code = "node-not-ready"
 	ServersAway        Code = "servers-away"
@@ -166,6 +167,7 @@ func registry() []section {
 			{EtcdCorrupt, Error, "The members of the embedded etcd do not have the same data, which means that a disk or a memory has changed something. It takes no writes, and nothing is done by itself.", "take a snapshot of a server whose data is right and restore it there (k1s etcd snapshot); the others join again; see docs/how-to/etcd.md"},
 			{EtcdDiskLow, Warning, "Little is free on the disk of the embedded etcd. It ends when it cannot write its log; below 192 MB it is an error.", "free some space, or move the data directory to a larger disk"},
 			{EtcdNoLeader, Error, "More than half of the embedded etcd's members have to answer for one of them to lead. Nothing can be written until then; pods go on.", "start the servers that are away, and name one that is there where all have got other addresses (--server); see docs/how-to/etcd.md if they do not come back"},
+			{EtcdMemberAway, Warning, "A server has not been seen for ten minutes or more. Its member of etcd counts as one that is missing: with two of three left, none of them may fail. Where spec.etcd.removeDeadAfter says so it is removed by itself, and when is told before.", "start it; if it does not come back: k1s node remove NAME"},
 			{SnapshotFailed, Warning, "The last snapshot of etcd by schedule was not taken, or not copied to S3. It is tried again at its next time, and after ten minutes.", "correct what the text names, then run: k1s etcd snapshot save"},
 			{EncryptionKeys, Error, "The file with the keys of Secrets, or the API server's copy of it, is damaged or gone. k1s never replaces keys it does not know to be unused: what they encrypted could not be read any more.", "put the directory encryption back from a backup of the data directory"},
 			{EncryptionStuck, Warning, "Encrypting Secrets, or changing their key, does not go on. Nothing is lost and everything can be read; it is tried again.", "correct what the text names"},

@@ -213,8 +213,18 @@ type Binding struct {
 	// Both are empty where that is not known.
 	Trusts string
 	Issuer string
+	// Leaving is since when it is being removed, by the clock of whoever has begun with it; zero where it is not.
+	Leaving time.Time
 	// Version is the store's, of what was read.
 	Version string
+}
+
+// stays is an error, which passes, while the node is being removed. What is refused then is not lost: the removal may be given up.
+func (b Binding) stays() error {
+	if b.Leaving.IsZero() {
+		return nil
+	}
+	return errs.New(errs.NotRunning, "%s is being removed from the cluster; its name is free when that is done", b.Node)
 }
 
 // OwnBinding is what a server that was the first of its cluster keeps of itself, nil where that is kept already.
@@ -228,7 +238,7 @@ func OwnBinding(node string, ip netip.Addr, identity crypto.Signer, all []Bindin
 		if old.Identity == b.Identity && old.IP == b.IP && old.Role == b.Role {
 			return nil, nil
 		}
-		b.Version, b.Token = old.Version, old.Token
+		b.Version, b.Token, b.Leaving = old.Version, old.Token, old.Leaving
 	}
 	return &b, nil
 }

@@ -327,7 +327,7 @@ func (s *Server) known(ctx context.Context, node string, identity []byte) (*Bind
 	if b == nil || b.Identity != fingerprint(identity) || b.Role != token.Server {
 		return nil, &NoServer{errs.Hint(errs.New(errs.Denied, "%s is no server of this cluster", shorten(node)), "join again with a token: k1s server --server https://HOST:6443 --token-file FILE")}
 	}
-	return b, nil
+	return b, b.stays()
 }
 
 // keys gives a server the keys of Secrets. It has had the keys of the cluster, so no token is asked for; a server that was
@@ -390,6 +390,9 @@ func (s *Server) admit(ctx context.Context, r Request, authorization string) (Bi
 		return fail(nameErr)
 	}
 	if old := c.binding(r.Node); old != nil {
+		if err := old.stays(); err != nil {
+			return fail(err)
+		}
 		bind.Version = old.Version
 	}
 	if err := c.address(r.Node, r.IP, now); err != nil {

@@ -134,6 +134,52 @@ func TestAServerGetsTheKeysOfItsClusterAndAPlaceInItsDatastore(t *testing.T) {
 	}
 }
 
+func TestOneThatIsBeingRemovedWaitsUntilThatIsDone(t *testing.T) {
+	c, s := ofServers(t)
+	m, agent := newServer(t, "server-1"), newMachine(t, "agent-0")
+	tok := c.token(t, token.Server, time.Hour)
+	if _, _, err := m.joinAsServer(t, c, tok); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ReadCA(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := Client{Server: c.addr, CAs: []*x509.Certificate{ca}}
+	member := MemberRequest{Node: "server-1", Member: Member{Name: "server-1-0a1b2c3d", PeerURL: "https://10.0.0.2:2380"}}
+	ask := map[string]func() error{
+		"for the keys of the cluster": func() error { _, _, err := m.joinAsServer(t, c, tok); return err },
+		"for its place":               func() error { _, err := client.Member(t.Context(), m.identity, member); return err },
+		"for certificates":            func() error { _, err := agent.join(t, c, nil); return err },
+	}
+	leaving := func(since time.Time) {
+		for _, name := range []string{"server-1", "agent-0"} {
+			b := c.bindings[name]
+			b.Leaving = since
+			c.bindings[name] = b
+		}
+	}
+	leaving(c.now)
+	for what, try := range ask {
+		var away *Unreachable
+		if err := try(); !errors.As(err, &away) || !strings.Contains(err.Error(), "is being removed from the cluster") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if len(s.asked) != 0 || c.bindings["server-1"].Leaving.IsZero() || c.bindings["agent-0"].Leaving.IsZero() {
+		t.Errorf("somebody was let in: %v, %+v", s.asked, c.bindings)
+	}
+	leaving(time.Time{}) // the removal was refused
+	for what, try := range ask {
+		if err := try(); err != nil {
+			t.Errorf("%s, afterwards: %v", what, err)
+		}
+	}
+}
+
 func TestWhoMayNotBeAServerIsToldWhyAndGetsNothing(t *testing.T) {
 	c, s := ofServers(t)
 	tok := c.token(t, token.Server, time.Hour)

@@ -127,6 +127,17 @@ func (c *Cluster) serverAddresses(t *testing.T, want ...string) {
 	})
 }
 
+// joinsAgain starts a server that was removed with a token of another one, which is at ip.
+func (m member) joinsAgain(t *testing.T, at member, ip string) {
+	t.Helper()
+	created := at.in(within(t, limit), "k1s", "token", "create", "--role", "server")
+	m.must(t, created)
+	m.writeFile(t, "token", created.out, 0o600)
+	m.writeFile(t, "config.d/join.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  join: {server: 'https://"+ip+":6443', tokenFile: /etc/k1s/token}\n", 0o644)
+	m.must(t, m.nodeCommand(t, "start", patience))
+	m.untilState(t, control.Running)
+}
+
 func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Parallel()
 	// With an audit log, so that it can be seen that nothing of what is handed over is in it.
@@ -222,6 +233,21 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if s == servers[0] { // two of three are there, and one of two would be left
+				at := servers[1]
+				eventually(t, limit, "a removal to be known as one that is refused", func(ctx context.Context) error {
+					plan := at.in(ctx, "k1s", "node", "remove", "server-2", "--dry-run")
+					if plan.code != 0 || !strings.Contains(plan.out, "would be refused now: of 2 members 2 would have to be there, and away are server-0") {
+						return fmt.Errorf("the plan is %q %v", plan.out, plan.error())
+					}
+					return nil
+				})
+				at.in(within(t, limit), "k1s", "node", "remove", "server-2", "--yes").wants(t, 1, "server-2 is not removed from etcd")
+				if left := c.kubectl(t, "-n", "kube-system", "get", "secret", "k1s-node-server-2", "-o", "jsonpath={.data.leaving}"); left != "" {
+					t.Errorf("it is still on its way out, since %s", left)
+				}
+				goesOn("after a removal that was refused")
+			}
 			s.must(t, s.nodeCommand(t, "start", patience))
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
@@ -253,20 +279,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		}
 		s.must(t, s.nodeCommand(t, "stop"))
 		s.nodeCommand(t, "start", patience).wants(t, 1, "was removed from its cluster")
-		created := servers[1].in(within(t, limit), "k1s", "token", "create", "--role", "server")
-		s.must(t, created)
-		if err := os.WriteFile(s.disk("etc/token"), []byte(created.out), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(s.disk("etc/config.d"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		settings := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  join: {server: 'https://10.88.0.11:6443', tokenFile: /etc/k1s/token}\n"
-		if err := os.WriteFile(s.disk("etc/config.d/join.yaml"), []byte(settings), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		s.must(t, s.nodeCommand(t, "start", patience))
-		s.untilState(t, control.Running)
+		s.joinsAgain(t, servers[1], "10.88.0.11")
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		c.podsInside(t, "server-0")
 		goesOn("with three again")
@@ -274,6 +287,84 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Run("Secrets are in the clear again on all of them", func(t *testing.T) {
 		decrypts(t, c, servers[1], servers[2], servers[0])
 		goesOn("after it")
+	})
+	t.Run("one that is gone for long is removed by itself, and comes back with a token", func(t *testing.T) {
+		s, stay := servers[2], servers[:2]
+		// As a server leaves it that dies while it removes a node.
+		const cut = "k1s-node-agent-9"
+		c.kubectl(t, "-n", "kube-system", "create", "secret", "generic", cut, "--type=k1s.io/node", "--from-literal=role=agent", "--from-literal=identity=d2hvIGl0IGlz", "--from-literal=ip=10.88.0.99",
+			"--from-literal=since=2026-01-01T00:00:00Z", "--from-literal=until=2027-01-01T00:00:00Z", "--from-literal=leaving=2026-01-02T00:00:00Z")
+		c.kubectl(t, "-n", "kube-system", "label", "secret", cut, "k1s.io/type=node")
+		for _, m := range stay { // whoever leads goes by its own configuration, which a daemon reads at its start
+			m.writeFile(t, "config.d/gone.yaml", "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  etcd: {removeDeadAfter: 1m}\n", 0o644)
+			was := m.untilState(t, control.Running)
+			kill(t, was.PID)
+			eventually(t, limit, "another daemon on "+m.node, func(ctx context.Context) error {
+				now, err := m.status(ctx)
+				if err == nil && (now.PID == was.PID || now.State != control.Running) {
+					err = fmt.Errorf("pid %d, was %d; it is %s", now.PID, was.PID, now.State)
+				}
+				return err
+			})
+		}
+		s.dies(t)
+		goesOn("without " + s.node)
+		told := false
+		// It counts from when the one that leads has looked first, and anew after an election.
+		eventually(t, 2*limit, s.node+" to be removed", func(ctx context.Context) error {
+			for _, m := range stay {
+				if st, err := m.status(ctx); err == nil {
+					told = told || slices.ContainsFunc(st.Problems, func(p health.Problem) bool {
+						return p.Code == health.EtcdMemberAway && strings.Contains(p.Text, s.node+" has not been seen for") && strings.Contains(p.Text, "it will be removed in")
+					})
+				}
+			}
+			if m := etcdMembers(t, stay); len(m) != 2 {
+				return fmt.Errorf("the members are %+v", m)
+			}
+			r := c.try(ctx, "get", "nodes", "-o", "name")
+			if r.code != 0 || strings.Contains(r.out, s.node) {
+				return fmt.Errorf("there are %s %v", r.out, r.error())
+			}
+			return nil
+		})
+		if !told {
+			t.Error("it was not told before that it would be removed")
+		}
+		eventually(t, limit, "an event to tell of it", func(ctx context.Context) error {
+			r := c.try(ctx, "get", "events", "-n", "default", "--field-selector", "reason=ServerRemoved", "-o", "jsonpath={.items[*].involvedObject.name}")
+			if r.code != 0 || strings.TrimSpace(r.out) != s.node {
+				return fmt.Errorf("there are %q %v", r.out, r.error())
+			}
+			return nil
+		})
+		eventually(t, limit, "what was cut off to be finished", func(ctx context.Context) error {
+			r := c.try(ctx, "-n", "kube-system", "get", "secret", cut, "--ignore-not-found", "-o", "name")
+			if r.code != 0 || r.out != "" {
+				return fmt.Errorf("there is %q %v", r.out, r.error())
+			}
+			return nil
+		})
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11")
+		goesOn("with one removed by itself")
+		// It was off when that happened.
+		if r := s.nodeCommand(t, "start", "--wait", "1s"); r.code == 0 {
+			t.Errorf("%s starts as if nothing had happened: %v", s.node, r)
+		}
+		eventually(t, limit, s.node+" to know that it was removed", func(ctx context.Context) error {
+			shows, err := s.shows(ctx, health.ServerRemoved)
+			if err == nil && !shows {
+				err = errors.New("it does not say so")
+			}
+			return err
+		})
+		if put, err := filepath.Glob(s.disk("var/lib/k1s/etcd-removed-*")); err != nil || len(put) != 1 {
+			t.Errorf("its data is not put aside: %v, %v", put, err)
+		}
+		s.must(t, s.nodeCommand(t, "stop"))
+		s.joinsAgain(t, servers[1], "10.88.0.11")
+		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
+		goesOn("with all three")
 	})
 	t.Run("two of them leave, and another one comes", func(t *testing.T) {
 		for _, s := range []member{servers[2], servers[0]} {

@@ -1,0 +1,130 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/kubeapi"
+)
+
+// leavingKey is where the Secret of a node keeps since when it is being removed.
+const leavingKey = "leaving"
+
+// markTries bounds how often a mark is written again, which a node that renews its certificates has been faster than.
+const markTries = 3
+
+// markLeaving keeps in the cluster that a node is being removed, or takes that back. A node of which that is kept is not let in and
+// gets no certificates; when whoever removes it dies, another server brings it to its end. It is first of all the steps, and its Secret
+// the last thing that goes.
+func markLeaving(ctx context.Context, api *kubeapi.Client, node string, leaves bool) error {
+	for try := 1; ; try++ {
+		sec, err := api.Secret(ctx, systemNamespace, nodePrefix+node)
+		if err != nil {
+			return err
+		}
+		if _, is := sec.Data[leavingKey]; is == leaves {
+			return nil
+		}
+		if sec.Data == nil {
+			sec.Data = map[string][]byte{}
+		}
+		delete(sec.Data, leavingKey)
+		if leaves {
+			sec.Data[leavingKey] = []byte(time.Now().UTC().Format(time.RFC3339))
+		}
+		if err = api.ReplaceSecret(ctx, systemNamespace, sec); !errs.Is(err, errs.Exists) || try == markTries {
+			return err
+		}
+	}
+}
+
+// unmarkTime is how long taking a mark back may take, also when nobody waits for the removal any more.
+const unmarkTime = 10 * time.Second
+
+// stays takes the mark of a node back that could not be removed.
+func (d *Daemon) stays(ctx context.Context, api *kubeapi.Client, node string) {
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), unmarkTime, fmt.Errorf("not done within %s", unmarkTime))
+	defer cancel()
+	if err := markLeaving(ctx, api, node, false); err != nil && !errs.Is(err, errs.NotFound) {
+		d.log.Warn("it stays kept in the cluster that a node leaves, and is tried again", "node", node, "err", err)
+	}
+}
+
+// finishEvery is how often it is looked for what was cut off. What is found at two looks in a row is nobody's any more.
+const finishEvery = 30 * time.Second
+
+// watchLeaving brings removals to their end whose server has died between two steps.
+func (d *Daemon) watchLeaving(ctx context.Context, in component.Input, api *kubeapi.Client) {
+	tick := time.NewTicker(finishEvery)
+	defer tick.Stop()
+	seen := map[string]string{}
+	for {
+		if err := d.finishLeaving(ctx, in, api, seen); err != nil && ctx.Err() == nil {
+			d.log.Warn("removals of nodes that were cut off are not finished", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// finishLeaving finishes the removals that were seen before and have not gone on; seen is what each was like. Where there is an
+// embedded etcd only who leads it does that.
+func (d *Daemon) finishLeaving(ctx context.Context, in component.Input, api *kubeapi.Client, seen map[string]string) error {
+	if d.unmoved() != nil || d.stopRequest() != nil {
+		clear(seen)
+		return nil
+	}
+	all, err := api.Secrets(ctx, systemNamespace, typeLabel+"=node")
+	if err != nil {
+		return err
+	}
+	before := maps.Clone(seen)
+	clear(seen)
+	var due []string
+	for _, sec := range all {
+		node := nodeOfSecret(sec.Metadata.Name)
+		if _, leaves := sec.Data[leavingKey]; !leaves || node == in.Facts.NodeName {
+			continue // one that gives itself up is no server's any more when that comes so far
+		}
+		if seen[node] = sec.Metadata.ResourceVersion; before[node] == seen[node] {
+			due = append(due, node)
+		}
+	}
+	if len(due) == 0 {
+		return nil
+	}
+	if leads, err := leadsEtcd(ctx, in); err != nil || !leads {
+		return err
+	}
+	var failed []error
+	for _, node := range due {
+		d.log.Info("the removal of a node was cut off, and is finished", "node", node)
+		if err := d.RemoveNode(ctx, node); err != nil && !errs.Is(err, errs.NotFound) { // somebody else was faster
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// leadsEtcd tells whether this server's member leads, or there is none.
+func leadsEtcd(ctx context.Context, in component.Input) (bool, error) {
+	if !components.UsesEtcd(in) {
+		return true, nil
+	}
+	c, err := etcdClient(in)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	st, err := c.Status(ctx)
+	return err == nil && st.Leader == st.ID, err
+}

@@ -1,0 +1,236 @@
+package daemon
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
+	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/migration"
+	"k1s.io/k1s/internal/paths"
+)
+
+// nodesAPI has the Secrets of nodes and the Nodes of a cluster.
+type nodesAPI struct {
+	mu      sync.Mutex
+	secrets map[string]map[string][]byte // data, by node
+	version map[string]int
+	nodes   []string
+	asked   []string // what was changed
+	fail    func(asked string) bool
+}
+
+func (a *nodesAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	const secrets, nodes = "/api/v1/namespaces/kube-system/secrets", "/api/v1/nodes"
+	secret := func(node string) kubeapi.Secret {
+		return kubeapi.Secret{Metadata: kubeapi.SecretMeta{Name: nodePrefix + node, ResourceVersion: fmt.Sprint(a.version[node])}, Type: nodeType, Data: a.secrets[node]}
+	}
+	if r.Method != http.MethodGet {
+		asked := r.Method + " " + r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+		if a.fail != nil && a.fail(asked) {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		a.asked = append(a.asked, asked)
+	}
+	answer := func(v any) { _ = json.NewEncoder(w).Encode(v) }
+	switch node, one := strings.CutPrefix(r.URL.Path, secrets+"/"+nodePrefix); {
+	case one && a.secrets[node] == nil:
+		http.NotFound(w, r)
+	case one && r.Method == http.MethodGet:
+		answer(secret(node))
+	case one && r.Method == http.MethodPut:
+		var s kubeapi.Secret
+		if err := json.NewDecoder(r.Body).Decode(&s); err != nil || s.Metadata.ResourceVersion != fmt.Sprint(a.version[node]) {
+			w.WriteHeader(http.StatusConflict)
+			return
+		}
+		a.secrets[node] = s.Data
+		a.version[node]++
+		answer(secret(node))
+	case one && r.Method == http.MethodDelete:
+		delete(a.secrets, node)
+		answer(struct{}{})
+	case r.URL.Path == secrets:
+		var items []kubeapi.Secret
+		for node := range a.secrets {
+			items = append(items, secret(node))
+		}
+		answer(map[string]any{"items": items})
+	case r.URL.Path == nodes:
+		items := []any{}
+		for _, n := range a.nodes {
+			items = append(items, map[string]any{"metadata": map[string]any{"name": n}})
+		}
+		answer(map[string]any{"items": items})
+	case r.Method == http.MethodDelete && slices.Contains(a.nodes, strings.TrimPrefix(r.URL.Path, nodes+"/")):
+		a.nodes = slices.DeleteFunc(a.nodes, func(n string) bool { return n == strings.TrimPrefix(r.URL.Path, nodes+"/") })
+		answer(struct{}{})
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func bound(role string) map[string][]byte {
+	return map[string][]byte{
+		"role": []byte(role), "identity": []byte(base64.RawURLEncoding.EncodeToString([]byte("who it is"))), "ip": []byte("10.0.0.7"),
+		"since": []byte("2026-01-01T00:00:00Z"), "until": []byte("2027-01-01T00:00:00Z"),
+	}
+}
+
+// remover is a server of a cluster whose datastore is not its own etcd, and the cluster's API.
+func remover(t *testing.T, nodes ...string) (*Daemon, *nodesAPI) {
+	t.Helper()
+	api := &nodesAPI{secrets: map[string]map[string][]byte{"server-0": bound("server")}, version: map[string]int{}, nodes: append([]string{"server-0"}, nodes...)}
+	for _, n := range nodes {
+		api.secrets[n] = bound("agent")
+	}
+	srv := httptest.NewTLSServer(api)
+	t.Cleanup(srv.Close)
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := kubeapi.New(srv.URL, ca, "none.crt", "none.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	dir := t.TempDir()
+	in := component.Input{Config: config.Default(), Paths: paths.Paths{Data: dir, Run: dir, Config: dir}, Facts: component.Facts{NodeName: "server-0"}}
+	return &Daemon{o: Options{Config: in.Config, Paths: in.Paths}, in: in, api: c, log: slog.New(slog.DiscardHandler)}, api
+}
+
+func TestARemovalKeepsThatItHasBegunAndFreesTheNameLast(t *testing.T) {
+	d, api := remover(t, "agent-0", "agent-1")
+	plan, err := d.NodeRemoval(t.Context(), "agent-0")
+	if err != nil || len(plan.Steps) != 3 || len(api.asked) != 0 {
+		t.Errorf("the plan: %v, %v, asked %v", plan.Steps, err, api.asked)
+	}
+	if err := d.RemoveNode(t.Context(), "agent-0"); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"PUT k1s-node-agent-0", "DELETE agent-0", "DELETE k1s-node-agent-0"}
+	if !slices.Equal(api.asked, want) || !slices.Equal(api.nodes, []string{"server-0", "agent-1"}) || len(api.secrets) != 2 {
+		t.Errorf("asked %v, left %v", api.asked, api.nodes)
+	}
+	if err := d.RemoveNode(t.Context(), "agent-0"); !errs.Is(err, errs.NotFound) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestARemovalThatIsCutOffAnywhereIsFinishedByAnother(t *testing.T) {
+	for _, at := range []string{"DELETE agent-0", "DELETE k1s-node-agent-0"} {
+		d, api := remover(t, "agent-0", "agent-1")
+		api.fail = func(asked string) bool { return asked == at } // as if the API had died with this server
+		if err := d.RemoveNode(t.Context(), "agent-0"); err == nil {
+			t.Errorf("%s: it is done", at)
+		}
+		b, err := (clusterStore{api: d.api}).Bindings(t.Context())
+		i := slices.IndexFunc(b, func(b join.Binding) bool { return b.Node == "agent-0" })
+		if err != nil || i < 0 || b[i].Leaving.IsZero() {
+			t.Fatalf("%s: it is not kept that it leaves: %+v, %v", at, b, err)
+		}
+		api.fail = nil
+		other := &Daemon{o: d.o, in: d.in, api: d.api, log: d.log}
+		other.in.Facts.NodeName = "server-1"
+		seen := map[string]string{}
+		finish := func() {
+			t.Helper()
+			if err := other.finishLeaving(t.Context(), other.in, other.api, seen); err != nil {
+				t.Fatalf("%s: %v", at, err)
+			}
+		}
+		asked := len(api.asked)
+		if finish(); len(api.asked) != asked {
+			t.Errorf("%s: at the first look it may be on its way: %v", at, api.asked)
+		}
+		other.moving.state.Phase = migration.Copying
+		finish()
+		other.moving.state.Phase = ""
+		if finish(); len(api.asked) != asked {
+			t.Errorf("%s: nothing is known of the time in which the datastore was moved: %v", at, api.asked)
+		}
+		if finish(); !slices.Equal(api.nodes, []string{"server-0", "agent-1"}) || api.secrets["agent-0"] != nil || len(api.secrets) != 2 {
+			t.Errorf("%s: left are %v", at, api.nodes)
+		}
+		asked = len(api.asked)
+		finish()
+		if finish(); len(api.asked) != asked {
+			t.Errorf("%s: something is done to those that stay: %v", at, api.asked)
+		}
+	}
+}
+
+func TestARemovalThatGoesOnIsLeftAlone(t *testing.T) {
+	d, api := remover(t, "agent-0")
+	seen := map[string]string{}
+	for range 3 {
+		if err := markLeaving(t.Context(), d.api, "agent-0", true); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil || len(api.nodes) != 2 {
+			t.Fatalf("%v, left %v", err, api.nodes)
+		}
+		if err := markLeaving(t.Context(), d.api, "agent-0", false); err != nil { // somebody was refused, and somebody asks again
+			t.Fatal(err)
+		}
+	}
+	// A server that gives itself up does not end itself.
+	if err := markLeaving(t.Context(), d.api, "server-0", true); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil || len(api.secrets) != 2 {
+			t.Fatalf("%v, left %v", err, api.secrets)
+		}
+	}
+}
+
+func TestAMarkIsWrittenOverWhatANodeHasChangedMeanwhile(t *testing.T) {
+	d, api := remover(t, "agent-0")
+	times := 0
+	api.fail = func(string) bool {
+		if times++; times == 1 { // it has renewed its certificates between reading and writing
+			api.version["agent-0"]++
+		}
+		return false
+	}
+	if err := markLeaving(t.Context(), d.api, "agent-0", true); err != nil || times != 2 {
+		t.Errorf("%v, after %d tries", err, times)
+	}
+	if since, err := time.Parse(time.RFC3339, string(api.secrets["agent-0"][leavingKey])); err != nil || since.IsZero() {
+		t.Errorf("since %s, %v", since, err)
+	}
+	if string(api.secrets["agent-0"]["role"]) != "agent" {
+		t.Errorf("the rest is lost: %v", api.secrets["agent-0"])
+	}
+	api.fail = func(string) bool { api.version["agent-0"]++; return false }
+	if err := markLeaving(t.Context(), d.api, "agent-0", false); !errs.Is(err, errs.Exists) {
+		t.Errorf("against somebody who is always faster: %v", err)
+	}
+	d.stays(t.Context(), d.api, "agent-0") // says so, and goes on
+	api.fail = nil
+	d.stays(t.Context(), d.api, "agent-0")
+	if _, leaves := api.secrets["agent-0"][leavingKey]; leaves {
+		t.Error("it still leaves")
+	}
+	d.stays(t.Context(), d.api, "agent-7")
+}

@@ -1,0 +1,196 @@
+package etcdcare
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k1s.io/k1s/internal/health"
+)
+
+// Sight is what one server has seen of the members while it looked, by a clock of its own that nobody sets. The zero value has not
+// looked yet.
+type Sight struct {
+	looked bool
+	at     time.Duration // of the last look
+	term   uint64        // in which this member leads; 0 while it does not
+	led    time.Duration // for how long it has led in that term
+	away   map[uint64]time.Duration
+}
+
+// glance is what one look can account for at most. Whoever has not looked for longer, because its machine slept or had no
+// time, knows nothing of what was in between.
+const glance = 30 * time.Second
+
+// Look is the Sight after another look, which has found f. at is how long ago the observer was started; of two looks the
+// later one has the larger.
+func (s Sight) Look(at time.Duration, f Facts) Sight {
+	passed := time.Duration(0)
+	if s.looked {
+		passed = min(max(at-s.at, 0), glance)
+	}
+	next := Sight{looked: true, at: at, away: map[uint64]time.Duration{}}
+	if f.ID != 0 && f.Leader == f.ID {
+		if next.term = f.Term; s.term == f.Term {
+			next.led = s.led + passed
+		}
+	}
+	for _, m := range f.Members {
+		switch before, missed := s.away[m.ID]; {
+		case seen(m):
+		case missed:
+			next.away[m.ID] = before + passed
+		default: // it may have gone in this moment
+			next.away[m.ID] = 0
+		}
+	}
+	return next
+}
+
+// seen tells that there is a sign of life: an answer, or that etcd is connected with it.
+func seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
+
+// Away is for how long nothing was seen of a member, 0 where it was seen at the last look.
+func (s Sight) Away(id uint64) time.Duration { return s.away[id] }
+
+// Departure is what becomes of a member that is away.
+type Departure struct {
+	// ID of the one member that is to be removed, 0 for none.
+	ID uint64
+	// In is when, not above 0 for now.
+	In time.Duration
+	// Why tells why none is, where ID is 0.
+	Why string
+}
+
+// Departs decides whether a member is removed that was not seen for the time after, 0 for never. That is up to the member that leads,
+// and counts from when it was elected: everybody else may have lost the way to a member that is well. One is removed at most, and
+// only where all the others are there, so that there is a majority before and after. underWay is what changes the cluster just
+// now, "" for nothing.
+func (s Sight) Departs(f Facts, after time.Duration, underWay string) Departure {
+	none := func(format string, args ...any) Departure { return Departure{Why: fmt.Sprintf(format, args...)} }
+	var gone []Member
+	voters, self := 0, false
+	for _, m := range f.Members {
+		self = self || m.ID == f.ID
+		switch {
+		case m.Learner:
+			return none("%s is joining", m.Name)
+		case m.Unstarted:
+			return none("%s has not started yet", m.Name)
+		}
+		voters++
+		if !m.Self && !m.Healthy {
+			gone = append(gone, m)
+		}
+	}
+	switch {
+	case after <= 0:
+		return none("nobody is removed without being asked")
+	case !self:
+		return none("the members are not known")
+	case f.Leader == 0:
+		return none("there is no leader")
+	case f.Leader != f.ID:
+		return none("that is up to %s, which leads", MemberName(f.Members, f.Leader))
+	case len(gone) == 0:
+		return none("all members are there")
+	case len(gone) > 1:
+		return none("%d of %d members are away", len(gone), voters)
+	case voters-len(gone) < majority(voters):
+		return none("the members that are left are no majority")
+	case len(f.Alarms) > 0:
+		return none("etcd has an alarm")
+	case underWay != "":
+		return none("%s", underWay)
+	case seen(gone[0]):
+		return none("%s does not answer, and is connected", gone[0].Name)
+	}
+	return Departure{ID: gone[0].ID, In: after - min(s.away[gone[0].ID], s.led)}
+}
+
+// majority of so many voters.
+func majority(voters int) int { return voters/2 + 1 }
+
+const (
+	// tellAfter is when a member that is away is a problem: machines are restarted.
+	tellAfter = 10 * time.Minute
+	// tellShare of the time after which one is removed is when it is told at the latest.
+	tellShare = 4
+)
+
+// Problems are the members that are away, and what becomes of them. after is that of Departs, whose answer is d.
+func (s Sight) Problems(f Facts, after time.Duration, d Departure) []health.Problem {
+	if f.Leader == 0 {
+		return nil // that is told, and for whom it waits
+	}
+	tell := tellAfter
+	if after > 0 {
+		tell = min(tell, after/tellShare)
+	}
+	var out []health.Problem
+	for _, m := range f.Members {
+		away := s.away[m.ID]
+		if seen(m) || m.Learner || m.Unstarted || away < tell {
+			continue
+		}
+		node := NodeOf(m.Name)
+		text, remedy := fmt.Sprintf("%s has not been seen for %s", node, span(away)), fmt.Sprintf("start it; if it does not come back: k1s node remove %s", node)
+		switch {
+		case after <= 0:
+		case d.ID == m.ID && d.In > 0:
+			text += fmt.Sprintf("; it will be removed in %s", span(d.In))
+			remedy = fmt.Sprintf("start it; k1s node remove %s does it now", node)
+		case d.ID == m.ID:
+			text += "; it is being removed"
+		case f.Leader != f.ID:
+			text += fmt.Sprintf("; %s leads, and removes it when it has not seen it for as long as is configured there", NodeOf(MemberName(f.Members, f.Leader)))
+		default:
+			text += fmt.Sprintf("; it is not removed by itself: %s", d.Why)
+		}
+		out = append(out, health.New(health.EtcdMemberAway, "%s", text).Of("etcd").Fix("%s", remedy))
+	}
+	slices.SortFunc(out, func(a, b health.Problem) int { return strings.Compare(a.Text, b.Text) })
+	return out
+}
+
+// span is a time as people say it: to the minute, or the second where it is shorter.
+func span(d time.Duration) string {
+	if d < time.Minute {
+		return d.Round(time.Second).String()
+	}
+	s := strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// TooFew says what speaks against removing a member that has a vote: the names of those of the others that are away, where the rest would be
+// no majority without it; "" for nothing. etcd asks itself the same of all but those it is not connected with, and takes
+// these for dead, which they need not be.
+func TooFew(members []Member, without uint64) string {
+	voters, there := 0, 0
+	var away []string
+	for _, m := range members {
+		switch {
+		case m.ID == without && m.Learner:
+			return ""
+		case m.ID == without, m.Learner:
+			continue
+		}
+		if voters++; seen(m) {
+			there++
+		} else {
+			away = append(away, NodeOf(m.Name))
+		}
+	}
+	switch {
+	case voters == 0:
+		return "there is no other member that votes"
+	case there >= majority(voters):
+		return ""
+	}
+	return fmt.Sprintf("of %d members %d would have to be there, and away are %s", voters, majority(voters), strings.Join(away, ", "))
+}
