@@ -183,7 +183,7 @@ grep SystemdCgroup /var/lib/k1s/rendered/containerd.toml`, `"cgroupDriver":"`+wa
 // process is the one of the pod store-0, with the id of its container.
 func process(ctx context.Context) (pid, id string, err error) {
 	out, err := sh(ctx, `id=$(k1s kubectl get pod store-0 -o 'jsonpath={.status.containerStatuses[0].containerID}'); id=${id#*://}; echo $id
-k1s ctr task ls | grep "^$id" | { read -r name pid state; echo $pid; }`)
+k1s ctr task ls 2>/dev/null | grep "^$id" | { read -r name pid state; echo $pid; }`)
 	if err != nil {
 		return "", "", fmt.Errorf("%w: %s", err, out)
 	}
