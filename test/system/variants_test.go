@@ -20,10 +20,11 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 		args  []string
 		check func(*testing.T, *Cluster, control.Status)
 	}{
-		{"fused", []string{"--set", "spec.isolation=none"}, func(t *testing.T, _ *Cluster, st control.Status) {
+		{"fused", []string{"--set", "spec.isolation=none", "--", "--disable=metrics-server"}, func(t *testing.T, c *Cluster, st control.Status) {
 			if units := distinct(st, func(c control.Component) string { return c.Unit }); len(units) != 2 || !slices.Contains(units, "containerd") {
 				t.Errorf("processes %q, want containerd and one more", units)
 			}
+			c.lacks(t, "metrics-server", "coredns", "local-path")
 		}},
 		{"etcd", []string{"--set", "spec.datastore.endpoint=etcd"}, func(t *testing.T, c *Cluster, st control.Status) {
 			if _, err := componentOf(st, "etcd"); err != nil {
@@ -36,7 +37,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--agents", "1", "--", "--disable=metrics-server"}, func(t *testing.T, c *Cluster, _ control.Status) {
+		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--agents", "1"}, func(t *testing.T, c *Cluster, _ control.Status) {
 			app := everywhere{c.namespace(t, "everywhere")}
 			app.apply(t, "everywhere.yaml")
 			app.reach(t, 2)
@@ -47,7 +48,6 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 					t.Errorf("routes of %s:\n%v", node, r)
 				}
 			}
-			c.lacks(t, "metrics-server", "coredns", "local-path")
 		}},
 	} {
 		t.Run(v.name, func(t *testing.T) {
