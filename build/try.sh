@@ -12,29 +12,31 @@ until free "$port"; do port=$((port + 1)); done
 cluster=try
 
 dir=$(mktemp -d /var/tmp/k1s-try-XXXXXX)
-down=
-clear_up() {
-	if [ -n "$down" ] || "$k1s" cluster delete "$cluster" --yes; then
-		rm -rf --one-file-system "$dir"
-	else
-		echo "error: a cluster was left; run: K1S_CLUSTERS_DIR=$dir/c $k1s cluster delete $cluster --yes" >&2
-	fi
-}
-trap clear_up EXIT
-
 GOCACHE=$(go env GOCACHE) GOMODCACHE=$(go env GOMODCACHE) GOENV=$(go env GOENV)
 export GOCACHE GOMODCACHE GOENV # which are below the true home
 export HOME=$dir K1S_CLUSTERS_DIR=$dir/c K1S_DATA_DIR=$dir/node K1S_RUN_DIR=$dir/node K1S_CONFIG_DIR=$dir/node
 unset KUBECONFIG
 make() { command "${MAKE:-make}" --old-file=build K1S="$k1s" CLUSTER=$cluster PORT="$port" "$@"; } # with k1s as it is
 
+down=
+clear_up() {
+	[ -n "$down" ] || "$k1s" cluster kubectl "$cluster" -- get pods,events -A >&2 || true # why it did not get as far as that
+	if [ -n "$down" ] || "$k1s" cluster delete "$cluster" --yes; then
+		rm -rf --one-file-system "$dir"
+	else
+		echo "error: a cluster was left; run: K1S_CLUSTERS_DIR=$dir/c $k1s cluster delete $cluster --yes" >&2
+	fi
+}
+trap clear_up EXIT # not before the directories above are those that are meant
 failed() {
 	echo "error: $*" >&2
 	exit 1
 }
 make up
 echo
-"$k1s" kubectl get nodes # through the context that make up has written into this home
+nodes=$("$k1s" kubectl get nodes) # through the context that make up has written into this home
+echo "$nodes"
+[[ $nodes == *" Ready "* ]] || failed "kubectl shows no node that is ready"
 make down
 down=yes
 left=$("$k1s" cluster ls -o json)

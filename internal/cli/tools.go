@@ -72,7 +72,7 @@ func tools() []tool { return []tool{kubectl(), ctr(), crictl()} }
 
 func kubectl() tool {
 	return tool{
-		name: "kubectl", short: "Kubernetes' client, for this node's cluster",
+		name: "kubectl", short: "Kubernetes' client, for this node's cluster; where there is no node, for your kubeconfig's",
 		env: func(d Deps) map[string]string {
 			if usersKubeconfig(d) {
 				return nil
