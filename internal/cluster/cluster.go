@@ -42,6 +42,8 @@ type Spec struct {
 	Created time.Time      `json:"created"`
 	// Cuts are connections between nodes that carry nothing.
 	Cuts []Cut `json:"cuts,omitempty"`
+	// Delays are connections between nodes on which everything takes longer.
+	Delays []Delay `json:"delays,omitempty"`
 	// NextAgent is above the index of every agent there has been: their names are not used again.
 	NextAgent int `json:"nextAgent,omitempty"`
 	// NextServer is the same for servers.

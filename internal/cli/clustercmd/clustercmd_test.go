@@ -3,6 +3,7 @@ package clustercmd
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -99,6 +100,56 @@ func TestALifeOfACluster(t *testing.T) {
 		if _, told, err = w.run("", "delete", "dev", "--yes"); err != nil || !strings.HasSuffix(told, want) {
 			t.Errorf("delete: %v, %q, want %q", err, told, want)
 		}
+	}
+}
+
+func TestLinksAreCutDelayedListedAndHealed(t *testing.T) {
+	w := newWorld(t)
+	w.deps.Token = func(context.Context, cluster.Node, cluster.Role) (string, error) { return "k1s1.agent", nil }
+	if _, _, err := w.run("", "create", "dev", "--agents", "2"); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ args, told string }{
+		{"cut agent-1 agent-0", "agent-1 is cut off from agent-0\n"},
+		{"delay agent-0 server-0 50ms --jitter 5ms", "agent-0 and server-0 hear each other 50ms ± 5ms later\n"},
+		{"delay agent-1 1.5s", "agent-1 and all other nodes hear each other 1.5s later\n"},
+	} {
+		if _, told, err := w.run("", append([]string{"net", "-c", "dev"}, strings.Fields(step.args)...)...); err != nil || told != step.told {
+			t.Errorf("%s: %v, %q", step.args, err, told)
+		}
+	}
+	for args, want := range map[string]string{
+		"delay agent-0 agent-1":               `"agent-1" is no duration`,
+		"delay agent-0":                       "say which nodes, one or two, and by how much",
+		"delay agent-0 agent-1 server-0 50ms": "say which nodes, one or two, and by how much",
+		"delay agent-0 50ms --jitter 1s":      "a jitter of 1s is not possible with a delay of 50ms",
+		"delay agent-0 0s":                    "a delay of 0s is not possible",
+	} {
+		if _, _, err := w.run("", append([]string{"net", "-c", "dev"}, strings.Fields(args)...)...); !errs.Is(err, errs.Usage) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+	out, _, err := w.run("", "net", "ls", "-c", "dev")
+	want := "NODE     AND        LINK              DROPPED  NOTE\n" +
+		"agent-0  agent-1    cut off\n" +
+		"agent-0  server-0   50ms ± 5ms later  0\n" +
+		"agent-1  all nodes  1.5s later        0\n"
+	if err != nil || out != want {
+		t.Errorf("ls: %v\n%s\nwant\n%s", err, out, want)
+	}
+	var list []map[string]any
+	out, _, err = w.run("", "net", "ls", "-c", "dev", "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &list)
+	}
+	if got := fmt.Sprint(list); err != nil || got != "[map[a:agent-0 b:agent-1] map[a:agent-0 b:server-0 delay:50ms jitter:5ms] map[a:agent-1 delay:1.5s]]" {
+		t.Errorf("ls -o json: %v, %s", err, got)
+	}
+	if _, told, err := w.run("", "net", "heal", "-c", "dev"); err != nil || told != "healed\n" {
+		t.Errorf("heal: %v, %q", err, told)
+	}
+	if out, _, err := w.run("", "net", "ls", "-c", "dev", "-o", "json"); err != nil || out != "[]\n" {
+		t.Errorf("ls after that: %v, %q", err, out)
 	}
 }
 

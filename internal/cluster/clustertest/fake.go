@@ -39,6 +39,7 @@ var (
 	_ cluster.ImageStore   = (*Fake)(nil)
 	_ cluster.LogCollector = (*Fake)(nil)
 	_ cluster.Executor     = (*Fake)(nil)
+	_ cluster.LinkSetter   = (*Fake)(nil)
 )
 
 // NewFake has no clusters.
@@ -84,7 +85,7 @@ func (f *Fake) Prepare(ctx context.Context, s cluster.Spec) (cluster.Spec, error
 		f.port++
 		c.spec = cluster.Spec{Creation: s.Creation, APIPort: f.port, Created: time.Now(), Subnet: cluster.DefaultSubnet}
 	}
-	s.Nodes = c.spec.Nodes
+	s.Nodes, s.Cuts, s.Delays = c.spec.Nodes, c.spec.Cuts, c.spec.Delays
 	s.Creation = cmp.Or(s.Creation, c.spec.Creation)
 	if s.APIPort == 0 {
 		s.APIPort = c.spec.APIPort
@@ -253,6 +254,34 @@ func (f *Fake) AddImages(ctx context.Context, name, archive, as string, replaces
 		}
 	}
 	return nil
+}
+
+// SetLinks implements cluster.LinkSetter.
+func (f *Fake) SetLinks(ctx context.Context, name string, links cluster.Links) error {
+	end, err := f.begin(ctx, "SetLinks")
+	if err != nil {
+		return err
+	}
+	defer end()
+	c := f.clusters[name]
+	if c == nil {
+		return errs.New(errs.NotFound, "there is no cluster %q", name)
+	}
+	c.spec.Cuts, c.spec.Delays = links.Cuts, links.Delays
+	return nil
+}
+
+// Delayed implements cluster.LinkSetter: nothing is lost.
+func (f *Fake) Delayed(ctx context.Context, name string) ([]cluster.Delayed, error) {
+	st, err := f.Describe(ctx, name)
+	if err != nil || st.State == cluster.Stopped {
+		return nil, err
+	}
+	var out []cluster.Delayed
+	for _, d := range st.Spec.Delays {
+		out = append(out, cluster.Delayed{Delay: d})
+	}
+	return out, nil
 }
 
 // ImageDir implements cluster.ImageStore.

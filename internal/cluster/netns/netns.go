@@ -133,7 +133,10 @@ func (l layout) imagesOf(node string) string {
 func (l layout) controlSocket(node string) string {
 	return filepath.Join(l.nodeRun(node), "k1s", "k1s.sock")
 }
-func (l layout) proc(name string) string       { return filepath.Join(l.runDir(), name+".proc.json") }
+func (l layout) proc(name string) string { return filepath.Join(l.runDir(), name+".proc.json") }
+
+// links is how the switch tells about delayed links.
+func (l layout) links() string                 { return filepath.Join(l.runDir(), "links.json") }
 func (l layout) pins() string                  { return filepath.Join(l.runDir(), "ns") }
 func (l layout) pin(owner, kind string) string { return filepath.Join(l.pins(), owner+"."+kind) }
 

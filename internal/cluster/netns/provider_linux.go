@@ -31,10 +31,10 @@ import (
 type Provider struct{ opts Options }
 
 var (
-	_ cluster.Provider = (*Provider)(nil)
-	_ cluster.Executor = (*Provider)(nil)
-	_ cluster.Files    = (*Provider)(nil)
-	_ cluster.Links    = (*Provider)(nil)
+	_ cluster.Provider   = (*Provider)(nil)
+	_ cluster.Executor   = (*Provider)(nil)
+	_ cluster.Files      = (*Provider)(nil)
+	_ cluster.LinkSetter = (*Provider)(nil)
 
 	_ cluster.Preflight    = (*Provider)(nil)
 	_ cluster.Killer       = (*Provider)(nil)
@@ -109,7 +109,7 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	if spec.Creation == "" {
 		spec.Creation = old.Creation
 	}
-	spec.Nodes, spec.Cuts, spec.NextAgent = old.Nodes, old.Cuts, old.NextAgent
+	spec.Nodes, spec.Cuts, spec.Delays, spec.NextAgent = old.Nodes, old.Cuts, old.Delays, old.NextAgent
 	if !spec.Subnet.IsValid() {
 		spec.Subnet = cluster.DefaultSubnet
 	}
@@ -147,8 +147,8 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 		if err != nil {
 			return spec, err
 		}
-		if len(spec.Cuts) > 0 {
-			if err := p.applyCuts(ctx, l, spec); err != nil {
+		if len(spec.Cuts)+len(spec.Delays) > 0 {
+			if err := p.setRules(ctx, l, linksOf(spec)); err != nil {
 				return spec, err
 			}
 		}
@@ -883,6 +883,7 @@ func (p *Provider) deleteNode(l layout, node string) error {
 		return err
 	}
 	spec.Nodes = slices.DeleteFunc(spec.Nodes, func(n cluster.NodeSpec) bool { return n.Name() == node })
+	spec.DropLinks(node)
 	if err := writeRecord(l, spec); err != nil {
 		return err
 	}

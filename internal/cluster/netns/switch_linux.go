@@ -3,6 +3,7 @@ package netns
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -33,9 +34,9 @@ type switchArgs struct {
 	Egress []string `json:"egress"`
 }
 
-// runSwitch is the switch: it forwards the cluster's ports until it is told to stop. SIGHUP makes it read the
-// cluster's record again. The outcome of the start and of each SIGHUP is written to the file descriptor
-// readyFD, if that is open, as a JSON string: "" or what is wrong.
+// runSwitch is the switch: it forwards the cluster's ports, and holds what delayed links carry, until it is told to stop.
+// SIGHUP makes it read the cluster's record again. The outcome of the start is written to the file descriptor
+// readyFD as a JSON string: "" or what is wrong. How delayed links fare is written to layout.links.
 func runSwitch(ctx context.Context, a switchArgs) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ready := os.NewFile(readyFD, "ready")
@@ -48,6 +49,8 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 
+	slow := newDelayer(l, log)
+	defer slow.close()
 	var (
 		tap  *os.File
 		spec cluster.Spec
@@ -79,6 +82,10 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 			f.close()
 			return nil, err
 		}
+		if err := slow.set(spec); err != nil {
+			f.close()
+			return nil, err
+		}
 		return f, nil
 	}
 	f, err := start()
@@ -105,8 +112,12 @@ func runSwitch(ctx context.Context, a switchArgs) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			if err := apply(l, f); err != nil {
-				log.Error("changing the forwarded ports failed", "err", err)
+			if err := apply(l, f, slow); err != nil {
+				log.Error("changing the forwarded ports and delayed links failed", "err", err)
+			}
+		case <-slow.tick():
+			if err := slow.tell(); err != nil {
+				log.Error("telling how delayed links fare failed", "err", err)
 			}
 		}
 	}
@@ -124,12 +135,12 @@ func message(err error) string {
 	return err.Error()
 }
 
-func apply(l layout, f *forwarder) error {
+func apply(l layout, f *forwarder, slow *delayer) error {
 	spec, err := readRecord(l)
 	if err != nil {
 		return err
 	}
-	return f.set(forwards(spec))
+	return errors.Join(f.set(forwards(spec)), slow.set(spec))
 }
 
 // dialer opens sockets in another network namespace.
