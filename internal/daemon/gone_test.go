@@ -97,21 +97,21 @@ func TestADaemonTellsOfAMemberThatIsAwayAndThenRemovesIt(t *testing.T) {
 				t.Errorf("%d, %v, want %q", gone, problems, want)
 			}
 		}
-		p, gone := look(f, 100*time.Hour)
-		says(p, gone, "server-2 has not been seen for 100h")
-		in.Config.Spec.Etcd.RemoveDeadAfter = "120h"
+		p, gone := look(f, 10*time.Hour)
+		says(p, gone, "server-2 has not been seen for 10h")
+		in.Config.Spec.Etcd.RemoveDeadAfter = "12h"
 		p, gone = look(f, 0)
-		says(p, gone, "it will be removed in 20h")
-		p, gone = look(f, 10*time.Hour)
-		says(p, gone, "it will be removed in 10h")
+		says(p, gone, "it will be removed in 2h")
+		p, gone = look(f, time.Hour)
+		says(p, gone, "it will be removed in 1h")
 		follows := f
 		follows.Leader = 2
-		p, gone = look(follows, 100*time.Hour)
+		p, gone = look(follows, 10*time.Hour)
 		says(p, gone, "server-1 leads, and removes it")
-		p, gone = look(f, 119*time.Hour)
+		p, gone = look(f, 11*time.Hour)
 		says(p, gone, "it will be removed in 1h")
 		d.moving.state.Phase = migration.Copying
-		p, gone = look(f, 10*time.Hour)
+		p, gone = look(f, time.Hour)
 		says(p, gone, "it is not removed by itself: the datastore is being moved")
 		d.moving.state.Phase = ""
 		if p, gone := look(f, 0); gone != 3 || len(p) != 1 || !strings.Contains(p[0].Text, "it is being removed") {
@@ -122,7 +122,7 @@ func TestADaemonTellsOfAMemberThatIsAwayAndThenRemovesIt(t *testing.T) {
 			t.Errorf("%d, %v", gone, p)
 		}
 		f.Members[2].Healthy = true
-		if p, gone := look(f, 200*time.Hour); gone != 0 || len(p) != 0 {
+		if p, gone := look(f, 20*time.Hour); gone != 0 || len(p) != 0 {
 			t.Errorf("%d, %v", gone, p)
 		}
 	})

@@ -37,7 +37,7 @@ func (d *Daemon) Leave(ctx context.Context) error {
 	}
 	if components.UsesEtcd(in) {
 		left, err := d.leaveEtcd(ctx, in)
-		if errs.Is(err, errs.Denied) {
+		if err != nil && len(others) > 0 { // where it is none any more this cannot be done, and the others go on
 			d.stays(ctx, api, name)
 		}
 		if err != nil || !left && len(others) == 0 {

@@ -56,8 +56,9 @@ func (d *Daemon) stays(ctx context.Context, api *kubeapi.Client, node string) {
 	}
 }
 
-// finishEvery is how often it is looked for what was cut off. What is found at two looks in a row is nobody's any more.
-const finishEvery = 30 * time.Second
+// finishEvery is how often it is looked for what was cut off. What is found at two looks in a row is nobody's any more: a removal
+// takes seconds, those included for which etcd is asked again.
+const finishEvery = time.Minute
 
 // watchLeaving brings removals to their end whose server has died between two steps.
 func (d *Daemon) watchLeaving(ctx context.Context, in component.Input, api *kubeapi.Client) {
@@ -107,12 +108,24 @@ func (d *Daemon) finishLeaving(ctx context.Context, in component.Input, api *kub
 	}
 	var failed []error
 	for _, node := range due {
-		d.log.Info("the removal of a node was cut off, and is finished", "node", node)
-		if err := d.RemoveNode(ctx, node); err != nil && !errs.Is(err, errs.NotFound) { // somebody else was faster
+		if err := d.finishOne(ctx, api, node); err != nil && !errs.Is(err, errs.NotFound) { // somebody else was faster
 			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// finishOne removes a node, unless it has been given up meanwhile, which nobody is to begin anew.
+func (d *Daemon) finishOne(ctx context.Context, api *kubeapi.Client, node string) error {
+	sec, err := api.Secret(ctx, systemNamespace, nodePrefix+node)
+	if err != nil {
+		return err
+	}
+	if _, leaves := sec.Data[leavingKey]; !leaves {
+		return nil
+	}
+	d.log.Info("the removal of a node was cut off, and is finished", "node", node)
+	return d.RemoveNode(ctx, node)
 }
 
 // leadsEtcd tells whether this server's member leads, or there is none.

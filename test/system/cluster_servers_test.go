@@ -243,9 +243,13 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 					return nil
 				})
 				at.in(within(t, limit), "k1s", "node", "remove", "server-2", "--yes").wants(t, 1, "server-2 is not removed from etcd")
-				if left := c.kubectl(t, "-n", "kube-system", "get", "secret", "k1s-node-server-2", "-o", "jsonpath={.data.leaving}"); left != "" {
-					t.Errorf("it is still on its way out, since %s", left)
-				}
+				eventually(t, limit, "the refused removal to have left nothing", func(ctx context.Context) error {
+					r := c.try(ctx, "-n", "kube-system", "get", "secret", "k1s-node-server-2", "-o", "jsonpath={.data.leaving}")
+					if r.code != 0 || r.out != "" {
+						return fmt.Errorf("it leaves since %q %v", r.out, r.error())
+					}
+					return nil
+				})
 				goesOn("after a removal that was refused")
 			}
 			s.must(t, s.nodeCommand(t, "start", patience))
