@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k1s.io/k1s/internal/control"
 )
@@ -353,6 +354,39 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		}
 		c.in(within(t, limit), "k1s", "node", "remove", "agent-1", "--yes").wants(t, 0, "agent-1 is removed")
 		a.must(t, a.nodeCommand(t, "start", patience))
+		app.reach(t, 3)
+	})
+	t.Run("agents are far away from each other", func(t *testing.T) {
+		const far = 500 * time.Millisecond
+		a := agents[0]
+		ip, _, _ := strings.Cut(app.podIPs(t)["agent-1"], " ")
+		c.net(t, "delay", "agent-0", "agent-1", far.String())
+		eventually(t, limit, "the pod on agent-1 to answer agent-0", func(ctx context.Context) error {
+			began := time.Now()
+			r := a.in(ctx, "wget", "-q", "-T", "20", "-O", "-", "http://"+ip+":8080/")
+			took := time.Since(began)
+			if err := r.error(); err != nil {
+				return err
+			}
+			// There and back to connect, and there and back to ask; how much longer it takes says nothing.
+			if took < 4*far || strings.TrimSpace(r.out) != "on agent-1" {
+				t.Errorf("it answers %q after %s", r.out, took)
+			}
+			return nil
+		})
+		list := func() string {
+			t.Helper()
+			r := c.k1s(within(t, limit), "cluster", "net", "ls", "-c", c.name)
+			r.wants(t, 0)
+			return strings.Join(strings.Fields(r.out), " ")
+		}
+		if got := list(); !strings.HasPrefix(got, "NODE AND LINK DROPPED NOTE agent-0 agent-1 500ms later") {
+			t.Errorf("net ls: %s", got)
+		}
+		c.net(t, "heal", "agent-0", "agent-1")
+		if got := list(); got != "NODE AND LINK DROPPED NOTE" {
+			t.Errorf("net ls after that: %s", got)
+		}
 		app.reach(t, 3)
 	})
 	t.Run("pods of agents go on without a server", func(t *testing.T) {

@@ -89,6 +89,14 @@ func TestNoWriteIsLost(t *testing.T) {
 		r.fault(t, "a follower and the leader do not see each other", []member{l, others[1]}, func() { c.net(t, "cut", l.node, f.node) }, func() { c.net(t, "heal") })
 		running()
 	})
+	t.Run("servers are far away from each other", func(t *testing.T) {
+		r.fault(t, "servers are 50 ms away from each other", servers, func() {
+			for _, s := range servers {
+				c.net(t, "delay", s.node, "50ms", "--jitter", "10ms")
+			}
+		}, func() { c.net(t, "heal") })
+		running()
+	})
 	t.Run("a partition cuts an agent off", func(t *testing.T) {
 		before := app.uids(t)
 		r.fault(t, "the agent is cut off", servers, func() { c.net(t, "cut", agent.node) }, func() { c.net(t, "heal") })

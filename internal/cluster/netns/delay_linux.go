@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"os"
 	"reflect"
 	"slices"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/cluster"
@@ -58,7 +61,7 @@ func newDelayer(l layout, log *slog.Logger) *delayer {
 type delayPlan struct {
 	Directions []cluster.Direction
 	Ends       map[string]linkEnd // of all nodes that are plugged in, by name
-	Machine    []string           // addresses that are of no node: those of the bridge and its ports
+	Bridge     string             // its address, that of this machine
 }
 
 // linkEnd is a node's link.
@@ -134,12 +137,13 @@ func (d *delayer) survey(names []string) (delayPlan, error) {
 			return fmt.Errorf("listing the links of the cluster: %w", err)
 		}
 		for _, l := range links {
-			plan.Machine = append(plan.Machine, string(l.Attrs().HardwareAddr))
-			if slices.Contains(names, l.Attrs().Name) {
-				plan.Ends[l.Attrs().Name] = linkEnd{Index: l.Attrs().Index}
+			switch a := l.Attrs(); {
+			case a.Name == bridgeName:
+				plan.Bridge = string(a.HardwareAddr)
+			case slices.Contains(names, a.Name):
+				plan.Ends[a.Name] = linkEnd{Index: a.Index}
 			}
 		}
-		slices.Sort(plan.Machine)
 		return nil
 	})
 	if err != nil {
@@ -244,11 +248,20 @@ func packetSocket() (int, error) {
 	return fd, nil
 }
 
-// openNodeLink sees all that a node sends, and what is written to it the node receives. The thread is in the bridge's namespace.
-func openNodeLink(index int) (*os.File, error) {
+// openNodeLink sees what a node sends, as far as the filter lets it through, and what is written to it the node receives. The thread is
+// in the bridge's namespace.
+func openNodeLink(index int, filter []bpf.RawInstruction) (*os.File, error) {
 	fd, err := packetSocket()
 	if err != nil {
 		return nil, err
+	}
+	code := make([]unix.SockFilter, len(filter))
+	for i, f := range filter {
+		code[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
+	}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("choosing what is seen at a node's link: %w", err)
 	}
 	// More than is allowed to others; the usual room is better than none.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, tapBuffer)
@@ -274,7 +287,11 @@ func (d *delayer) start(plan delayPlan) error {
 				if d.taps[name] != nil {
 					continue
 				}
-				tap, err := openNodeLink(plan.Ends[name].Index)
+				filter, err := bpf.Assemble(otherwise(plan.undelayed(name)))
+				if err != nil {
+					return fmt.Errorf("choosing what is seen of node %s: %w", name, err)
+				}
+				tap, err := openNodeLink(plan.Ends[name].Index, filter)
 				if err != nil {
 					return fmt.Errorf("delaying what node %s says: %w", name, err)
 				}
@@ -300,10 +317,11 @@ func (d *delayer) start(plan delayPlan) error {
 		d.lines[[2]string{dir.From, dir.To}] = line
 		d.done.Go(func() { line.Run(ctx) })
 		if routes[dir.From] == nil {
-			routes[dir.From] = newRoute(plan)
+			routes[dir.From] = &route{to: map[string]*delayline.Line{}}
 		}
 		routes[dir.From].add(plan.Ends[dir.To].Addr, line)
 	}
+	d.log.Info("delaying", "cluster", d.layout.cluster, "directions", len(plan.Directions))
 	for name, r := range routes {
 		d.done.Go(func() { d.read(ctx, name, d.taps[name], r) })
 	}
@@ -339,39 +357,60 @@ func (d *delayer) read(ctx context.Context, name string, tap *os.File, r *route)
 	}
 }
 
+// undelayed are the addresses of those who hear a node at once.
+func (p delayPlan) undelayed(from string) []string {
+	addrs := map[string]bool{p.Bridge: true}
+	for _, end := range p.Ends {
+		addrs[end.Addr] = true
+	}
+	for _, dir := range p.Directions {
+		if dir.From == from {
+			delete(addrs, p.Ends[dir.To].Addr)
+		}
+	}
+	return slices.Sorted(maps.Keys(addrs))
+}
+
+// otherwise is a filter for what is not to these addresses: the kernel keeps no copy of the rest, for which there may be no room.
+func otherwise(addrs []string) []bpf.Instruction {
+	// From the scratch memory, because loads from packets become long programs, and there is a limit for those (net.core.optmem_max).
+	out := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 2}, bpf.StoreScratch{Src: bpf.RegA, N: 0},
+		bpf.LoadAbsolute{Off: 2, Size: 4}, bpf.StoreScratch{Src: bpf.RegA, N: 1},
+	}
+	for _, a := range addrs {
+		out = append(out,
+			bpf.LoadScratch{Dst: bpf.RegA, N: 1},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32([]byte(a[2:])), SkipTrue: 3},
+			bpf.LoadScratch{Dst: bpf.RegA, N: 0},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(binary.BigEndian.Uint16([]byte(a))), SkipTrue: 1},
+			bpf.RetConstant{Val: 0},
+		)
+	}
+	return append(out, bpf.RetConstant{Val: math.MaxUint32})
+}
+
 // route is where the frames of one node go that are delayed.
 type route struct {
 	all []*delayline.Line
-	// to are the lines to single nodes, by their addresses; nil for somebody to whom nothing is delayed.
-	to map[string][]*delayline.Line
+	to  map[string]*delayline.Line // to single nodes, by their addresses
 }
 
 const macLen = 6
 
-func newRoute(plan delayPlan) *route {
-	r := &route{to: map[string][]*delayline.Line{}}
-	for _, end := range plan.Ends {
-		r.to[end.Addr] = nil
-	}
-	for _, addr := range plan.Machine {
-		r.to[addr] = nil
-	}
-	return r
-}
-
 func (r *route) add(addr string, l *delayline.Line) {
 	r.all = append(r.all, l)
-	r.to[addr] = []*delayline.Line{l}
+	r.to[addr] = l
 }
 
-// lines are those a frame goes down. What is for many, or for an address that is no node's, goes to all, as from a bridge that does not
-// know where somebody is.
+// lines are those a frame goes down that has passed the filter. What is for many, or for an address that is no node's, goes to all, as
+// from a bridge that does not know where somebody is.
 func (r *route) lines(frame []byte) []*delayline.Line {
 	if len(frame) < 2*macLen+2 {
 		return nil
 	}
-	if to, known := r.to[string(frame[:macLen])]; known {
-		return to
+	if to := r.to[string(frame[:macLen])]; to != nil {
+		return []*delayline.Line{to}
 	}
 	return r.all
 }

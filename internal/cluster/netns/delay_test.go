@@ -21,11 +21,13 @@ import (
 	"time"
 
 	"github.com/safchain/ethtool"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/cluster/delayline"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/testenv"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -420,27 +422,39 @@ table bridge k1s-cuts {
 func TestWhereFramesGo(t *testing.T) {
 	mac := func(b byte) string { return string([]byte{2, 0, 0, 0, 0, b}) }
 	plan := delayPlan{
-		Ends:    map[string]linkEnd{"a": {1, mac(1)}, "b": {2, mac(2)}, "c": {3, mac(3)}, "d": {4, mac(4)}},
-		Machine: []string{mac(9)},
+		Ends:       map[string]linkEnd{"a": {1, mac(1)}, "b": {2, mac(2)}, "c": {3, mac(3)}, "d": {4, mac(4)}},
+		Bridge:     mac(9),
+		Directions: []cluster.Direction{{From: "a", To: "b"}, {From: "b", To: "a"}, {From: "a", To: "c"}, {From: "c", To: "a"}},
 	}
-	r := newRoute(plan) // of a, for which b and c are far away, and d is not
+	r := &route{to: map[string]*delayline.Line{}} // of a, for which b and c are far away, and d is not
 	names := map[*delayline.Line]string{}
 	for _, name := range []string{"b", "c"} {
 		l := delayline.New(time.Second, 0, delayline.NewRoom(1), nil)
 		names[l] = name
 		r.add(plan.Ends[name].Addr, l)
 	}
+	filter, err := bpf.NewVM(otherwise(plan.undelayed("a")))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, tc := range map[string]struct{ to, want string }{
-		"a node that is far away": {mac(2), "b"},
-		"another one":             {mac(3), "c"},
-		"one that is not":         {mac(4), ""},
-		"the bridge":              {mac(9), ""},
-		"everybody":               {"\xff\xff\xff\xff\xff\xff", "bc"},
-		"somebody unknown":        {mac(7), "bc"},
+		"a node that is far away":        {mac(2), "b"},
+		"another one":                    {mac(3), "c"},
+		"one that is not":                {mac(4), ""},
+		"itself":                         {mac(1), ""},
+		"the bridge":                     {mac(9), ""},
+		"everybody":                      {"\xff\xff\xff\xff\xff\xff", "bc"},
+		"somebody unknown":               {mac(7), "bc"},
+		"somebody whose end is the same": {"\x03\x00\x00\x00\x00\x04", "bc"},
 	} {
+		frame := []byte(tc.to + mac(1) + "\x08\x00content")
 		got := ""
-		for _, l := range r.lines([]byte(tc.to + mac(1) + "\x08\x00content")) {
-			got += names[l]
+		if n, err := filter.Run(frame); err != nil || n != 0 && n < len(frame) {
+			t.Errorf("the filter takes %d of %d bytes, %v", n, len(frame), err)
+		} else if n > 0 {
+			for _, l := range r.lines(frame) {
+				got += names[l]
+			}
 		}
 		if got != tc.want {
 			t.Errorf("to %s: %q, want %q", what, got, tc.want)
@@ -448,6 +462,25 @@ func TestWhereFramesGo(t *testing.T) {
 	}
 	if got := r.lines([]byte("short")); got != nil {
 		t.Errorf("what is no frame goes to %v", got)
+	}
+}
+
+func TestTheFilterFitsTheLargestCluster(t *testing.T) {
+	testenv.Root(t)
+	var addrs []string
+	for i := range cluster.MaxServers + cluster.MaxAgents + 1 {
+		addrs = append(addrs, fmt.Sprintf("%06d", i))
+	}
+	filter, err := bpf.Assemble(otherwise(addrs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := openNodeLink(1, filter) // the loopback's will do
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := link.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

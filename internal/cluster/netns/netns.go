@@ -2,7 +2,7 @@
 // mount and a UTS namespace on this machine with a root file system of its own, and the nodes of a cluster
 // are joined by a bridge in one more network namespace. The machine's own network namespace gets no link,
 // no address, no route and no firewall rule; ports appear on 127.0.0.1 through a process, the switch, that
-// opens its sockets inside the bridge's namespace.
+// opens its sockets inside the bridge's namespace. It also holds what delayed links carry.
 //
 // It is not a container engine: nodes have no PID, user or IPC namespace and trust the machine's root.
 //
