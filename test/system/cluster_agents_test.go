@@ -359,11 +359,15 @@ func TestAgentsJoinAndStay(t *testing.T) {
 	t.Run("agents are far away from each other", func(t *testing.T) {
 		const far = 500 * time.Millisecond
 		a := agents[0]
-		ip, _, _ := strings.Cut(app.podIPs(t)["agent-1"], " ")
+		var pods map[string]everyPod
+		eventually(t, limit, "a pod on each node", func(ctx context.Context) (err error) {
+			pods, err = app.pods(ctx, 3)
+			return err
+		})
 		c.net(t, "delay", "agent-0", "agent-1", far.String())
 		eventually(t, limit, "the pod on agent-1 to answer agent-0", func(ctx context.Context) error {
 			began := time.Now()
-			r := a.in(ctx, "wget", "-q", "-T", "20", "-O", "-", "http://"+ip+":8080/")
+			r := a.in(ctx, "wget", "-q", "-T", "20", "-O", "-", "http://"+pods["agent-1"].ip+":8080/")
 			took := time.Since(began)
 			if err := r.error(); err != nil {
 				return err
