@@ -6,10 +6,12 @@ package archtest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os/exec"
 	"path"
 	"strings"
+	"sync"
 	"testing"
 
 	"k1s.io/k1s/internal/testenv"
@@ -30,15 +32,24 @@ type pkg struct {
 func packages(t *testing.T) []pkg {
 	t.Helper()
 	testenv.DependsOn(t, code...)
+	all, err := listed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// listed is the same for every test, and takes seconds to find out.
+var listed = sync.OnceValues(func() ([]pkg, error) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,GoFiles", "./cmd/...", "./internal/...")
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			t.Fatalf("go list: %s", exit.Stderr)
+			return nil, fmt.Errorf("go list: %s", exit.Stderr)
 		}
-		t.Fatal(err)
+		return nil, err
 	}
 	var all []pkg
 	dec := json.NewDecoder(strings.NewReader(string(out)))
@@ -47,15 +58,15 @@ func packages(t *testing.T) []pkg {
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		all = append(all, p)
 	}
 	if len(all) < 20 {
-		t.Fatalf("only %d packages found", len(all))
+		return nil, fmt.Errorf("only %d packages found", len(all))
 	}
-	return all
-}
+	return all, nil
+})
 
 // layers from the top down; a package may import packages of lower layers, and of its own where
 // neighbours lists it. The first matching prefix counts.
