@@ -71,6 +71,7 @@ spec:
     endpoint: sqlite # default
   etcd:
     quota: 2048 # default
+    removeDeadAfter: never # default
     snapshots:
       schedule: 0 */12 * * * # default
       keep: 5 # default
