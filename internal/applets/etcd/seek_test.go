@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/features"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
@@ -31,8 +32,10 @@ type trio struct {
 	port   int
 	subnet int // they are at 127.0.SUBNET.1 to 3
 	keys   pki.Bundle
-	cancel context.CancelFunc
-	ended  []chan error
+	// compared is how often the members' data is, 0 for never.
+	compared time.Duration
+	cancel   context.CancelFunc
+	ended    []chan error
 }
 
 var trioNames = []string{"server-0", "server-1-0123abcd", "server-2-89abcdef"}
@@ -100,6 +103,12 @@ func (c *trio) start(t *testing.T, which []int, look func(i int) seeker) {
 		cfg.TickMs, cfg.ElectionMs = 100, 1000
 		cfg.PeerTLSInfo = transport.TLSInfo{
 			CertFile: pki.CertFile(p, pki.EtcdPeer), KeyFile: pki.KeyFile(p, pki.EtcdPeer), TrustedCAFile: pki.CertFile(p, pki.EtcdCA), ClientCertAuth: true,
+		}
+		if c.compared != 0 {
+			cfg.CompactHashCheckTime = c.compared
+			if err := cfg.ServerFeatureGate.(interface{ Set(string) error }).Set(string(features.CompactHashCheck) + "=true"); err != nil {
+				t.Fatal(err)
+			}
 		}
 		done := make(chan error, 1)
 		c.ended = append(c.ended, done)
