@@ -13,7 +13,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
-	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/testenv"
 )
 
@@ -21,7 +20,7 @@ import (
 func TestAFullDiskRefusesWritesUntilThereIsRoom(t *testing.T) {
 	testenv.Root(t)
 	disk, run := t.TempDir(), t.TempDir()
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8m"); err != nil {
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=24m"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -51,6 +50,7 @@ func TestAFullDiskRefusesWritesUntilThereIsRoom(t *testing.T) {
 	}
 	value := strings.Repeat("0123456789abcdef", 1<<12) // 64 KiB
 	var acknowledged []string
+	var revision int64
 	write := func(c *clientv3.Client, i int) error {
 		key := fmt.Sprintf("/kept/%d", i)
 		tx, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, key+value)).Commit()
@@ -95,6 +95,16 @@ func TestAFullDiskRefusesWritesUntilThereIsRoom(t *testing.T) {
 		if err := write(c, 0); err != nil {
 			t.Fatal(err)
 		}
+		// The last thousand revisions are never compacted; this makes more.
+		for i, last := 0, int64(0); i < 1200; i++ {
+			tx, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision("/often"), "=", last)).
+				Then(clientv3.OpPut("/often", strings.Repeat("x", 512))).Else(clientv3.OpGet("/often")).Commit()
+			if err != nil || !tx.Succeeded {
+				t.Fatalf("%d, last %d: %.300v, %v", i, last, tx, err)
+			}
+			last = tx.Header.Revision
+			revision = last
+		}
 		fill()
 		var err error
 		for i := 1; err == nil && i < 200; i++ {
@@ -105,21 +115,16 @@ func TestAFullDiskRefusesWritesUntilThereIsRoom(t *testing.T) {
 		}
 		t.Logf("after %d writes: %v", len(acknowledged), err)
 		kept(c)
+		// A compaction that cannot be committed is fatal to kine, see endRequest. One that has room for all it does may succeed.
+		_, err = c.Compact(t.Context(), revision)
+		t.Logf("compacting says: %v", err)
+		kept(c)
 		room()
 		if err := write(c, 1000); err != nil {
 			t.Errorf("when there is room again: %v", err)
 		}
 		kept(c)
 	})
-	fill()
-	err := Run(t.Context(), args)
-	if err == nil || !strings.Contains(err.Error(), "the disk is full") {
-		t.Errorf("a start on a full disk: %v", err)
-	}
-	if hint, _ := errs.HintOf(err); !strings.HasPrefix(hint, "make room on ") {
-		t.Errorf("the hint is %q", hint)
-	}
-	room()
 	serve(func(c *clientv3.Client) {
 		kept(c)
 		if err := write(c, 2000); err != nil {

@@ -31,8 +31,10 @@ import (
 //	--max-idle, --max-open N         database connections kept and opened at most, default kine's
 //	--once                           end when a database of others cannot be opened, instead of trying again
 //	--min-revision N                 the next write has a greater one, and older ones count as compacted
-func Run(ctx context.Context, args []string) error {
+func Run(ctx context.Context, args []string) (err error) {
 	keepContentsOut()
+	panicInsteadOfExit()
+	defer caught(&err)
 	config, err := parse(args)
 	if err != nil {
 		return err

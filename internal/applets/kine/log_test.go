@@ -63,6 +63,11 @@ func TestWhatCannotBeWrittenIsNotInTheLog(t *testing.T) {
 	if err := write("/first", "x"); err != nil {
 		t.Fatal(err)
 	}
+	got, err := c.Get(t.Context(), "/first")
+	if err != nil || len(got.Kvs) != 1 {
+		t.Fatal(got, err)
+	}
+	first := got.Kvs[0].ModRevision
 	// Somebody else writes, and does not end.
 	db, err := sql.Open(driverName, path+params)
 	if err != nil {
@@ -76,6 +81,10 @@ func TestWhatCannotBeWrittenIsNotInTheLog(t *testing.T) {
 	defer func() { _ = tx.Rollback() }()
 	if err := write("/registry/secrets/a", `a "quoted\" swordfish > : `+"\n\x00\xff"+`hunter2`); err == nil {
 		t.Fatal("it was written beside another transaction")
+	}
+	if _, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision("/first"), "=", first)).
+		Then(clientv3.OpPut("/first", "y")).Else(clientv3.OpGet("/first")).Commit(); err == nil || !strings.Contains(err.Error(), errRefused.Error()) {
+		t.Errorf("a change beside another transaction: %v", err)
 	}
 	said := log.String()
 	if !strings.Contains(said, "error in txn") || !strings.Contains(said, "/registry/secrets/a") || !strings.Contains(said, "locked") {

@@ -50,12 +50,17 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	g := grpc.NewServer(
+		grpc.UnaryInterceptor(endRequest),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: embed.DefaultGRPCKeepAliveInterval, Timeout: embed.DefaultGRPCKeepAliveTimeout}),
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+512<<10), // etcd's allowance for what is around a request
 		grpc.MaxSendMsgSize(math.MaxInt32))
-	register(g, server.New(lists{backend}, scheme, s.notifyInterval, s.version))
+	served := backend
+	if s.Scheme == "sqlite" { // databases of others have deadlocks, after which it is right to try again
+		served = honest{backend}
+	}
+	register(g, server.New(lists{served}, scheme, s.notifyInterval, s.version))
 	watches := newWatchServer(backend, slog.Default())
 	etcdserverpb.RegisterWatchServer(g, watches)
 
