@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
@@ -208,6 +209,11 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	bind, shown, err := s.admit(ctx, r, authorization)
 	if err != nil {
 		return Welcome{}, err
+	}
+	if r.Role == token.Server {
+		if err := config.Agree(r.Settings, s.Settings); err != nil {
+			return Welcome{}, err
+		}
 	}
 	a, err := s.Authority() // the CA's key is read for machines that are let in only
 	if err != nil {
