@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -487,7 +489,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err := before.MayBegin(); err != nil {
 		return control.Rotation{}, err
 	}
-	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), d.unmoved()); err != nil {
+	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), noOtherServes(ctx, in, api), d.unmoved()); err != nil {
 		return control.Rotation{}, err
 	}
 	all, err := pki.Replaceable(in.Paths, r.Dir, time.Now())
@@ -530,6 +532,21 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	out := control.Rotation{State: next, Warnings: warnings}
 	wireTrust(&out, f)
 	return out, nil
+}
+
+// noOtherServes is an error while an API server of another machine serves the cluster. One that was removed and runs on, as it can with
+// a database of others, still issues certificates of the old CA and tells pods to trust that one only.
+func noOtherServes(ctx context.Context, in component.Input, api *kubeapi.Client) error {
+	all, err := api.Servers(ctx)
+	if err != nil {
+		return fmt.Errorf("finding out whether this is the only server: %w", err)
+	}
+	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
+	if others := slices.DeleteFunc(all, func(s string) bool { return s == own }); len(others) > 0 {
+		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible yet while other servers run: the API is also served at %s", strings.Join(others, ", ")),
+			"stop k1s there, also if that server was removed from the cluster; what has stopped is not counted any more after 15 seconds")
+	}
+	return nil
 }
 
 // endRotation lets the old authorities go now, or the new ones.

@@ -161,6 +161,7 @@ type trustAPI struct {
 	bindings  []map[string][]byte
 	ready     map[string]bool
 	extension map[string]string // extension-apiserver-authentication
+	servers   []string          // addresses of the EndpointSlice kubernetes
 }
 
 const extensionPath = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication"
@@ -195,6 +196,8 @@ func (a *trustAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				items = append(items, map[string]any{"metadata": map[string]string{"name": nodePrefix + string(b["name"])}, "data": b})
 			}
 		}
+	case "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices":
+		items = append(items, map[string]any{"endpoints": []any{map[string]any{"addresses": a.servers}}, "ports": []any{map[string]int{"port": 6443}}})
 	case "/api/v1/nodes":
 		for name, ready := range a.ready {
 			status := "False"
@@ -467,6 +470,31 @@ func TestAReplacementIsCalledOffAndNothingOvertakesThat(t *testing.T) {
 	}
 	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Abort: true}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("called off without a beginning: %v", err)
+	}
+}
+
+// One that was removed and runs on has no binding any more.
+func TestNoAuthorityIsReplacedWhileAnotherServerServes(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}, servers: []string{"10.0.0.1", "10.0.0.2"}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []control.RotateRequest{{Keep: time.Hour, DryRun: true}, {Keep: time.Hour}} {
+		if _, err := d.RotateCA(t.Context(), r); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "10.0.0.2:6443") || strings.Contains(err.Error(), "10.0.0.1:6443") {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
+		t.Errorf("it has begun: %v, %v", s, err)
+	}
+	api.mu.Lock()
+	api.servers = api.servers[:1]
+	api.mu.Unlock()
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour}); err != nil {
+		t.Errorf("alone: %v", err)
 	}
 }
 
