@@ -106,9 +106,18 @@ func (d *Daemon) prepareRotation(ctx context.Context, in *component.Input) error
 	d.mu.Unlock()
 	in.Trust = s.Epoch()
 	if !s.Active() {
-		return nil
+		return forgetUnkept(ctx, in.Paths)
 	}
 	return pki.InstallReplacement(ctx, in.Paths, replacements(s.Authorities), phaseOf(s.Stage))
+}
+
+// forgetUnkept removes the keys of a replacement that was made and never kept, or that is at its end: a daemon may have been
+// killed in between.
+func forgetUnkept(ctx context.Context, p paths.Paths) error {
+	if _, err := os.Stat(p.PKI("rotation")); errors.Is(err, fs.ErrNotExist) {
+		return nil // nor may there be a directory to lock
+	}
+	return pki.ForgetReplacement(ctx, p)
 }
 
 // watchRotation goes on with a replacement there is, and with those that are asked for.
@@ -517,12 +526,12 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	d.renewing.Lock()
 	all, err = pki.PrepareReplacement(ctx, in.Paths, r.Dir, time.Now())
 	d.renewing.Unlock()
-	if err != nil {
-		return control.Rotation{}, err
+	if err == nil {
+		next.Authorities = authorities(all)
+		err = keepRotation(in.Paths, next)
 	}
-	next.Authorities = authorities(all)
-	if err := keepRotation(in.Paths, next); err != nil {
-		return control.Rotation{}, err
+	if err != nil { // keys that nobody knows of are not to lie about
+		return control.Rotation{}, errors.Join(err, pki.ForgetReplacement(context.WithoutCancel(ctx), in.Paths))
 	}
 	d.mu.Lock()
 	d.rotating.state, d.rotating.waits, d.rotating.note = next, nil, ""

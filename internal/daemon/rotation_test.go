@@ -498,6 +498,40 @@ func TestNoAuthorityIsReplacedWhileAnotherServerServes(t *testing.T) {
 	}
 }
 
+func TestKeysOfAReplacementThatDoesNotBeginAreNotLeftBehind(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := func(when string) {
+		t.Helper()
+		if _, err := os.Stat(in.Paths.PKI("rotation")); !os.IsNotExist(err) {
+			t.Errorf("%s: keys are left: %v", when, err)
+		}
+	}
+	// A directory is in the place of the file.
+	if err := os.MkdirAll(in.Paths.Rotation()+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour}); err == nil || d.rotating.state.Active() {
+		t.Errorf("it has begun: %s, %v", d.rotating.state, err)
+	}
+	gone("what could not be kept")
+	if err := os.RemoveAll(in.Paths.Rotation()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.PrepareReplacement(t.Context(), in.Paths, "", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.prepareRotation(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	gone("a start after a kill")
+}
+
 // Who asks twice at once must not get the keys of one and the state of the other.
 func TestOfTwoReplacementsThatAreAskedForAtOnceOneBegins(t *testing.T) {
 	d, in := rotating(t)
