@@ -398,21 +398,26 @@ func trustOf(bindings []join.Binding, nodes []join.Node, self string, ours []str
 	return out
 }
 
+// lookPause is how long to wait before a stage is looked at again: what has not come for minutes may not come for days, and a look
+// lists what is given to every namespace.
+func lookPause(s rotation.State, now time.Time) time.Duration {
+	if now.Before(ends(s)) || now.Sub(s.Since) > slowStage {
+		return lookLaterAfter
+	}
+	return lookAgainAfter
+}
+
 func (r rotator) Wait(ctx context.Context, waits []string, err error) (rotation.State, error) {
 	d := r.d
 	d.noteRotation(waits, err)
 	d.mu.Lock()
 	s, wake := d.rotating.state, d.rotating.wake
 	d.mu.Unlock()
-	pause := lookAgainAfter
-	if time.Until(ends(s)) > 0 {
-		pause = lookLaterAfter
-	}
 	select {
 	case <-ctx.Done():
 		return s, context.Cause(ctx)
 	case <-wake:
-	case <-time.After(pause):
+	case <-time.After(lookPause(s, time.Now())):
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

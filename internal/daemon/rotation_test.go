@@ -424,6 +424,25 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	}
 }
 
+func TestAStageThatLastsIsLookedAtSeldom(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name string
+		s    rotation.State
+		want time.Duration
+	}{
+		{"just begun", rotation.State{Stage: rotation.Trusting, Since: now}, lookAgainAfter},
+		{"waits for a node since days", rotation.State{Stage: rotation.Trusting, Since: now.Add(-48 * time.Hour)}, lookLaterAfter},
+		{"has its time", rotation.State{Stage: rotation.Overlapping, Since: now, Until: now.Add(time.Hour)}, lookLaterAfter},
+		{"whose time is over, and that waits for running programs", rotation.State{Stage: rotation.Overlapping, Since: now.Add(-time.Minute), Until: now.Add(-time.Minute)}, lookAgainAfter},
+		{"whose time the user does not wait for", rotation.State{Stage: rotation.Overlapping, Since: now.Add(-time.Minute), Until: now.Add(time.Hour), Hurry: true}, lookAgainAfter},
+	} {
+		if got := lookPause(c.s, now); got != c.want {
+			t.Errorf("one that %s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 func TestAReplacementIsCalledOffAndNothingOvertakesThat(t *testing.T) {
 	d, in := rotating(t)
 	api := &trustAPI{ready: map[string]bool{"server-0": true}}
