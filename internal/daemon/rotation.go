@@ -623,7 +623,16 @@ func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, r co
 	if usable > 0 {
 		out = append(out, fmt.Sprintf("%d tokens to join name the old CA and go on working: it vouches for the new one. If its key is in wrong hands, revoke them: k1s token revoke", usable))
 	}
-	return out, nil
+	return append(out, fmt.Sprintf("the cluster cannot be backed up until the replacement is at its end, %s or more from now; make a backup before: k1s backup create", rotationTakes(r))), nil
+}
+
+// rotationTakes is how long a replacement lasts at least.
+func rotationTakes(r control.RotateRequest) time.Duration {
+	takes := max(r.Keep, rotation.Settle)
+	if !r.DropTokens {
+		takes = max(takes, rotation.TokensLast)
+	}
+	return takes
 }
 
 // watchTrust lets an agent learn of other CAs soon, and find its way back to a cluster that has replaced its CA while this

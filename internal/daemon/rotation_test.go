@@ -255,7 +255,8 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 2 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") || len(plan.Nodes) != 3 {
+	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 3 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") ||
+		!strings.Contains(plan.Warnings[2], "cannot be backed up until the replacement is at its end, 24h0m0s or more") || len(plan.Nodes) != 3 {
 		t.Errorf("plan %+v", plan)
 	}
 	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
@@ -264,7 +265,7 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 
 	for _, r := range []control.RotateRequest{{Keep: rotation.TokensLast}, {DropTokens: true}} {
 		r.DryRun = true
-		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 1 {
+		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 2 {
 			t.Errorf("%+v: warnings %q, %v", r, plan.Warnings, err)
 		}
 	}
