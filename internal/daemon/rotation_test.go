@@ -277,7 +277,7 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if _, err := d.RotateCA(t.Context(), control.RotateRequest{}); !errs.Is(err, errs.Exists) {
 		t.Errorf("begun twice: %v", err)
 	}
-	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); !errs.Is(err, errs.NotRunning) {
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); !errs.Is(err, errs.Failure) {
 		t.Errorf("finished before it signs: %v", err)
 	}
 	if _, err := d.bootstrap(t.Context()); !errs.Is(err, errs.NotRunning) {
