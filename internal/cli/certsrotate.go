@@ -132,7 +132,7 @@ func followRotation(ctx context.Context, o certsRotateOptions, c *control.Client
 		if !r.State.Active() || rests && len(r.Behind) == 0 {
 			return r, nil
 		}
-		if s := rotationProgress(r); s != last {
+		if s := rotationProgress(r) + rotationWait(r); s != last {
 			fmt.Fprintln(o.deps.Streams.ErrOut, s)
 			last = s
 		}
@@ -172,6 +172,19 @@ func rotationProgress(r control.Rotation) string {
 		text += "; not so far yet: " + strings.Join(r.Behind, ", ")
 	}
 	return text
+}
+
+// rotationWait is what comes behind the stage for somebody who watches: what the server waits for first, or why it does not know.
+func rotationWait(r control.Rotation) string {
+	switch {
+	case !r.State.Active():
+		return ""
+	case r.Note != "":
+		return " (" + r.Note + ")"
+	case len(r.Waits) > 0:
+		return " (" + r.Waits[0] + ")"
+	}
+	return ""
 }
 
 func printRotation(w io.Writer, r control.Rotation) error {

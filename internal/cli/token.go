@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -148,15 +149,21 @@ func newTokenRevokeCmd(deps Deps, runF func(context.Context, tokenRevokeOptions)
 
 func runTokenRevoke(ctx context.Context, o tokenRevokeOptions) error {
 	c := control.NewClient(o.deps.Paths().ControlSocket())
+	var failed []error
 	for _, id := range o.ids {
 		// Who has the token at hand may give it as it is.
 		if t, err := token.Parse(id); err == nil {
 			id = t.ID
 		}
-		if err := c.RevokeToken(ctx, id); err != nil {
-			return err
+		err := c.RevokeToken(ctx, id)
+		if errs.Is(err, errs.NotRunning) || ctx.Err() != nil { // it would be the same for all
+			return errors.Join(append(failed, err)...)
+		}
+		if err != nil {
+			failed = append(failed, err)
+			continue
 		}
 		fmt.Fprintf(o.deps.Streams.ErrOut, "token %s is revoked\n", id)
 	}
-	return nil
+	return errors.Join(failed...)
 }

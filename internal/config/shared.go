@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"k1s.io/k1s/internal/errs"
@@ -23,32 +25,45 @@ func Shared(c Config) map[string]json.RawMessage {
 	return out
 }
 
-// Adopt gives c the values of the cluster it is to be a node of. What c says itself has to be the default, or the same;
-// the error, of kind errs.Invalid, names every field that differs. Fields that this version does not know are left out:
-// servers may be newer.
-func Adopt(c *Config, shared map[string]json.RawMessage) error {
-	d := Default()
-	defaults := Shared(d)
+// Chosen are those of Shared whose value is not the default: what a node says itself instead of taking it from its cluster.
+func Chosen(c Config) map[string]json.RawMessage {
+	out, defaults := Shared(c), Shared(Default())
+	maps.DeleteFunc(out, func(path string, v json.RawMessage) bool { return bytes.Equal(v, defaults[path]) })
+	return out
+}
+
+// Agree compares what a node says itself, see Chosen, with what its cluster has, see Shared. The error, of kind
+// errs.Invalid, names every field that differs. Fields that only one of them knows are left out: their versions may differ.
+func Agree(chosen, shared map[string]json.RawMessage) error {
 	var differ []string
+	for _, path := range slices.Sorted(maps.Keys(chosen)) {
+		if theirs, ok := shared[path]; ok && !bytes.Equal(chosen[path], theirs) {
+			differ = append(differ, fmt.Sprintf("%s is %s here and %s in the cluster", path, chosen[path], theirs))
+		}
+	}
+	if len(differ) > 0 {
+		return errs.Hint(errs.New(errs.Invalid, "this node's configuration is not that of its cluster: %s", strings.Join(differ, "; ")),
+			"leave these out: a node takes them from its cluster")
+	}
+	return nil
+}
+
+// Adopt gives c the values of the cluster it is to be a node of. What c says itself has to be the default, or the same; see
+// Agree. Fields that this version does not know are left out: servers may be newer.
+func Adopt(c *Config, shared map[string]json.RawMessage) error {
+	if err := Agree(Chosen(*c), shared); err != nil {
+		return err
+	}
 	var bad error
 	eachShared(c, func(path string, v reflect.Value) {
 		theirs, ok := shared[path]
 		if !ok {
 			return
 		}
-		ours, _ := json.Marshal(v.Interface())
-		if !bytes.Equal(ours, theirs) && !bytes.Equal(ours, defaults[path]) {
-			differ = append(differ, fmt.Sprintf("%s is %s here and %s in the cluster", path, ours, theirs))
-			return
-		}
 		if err := json.Unmarshal(theirs, v.Addr().Interface()); err != nil {
 			bad = errs.New(errs.Invalid, "the cluster's %s cannot be read: %w", path, err)
 		}
 	})
-	if len(differ) > 0 {
-		return errs.Hint(errs.New(errs.Invalid, "this node's configuration is not that of its cluster: %s", strings.Join(differ, "; ")),
-			"leave these out: a node takes them from its cluster")
-	}
 	return bad
 }
 

@@ -156,7 +156,7 @@ func quiet(ctx context.Context, o *Options) (unlock func(), in component.Input, 
 func unreplaced(p paths.Paths) error {
 	r, err := readRotation(p)
 	if err == nil && r.Active() {
-		err = errs.Hint(errs.New(errs.Exists, "cannot back up now: the cluster's CA is being replaced (%s)", r.Stage), "wait for its end: k1s certs rotate-ca --status; or end it now: k1s certs rotate-ca --finish")
+		err = errs.Hint(errs.New(errs.Exists, "cannot back up now: the cluster's CA is being replaced (%s)", r.Stage), "%s", r.Sooner())
 	}
 	return err
 }

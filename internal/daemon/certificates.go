@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/component"
@@ -11,10 +12,20 @@ import (
 	"k1s.io/k1s/internal/pki"
 )
 
-// renewEvery is how often the daemon looks whether certificates are due. It looks at the files and the clock
+// renewEvery is how often the daemon looks whether certificates are due, or asks a server. It looks at the files and the clock
 // instead of sleeping until then, because a machine may be suspended, its clock set, or its files restored
 // from a backup. Looking takes a few milliseconds.
 const renewEvery = time.Hour
+
+// lookAtWall is how often it looks whether that time is over: a timer stands still while the machine is suspended, and does
+// not notice that the clock is set.
+const lookAtWall = time.Minute
+
+// lookDue tells whether it is time to look at certificates again, by the wall clock, whatever has happened to it since the last time.
+func lookDue(last, now time.Time) bool {
+	last, now = last.Round(0), now.Round(0) // without the monotonic clock
+	return now.Before(last) || now.Sub(last) >= renewEvery
+}
 
 // caWarning is how long before its end a CA is reported: it is not renewed by itself, because every client
 // has to learn the new one.
@@ -22,38 +33,63 @@ const caWarning = 180 * 24 * time.Hour
 
 // reportCertificates shows what is about to expire.
 func (d *Daemon) reportCertificates(r pki.Report) {
+	d.board.Report("certificates", certificateProblems(r, time.Now()))
+	d.log.Debug("certificates", "issued", len(r.Issued), "renew", r.RenewAt, "first", r.ExpiresFirst)
+}
+
+// certificateProblems are what a user has to do something about.
+func certificateProblems(r pki.Report, now time.Time) []health.Problem {
 	var problems []health.Problem
-	if left := time.Until(r.CAExpires); !r.CAExpires.IsZero() && left < caWarning {
+	if left := r.CAExpires.Sub(now); !r.CAExpires.IsZero() && left < caWarning {
 		problems = append(problems, health.New(health.CertExpiring, "the cluster's CA expires on %s", r.CAExpires.Format(time.DateOnly)))
 	}
-	d.board.Report("certificates", problems)
-	d.log.Debug("certificates", "issued", len(r.Issued), "renew", r.RenewAt, "first", r.ExpiresFirst)
+	var due []string
+	for _, c := range r.Postponed {
+		if c.Reason != pki.AskedFor { // that one has time
+			due = append(due, c.Name)
+		}
+	}
+	if len(due) > 0 {
+		problems = append(problems, health.New(health.CertExpiring, "certificates are due and cannot be renewed, because the key of their authority is not on this machine: %s; the first to end is %s, on %s",
+			strings.Join(due, ", "), r.ExpiresFirst, r.Expires.Format(time.DateOnly)).
+			Fix("put the authorities' keys there until they are renewed, and run: k1s certs renew"))
+	}
+	return problems
 }
 
 // renewCertificates renews certificates long before they expire, while everything runs: upstream's
 // components watch their certificate files and take the new ones without a restart.
 func (d *Daemon) renewCertificates(ctx context.Context) {
-	tick := time.NewTicker(renewEvery)
+	tick := time.NewTicker(lookAtWall)
 	defer tick.Stop()
-	// A server has looked at its certificates just now; an agent needs a server for that.
-	soon := make(chan struct{})
-	if !d.o.Config.Spec.ControlPlane() {
+	last := time.Now()                   // a server has looked at its certificates just now
+	if !d.o.Config.Spec.ControlPlane() { // an agent needs a server for that
 		if d.sup.Wait(ctx, "balancer", component.Ready) != nil {
 			return
 		}
-		close(soon)
+		last = time.Time{}
 	}
+	said := ""
 	for {
+		if now := time.Now(); lookDue(last, now) {
+			_, err := d.renew(ctx, false)
+			switch {
+			case err == nil:
+				last, said = now, ""
+			case ctx.Err() != nil:
+				return
+			default: // after a suspend the network may be a moment later than the clock
+				if said != err.Error() {
+					said = err.Error()
+					d.log.Error("certificates not renewed, trying again in a minute", "err", err)
+				}
+				d.board.Report("certificates", []health.Problem{health.FromError(err, health.CertExpiring, "")})
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-soon:
-			soon = nil
 		case <-tick.C:
-		}
-		if _, err := d.renew(ctx, false); err != nil && ctx.Err() == nil {
-			d.log.Error("certificates not renewed, trying again in an hour", "err", err)
-			d.board.Report("certificates", []health.Problem{health.FromError(err, health.CertExpiring, "")})
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,4 +67,48 @@ func TestCertificatesAreRenewedWhileTheNodeRunsWhenAThirdOfTheirTimeIsLeft(t *te
 			t.Errorf("problems: %v", ps)
 		}
 	})
+}
+
+func TestTheWallClockTellsWhenToLookAtCertificates(t *testing.T) {
+	noon := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name      string
+		last, now time.Time
+		want      bool
+	}{
+		{"an agent that has just begun", time.Time{}, noon, true},
+		{"a minute later", noon, noon.Add(time.Minute), false},
+		{"an hour later", noon, noon.Add(time.Hour), true},
+		{"after a suspend of a month", noon, noon.AddDate(0, 1, 0), true},
+		{"when the clock was set back", noon, noon.Add(-time.Second), true},
+	} {
+		if got := lookDue(c.last, c.now); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	// The monotonic clock of a machine that slept for a day says that no time has passed.
+	last := time.Now()
+	if !lookDue(last, last.Round(0).Add(24*time.Hour)) || lookDue(last, last) {
+		t.Error("it is not the wall clock that counts")
+	}
+}
+
+func TestCertificatesThatCannotBeRenewedAreTold(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	r := pki.Report{
+		CAExpires: now.AddDate(5, 0, 0), Expires: now.AddDate(0, 2, 0), ExpiresFirst: "apiserver",
+		Postponed: []pki.Change{{Name: "apiserver", Reason: "expires on 2027-01-22"}, {Name: "daemon-client", Reason: pki.AskedFor}},
+	}
+	got := certificateProblems(r, now)
+	if len(got) != 1 || got[0].Code != health.CertExpiring || !strings.Contains(got[0].Text, "not on this machine: apiserver; the first to end is apiserver, on 2027-01-22") || !strings.Contains(got[0].Remedy, "k1s certs renew") {
+		t.Errorf("%+v", got)
+	}
+	r.Postponed = r.Postponed[1:]
+	if got := certificateProblems(r, now); len(got) != 0 {
+		t.Errorf("of one that was asked for: %+v", got)
+	}
+	r.CAExpires = now.AddDate(0, 5, 0)
+	if got := certificateProblems(r, now); len(got) != 1 || !strings.Contains(got[0].Text, "CA expires on 2027-04-22") {
+		t.Errorf("of a CA that ends: %+v", got)
+	}
 }

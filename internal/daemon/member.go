@@ -284,15 +284,16 @@ func (d *Daemon) refreshMember(ctx context.Context, in component.Input, all bool
 	m := membership{kept: kept{Server: in.Server}}
 	servers := append([]string{own}, m.candidates(in.Paths)...)
 	var issued []pki.Change
-	// What the servers trust may have changed: then they are told that this node does too, and what it has may be due.
-	const rounds = 3
+	// What the servers trust may have changed: then they are told that this node does too, and what it has may be due. And
+	// they are told which certificates it has once it has them.
+	const rounds = 4
 	for range rounds {
 		leaves := pki.JoinedLeaves(in.Facts.NodeName, in.Facts.NodeIP)
 		due := pki.DueOf(in.Paths, leaves, time.Now()).Changes
 		if all {
 			due = nil
 			for _, l := range leaves {
-				due = append(due, pki.Change{Name: l.Name, Reason: "asked for"})
+				due = append(due, pki.Change{Name: l.Name, Reason: pki.AskedFor})
 			}
 		}
 		leaves = slices.DeleteFunc(leaves, func(l pki.Leaf) bool {
@@ -322,10 +323,13 @@ func (d *Daemon) refreshMember(ctx context.Context, in component.Input, all bool
 		if err := d.noteSettings(in, w); err != nil {
 			return pki.Report{}, err
 		}
-		if bytes.Equal(before, w.CA) {
+		changed := !bytes.Equal(before, w.CA)
+		if !changed && len(due) == 0 {
 			break
 		}
-		d.log.Info("the cluster trusts other CAs than before", "servers", servers)
+		if changed {
+			d.log.Info("the cluster trusts other CAs than before", "servers", servers)
+		}
 	}
 	if len(issued) > 0 {
 		if err := kubeconfigs(ctx, d.log, in); err != nil {

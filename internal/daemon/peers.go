@@ -246,7 +246,9 @@ func (a *arrival) ask(ctx context.Context, in component.Input, servers []string)
 	if err != nil {
 		return join.Welcome{}, join.Bootstrap{}, err
 	}
-	r := join.Request{Role: token.Server, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, K1s: version.K1s, Kubernetes: version.Kubernetes}
+	r := join.Request{
+		Role: token.Server, Node: in.Facts.NodeName, IP: in.Facts.NodeIP, K1s: version.K1s, Kubernetes: version.Kubernetes, Settings: config.Chosen(in.Config),
+	}
 	var first error
 	for _, s := range servers {
 		// Not the CA that may be here already: the token says which cluster is meant.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -104,9 +106,18 @@ func (d *Daemon) prepareRotation(ctx context.Context, in *component.Input) error
 	d.mu.Unlock()
 	in.Trust = s.Epoch()
 	if !s.Active() {
-		return nil
+		return forgetUnkept(ctx, in.Paths)
 	}
 	return pki.InstallReplacement(ctx, in.Paths, replacements(s.Authorities), phaseOf(s.Stage))
+}
+
+// forgetUnkept removes the keys of a replacement that was made and never kept, or that is at its end: a daemon may have been
+// killed in between.
+func forgetUnkept(ctx context.Context, p paths.Paths) error {
+	if _, err := os.Stat(p.PKI("rotation")); errors.Is(err, fs.ErrNotExist) {
+		return nil // nor may there be a directory to lock
+	}
+	return pki.ForgetReplacement(ctx, p)
 }
 
 // watchRotation goes on with a replacement there is, and with those that are asked for.
@@ -387,21 +398,26 @@ func trustOf(bindings []join.Binding, nodes []join.Node, self string, ours []str
 	return out
 }
 
+// lookPause is how long to wait before a stage is looked at again: what has not come for minutes may not come for days, and a look
+// lists what is given to every namespace.
+func lookPause(s rotation.State, now time.Time) time.Duration {
+	if now.Before(ends(s)) || now.Sub(s.Since) > slowStage {
+		return lookLaterAfter
+	}
+	return lookAgainAfter
+}
+
 func (r rotator) Wait(ctx context.Context, waits []string, err error) (rotation.State, error) {
 	d := r.d
 	d.noteRotation(waits, err)
 	d.mu.Lock()
 	s, wake := d.rotating.state, d.rotating.wake
 	d.mu.Unlock()
-	pause := lookAgainAfter
-	if time.Until(ends(s)) > 0 {
-		pause = lookLaterAfter
-	}
 	select {
 	case <-ctx.Done():
 		return s, context.Cause(ctx)
 	case <-wake:
-	case <-time.After(pause):
+	case <-time.After(lookPause(s, time.Now())):
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -487,7 +503,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err := before.MayBegin(); err != nil {
 		return control.Rotation{}, err
 	}
-	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), d.unmoved()); err != nil {
+	if err := errors.Join(d.alone(ctx, in, "replacing the cluster's CA"), noOtherServes(ctx, in, api), d.unmoved()); err != nil {
 		return control.Rotation{}, err
 	}
 	all, err := pki.Replaceable(in.Paths, r.Dir, time.Now())
@@ -515,12 +531,12 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	d.renewing.Lock()
 	all, err = pki.PrepareReplacement(ctx, in.Paths, r.Dir, time.Now())
 	d.renewing.Unlock()
-	if err != nil {
-		return control.Rotation{}, err
+	if err == nil {
+		next.Authorities = authorities(all)
+		err = keepRotation(in.Paths, next)
 	}
-	next.Authorities = authorities(all)
-	if err := keepRotation(in.Paths, next); err != nil {
-		return control.Rotation{}, err
+	if err != nil { // keys that nobody knows of are not to lie about
+		return control.Rotation{}, errors.Join(err, pki.ForgetReplacement(context.WithoutCancel(ctx), in.Paths))
 	}
 	d.mu.Lock()
 	d.rotating.state, d.rotating.waits, d.rotating.note = next, nil, ""
@@ -530,6 +546,21 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	out := control.Rotation{State: next, Warnings: warnings}
 	wireTrust(&out, f)
 	return out, nil
+}
+
+// noOtherServes is an error while an API server of another machine serves the cluster. One that was removed and runs on, as it can with
+// a database of others, still issues certificates of the old CA and tells pods to trust that one only.
+func noOtherServes(ctx context.Context, in component.Input, api *kubeapi.Client) error {
+	all, err := api.Servers(ctx)
+	if err != nil {
+		return fmt.Errorf("finding out whether this is the only server: %w", err)
+	}
+	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
+	if others := slices.DeleteFunc(all, func(s string) bool { return s == own }); len(others) > 0 {
+		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible yet while other servers run: the API is also served at %s", strings.Join(others, ", ")),
+			"stop k1s there, also if that server was removed from the cluster; what has stopped is not counted any more after 15 seconds")
+	}
+	return nil
 }
 
 // endRotation lets the old authorities go now, or the new ones.
@@ -592,7 +623,16 @@ func (d *Daemon) rotationWarnings(ctx context.Context, api *kubeapi.Client, r co
 	if usable > 0 {
 		out = append(out, fmt.Sprintf("%d tokens to join name the old CA and go on working: it vouches for the new one. If its key is in wrong hands, revoke them: k1s token revoke", usable))
 	}
-	return out, nil
+	return append(out, fmt.Sprintf("the cluster cannot be backed up until the replacement is at its end, %s or more from now; make a backup before: k1s backup create", rotationTakes(r))), nil
+}
+
+// rotationTakes is how long a replacement lasts at least.
+func rotationTakes(r control.RotateRequest) time.Duration {
+	takes := max(r.Keep, rotation.Settle)
+	if !r.DropTokens {
+		takes = max(takes, rotation.TokensLast)
+	}
+	return takes
 }
 
 // watchTrust lets an agent learn of other CAs soon, and find its way back to a cluster that has replaced its CA while this

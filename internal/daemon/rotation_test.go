@@ -161,6 +161,7 @@ type trustAPI struct {
 	bindings  []map[string][]byte
 	ready     map[string]bool
 	extension map[string]string // extension-apiserver-authentication
+	servers   []string          // addresses of the EndpointSlice kubernetes
 }
 
 const extensionPath = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication"
@@ -195,6 +196,8 @@ func (a *trustAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				items = append(items, map[string]any{"metadata": map[string]string{"name": nodePrefix + string(b["name"])}, "data": b})
 			}
 		}
+	case "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices":
+		items = append(items, map[string]any{"endpoints": []any{map[string]any{"addresses": a.servers}}, "ports": []any{map[string]int{"port": 6443}}})
 	case "/api/v1/nodes":
 		for name, ready := range a.ready {
 			status := "False"
@@ -252,7 +255,8 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 2 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") || len(plan.Nodes) != 3 {
+	if len(plan.State.Authorities) != 3 || len(plan.Warnings) != 3 || !strings.Contains(plan.Warnings[0], "--drop-tokens") || !strings.Contains(plan.Warnings[1], "apps/legacy") ||
+		!strings.Contains(plan.Warnings[2], "cannot be backed up until the replacement is at its end, 24h0m0s or more") || len(plan.Nodes) != 3 {
 		t.Errorf("plan %+v", plan)
 	}
 	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
@@ -261,7 +265,7 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 
 	for _, r := range []control.RotateRequest{{Keep: rotation.TokensLast}, {DropTokens: true}} {
 		r.DryRun = true
-		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 1 {
+		if plan, err := d.RotateCA(t.Context(), r); err != nil || len(plan.Warnings) != 2 {
 			t.Errorf("%+v: warnings %q, %v", r, plan.Warnings, err)
 		}
 	}
@@ -273,7 +277,7 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	if _, err := d.RotateCA(t.Context(), control.RotateRequest{}); !errs.Is(err, errs.Exists) {
 		t.Errorf("begun twice: %v", err)
 	}
-	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); !errs.Is(err, errs.NotRunning) {
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Finish: true}); !errs.Is(err, errs.Failure) {
 		t.Errorf("finished before it signs: %v", err)
 	}
 	if _, err := d.bootstrap(t.Context()); !errs.Is(err, errs.NotRunning) {
@@ -421,6 +425,25 @@ func TestAReplacementWaitsForWhoIsThereAndForWhatPodsAreGiven(t *testing.T) {
 	}
 }
 
+func TestAStageThatLastsIsLookedAtSeldom(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name string
+		s    rotation.State
+		want time.Duration
+	}{
+		{"just begun", rotation.State{Stage: rotation.Trusting, Since: now}, lookAgainAfter},
+		{"waits for a node since days", rotation.State{Stage: rotation.Trusting, Since: now.Add(-48 * time.Hour)}, lookLaterAfter},
+		{"has its time", rotation.State{Stage: rotation.Overlapping, Since: now, Until: now.Add(time.Hour)}, lookLaterAfter},
+		{"whose time is over, and that waits for running programs", rotation.State{Stage: rotation.Overlapping, Since: now.Add(-time.Minute), Until: now.Add(-time.Minute)}, lookAgainAfter},
+		{"whose time the user does not wait for", rotation.State{Stage: rotation.Overlapping, Since: now.Add(-time.Minute), Until: now.Add(time.Hour), Hurry: true}, lookAgainAfter},
+	} {
+		if got := lookPause(c.s, now); got != c.want {
+			t.Errorf("one that %s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 func TestAReplacementIsCalledOffAndNothingOvertakesThat(t *testing.T) {
 	d, in := rotating(t)
 	api := &trustAPI{ready: map[string]bool{"server-0": true}}
@@ -468,6 +491,65 @@ func TestAReplacementIsCalledOffAndNothingOvertakesThat(t *testing.T) {
 	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Abort: true}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("called off without a beginning: %v", err)
 	}
+}
+
+// One that was removed and runs on has no binding any more.
+func TestNoAuthorityIsReplacedWhileAnotherServerServes(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}, servers: []string{"10.0.0.1", "10.0.0.2"}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []control.RotateRequest{{Keep: time.Hour, DryRun: true}, {Keep: time.Hour}} {
+		if _, err := d.RotateCA(t.Context(), r); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "10.0.0.2:6443") || strings.Contains(err.Error(), "10.0.0.1:6443") {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	if s, err := readRotation(in.Paths); err != nil || s.Number != 0 {
+		t.Errorf("it has begun: %v, %v", s, err)
+	}
+	api.mu.Lock()
+	api.servers = api.servers[:1]
+	api.mu.Unlock()
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour}); err != nil {
+		t.Errorf("alone: %v", err)
+	}
+}
+
+func TestKeysOfAReplacementThatDoesNotBeginAreNotLeftBehind(t *testing.T) {
+	d, in := rotating(t)
+	api := &trustAPI{ready: map[string]bool{"server-0": true}}
+	var err error
+	d.api, err = kubeapi.NewNamed("https://"+serve(t, in, api), join.ServerName, pki.CertFile(in.Paths, pki.CA), pki.CertFile(in.Paths, pki.DaemonClient), pki.KeyFile(in.Paths, pki.DaemonClient))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := func(when string) {
+		t.Helper()
+		if _, err := os.Stat(in.Paths.PKI("rotation")); !os.IsNotExist(err) {
+			t.Errorf("%s: keys are left: %v", when, err)
+		}
+	}
+	// A directory is in the place of the file.
+	if err := os.MkdirAll(in.Paths.Rotation()+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RotateCA(t.Context(), control.RotateRequest{Keep: time.Hour}); err == nil || d.rotating.state.Active() {
+		t.Errorf("it has begun: %s, %v", d.rotating.state, err)
+	}
+	gone("what could not be kept")
+	if err := os.RemoveAll(in.Paths.Rotation()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.PrepareReplacement(t.Context(), in.Paths, "", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.prepareRotation(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	gone("a start after a kill")
 }
 
 // Who asks twice at once must not get the keys of one and the state of the other.

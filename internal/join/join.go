@@ -66,6 +66,8 @@ type Request struct {
 	Issuer string `json:"issuer,omitempty"`
 	// Seal is the X25519 key, made for this request, that the cluster's keys are to be sealed for; servers only.
 	Seal []byte `json:"seal,omitempty"`
+	// Settings are those a server has been told itself, see config.Chosen: it is not given the keys where the cluster's are others.
+	Settings map[string]json.RawMessage `json:"settings,omitempty"`
 	// K1s and Kubernetes are the versions of the node's programs.
 	K1s        string `json:"k1s"`
 	Kubernetes string `json:"kubernetes"`

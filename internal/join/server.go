@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
@@ -209,6 +210,11 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if err != nil {
 		return Welcome{}, err
 	}
+	if r.Role == token.Server {
+		if err := config.Agree(r.Settings, s.Settings); err != nil {
+			return Welcome{}, err
+		}
+	}
 	a, err := s.Authority() // the CA's key is read for machines that are let in only
 	if err != nil {
 		return Welcome{}, err
@@ -244,10 +250,8 @@ func (s *Server) node(ctx context.Context, body []byte, signature, authorization
 	if trusts != "" && trusts != bind.Trusts {
 		bind.Trusts, news = trusts, true
 	}
-	switch {
-	case len(r.CSRs) > 0:
-		bind.Issuer = a.Pin()
-	case r.Issuer != "" && r.Issuer != bind.Issuer: // as in a database that was restored
+	// What it has, not what it is given now: the answer may not reach it, or it may be killed before it has written it.
+	if r.Issuer != "" && r.Issuer != bind.Issuer {
 		if err := checkPins([]string{r.Issuer}); err != nil {
 			return Welcome{}, err
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
@@ -131,6 +132,38 @@ func TestAServerGetsTheKeysOfItsClusterAndAPlaceInItsDatastore(t *testing.T) {
 	var away *Unreachable
 	if _, err := client.Member(t.Context(), m.identity, member); !errors.As(err, &away) || !strings.Contains(err.Error(), "moves its datastore") {
 		t.Errorf("not yet: %v", err)
+	}
+}
+
+func TestAServerWithOtherSettingsIsRefusedBeforeItHasTheKeys(t *testing.T) {
+	c, _ := ofServers(t)
+	bootstrap, given := c.server.Bootstrap, 0
+	c.server.Bootstrap = func(ctx context.Context) (Bootstrap, error) { given++; return bootstrap(ctx) }
+	m := newServer(t, "server-1")
+	conf := config.Default()
+	conf.Spec.Network.ServiceCIDR = "10.44.0.0/16"
+	m.req.Settings = config.Chosen(conf)
+	_, _, err := m.joinAsServer(t, c, c.token(t, token.Server, time.Hour))
+	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `spec.network.serviceCIDR is "10.44.0.0/16" here and "10.43.0.0/16" in the cluster`) {
+		t.Errorf("%v", err)
+	}
+	if _, bound := c.bindings["server-1"]; bound || given != 0 {
+		t.Errorf("bound %v, given %d times", bound, given)
+	}
+	// Who has no token is told nothing about settings.
+	ca, caErr := pki.ReadCA(c.paths)
+	if caErr != nil {
+		t.Fatal(caErr)
+	}
+	_, err = Client{Server: c.addr, CAs: []*x509.Certificate{ca}}.Ask(t.Context(), m.identity, m.req, nil)
+	if !errs.Is(err, errs.Denied) || strings.Contains(err.Error(), "10.43") {
+		t.Errorf("without a token: %v", err)
+	}
+	conf.Spec.Network.ServiceCIDR = "10.43.0.0/16"
+	m.req.Settings = config.Chosen(conf)
+	m.req.Settings["spec.later"] = []byte(`"something only this one knows"`)
+	if _, _, err := m.joinAsServer(t, c, c.token(t, token.Server, time.Hour)); err != nil || given != 1 {
+		t.Errorf("with the cluster's: %v, given %d times", err, given)
 	}
 }
 

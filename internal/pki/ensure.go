@@ -21,6 +21,9 @@ import (
 	"k1s.io/k1s/internal/paths"
 )
 
+// AskedFor is the reason of a Change that is made because somebody wants it, and would have had time.
+const AskedFor = "asked for"
+
 // Report is what Ensure did and when it is wanted again.
 type Report struct {
 	// Issued are the certificates that are new, by name; their users have to be restarted unless they

@@ -98,7 +98,7 @@ func makePlan(r Request, have state, now time.Time) (plan, error) {
 		default:
 			reason, cert, due = assess(l, have[l.Name], ca.cert, now)
 			if reason == "" && r.All {
-				reason, due = "asked for", true
+				reason, due = AskedFor, true
 			}
 		}
 		switch {

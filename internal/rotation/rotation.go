@@ -172,7 +172,7 @@ func (s State) Sooner() string {
 }
 
 // Finish is the state in which Until is not waited for, and with tokens the end of pods' tokens neither. Asking twice is no
-// error.
+// error; at a stage at which it cannot be done it is one of kind errs.Failure.
 func (s State) Finish(tokens bool) (State, error) {
 	switch s.Stage {
 	case Overlapping, Draining:
@@ -181,15 +181,15 @@ func (s State) Finish(tokens bool) (State, error) {
 	case Removing:
 		return s, nil
 	case Aborting:
-		return s, errs.Hint(errs.New(errs.NotRunning, "the replacement is called off, and the old CA stays"), "see: k1s certs rotate-ca --status")
+		return s, errs.Hint(errs.New(errs.Failure, "the replacement is called off, and the old CA stays"), "see: k1s certs rotate-ca --status")
 	case Trusting:
-		return s, errs.Hint(errs.New(errs.NotRunning, "the new CA does not sign yet, so the old one cannot go"), "see for whom it waits: k1s certs rotate-ca --status")
+		return s, errs.Hint(errs.New(errs.Failure, "the new CA does not sign yet, so the old one cannot go"), "see for whom it waits: k1s certs rotate-ca --status")
 	}
 	return s, errs.New(errs.NotFound, "no CA is being replaced")
 }
 
-// Abort is the state in which the replacement is called off. That can be done while nothing has been signed by the new ones.
-// Asking twice is no error.
+// Abort is the state in which the replacement is called off. That can be done while nothing has been signed by the new ones,
+// later the error is of kind errs.Failure. Asking twice is no error.
 func (s State) Abort(now time.Time) (State, error) {
 	switch s.Stage {
 	case Aborting:
@@ -200,7 +200,7 @@ func (s State) Abort(now time.Time) (State, error) {
 	case None:
 		return s, errs.New(errs.NotFound, "no CA is being replaced")
 	}
-	return s, errs.Hint(errs.New(errs.NotRunning, "the new CA signs already, so the replacement cannot be called off"), "%s; another one brings other CAs after that", s.Sooner())
+	return s, errs.Hint(errs.New(errs.Failure, "the new CA signs already, so the replacement cannot be called off"), "%s; another one brings other CAs after that", s.Sooner())
 }
 
 // Node is what is known of a node of the cluster.

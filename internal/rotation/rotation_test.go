@@ -127,7 +127,7 @@ func TestWhatIsAskedForAtTheWrongTimeIsRefused(t *testing.T) {
 	if _, err := s.Begin(replaced(true), 0, now); !errs.Is(err, errs.Exists) {
 		t.Errorf("begun twice: %v", err)
 	}
-	if _, err := s.Finish(false); !errs.Is(err, errs.NotRunning) {
+	if _, err := s.Finish(false); !errs.Is(err, errs.Failure) {
 		t.Errorf("finished while nobody knows the new one: %v", err)
 	}
 	if _, err := (State{Number: 1}).Finish(false); !errs.Is(err, errs.NotFound) {
@@ -152,7 +152,7 @@ func TestAReplacementIsCalledOffBeforeTheNewOneSigns(t *testing.T) {
 	if again, err := off.Abort(now.Add(2 * time.Hour)); err != nil || !again.Since.Equal(off.Since) {
 		t.Errorf("asked twice: %+v, %v", again, err)
 	}
-	if _, err := off.Finish(false); !errs.Is(err, errs.NotRunning) {
+	if _, err := off.Finish(false); !errs.Is(err, errs.Failure) {
 		t.Errorf("it is finished then: %v", err)
 	}
 	end, waits := Next(off, Facts{Now: now.Add(time.Hour)})
@@ -163,7 +163,7 @@ func TestAReplacementIsCalledOffBeforeTheNewOneSigns(t *testing.T) {
 		t.Errorf("another one: %+v, %v", next, err)
 	}
 	for _, stage := range []Stage{Overlapping, Draining, Removing} {
-		if _, err := in(s, stage).Abort(now); !errs.Is(err, errs.NotRunning) {
+		if _, err := in(s, stage).Abort(now); !errs.Is(err, errs.Failure) {
 			t.Errorf("%s: %v", stage, err)
 		}
 	}
