@@ -323,7 +323,7 @@ func kube(t *testing.T) string {
 	t.Helper()
 	// Its own, because that of the clusters goes with the last of them.
 	dir := filepath.Join(the.dir, "programs")
-	r := command(within(t, limit), append(the.environ(), "K1S_DATA_DIR="+dir), "", the.program, "kubectl", "version", "--client") // unpacks
+	r := command(within(t, limit), append(the.environ(), "K1S_DATA_DIR="+dir, "K1S_CLUSTERS_DIR="+dir), "", the.program, "kubectl", "version", "--client") // unpacks
 	if err := r.error(); err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,12 @@ package etcd
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"reflect"
@@ -74,6 +77,9 @@ func (s seeker) run(ctx context.Context, e *embed.Etcd) {
 				break
 			}
 			at := s.find(ctx, conf, *m)
+			if at == "" {
+				at = heard(ctx, conf, *m, connected(e, to, told))
+			}
 			known := slices.Contains(m.PeerURLs, at)
 			if at == "" || known && !moved[m.ID] {
 				continue
@@ -125,6 +131,65 @@ func (s seeker) find(ctx context.Context, conf *tls.Config, m membership.Member)
 		}
 	}
 	return ""
+}
+
+// connected are the URLs of members this one is connected with.
+func connected(e *embed.Etcd, to rafthttp.Transporter, told map[types.ID]string) []string {
+	var out []string
+	for _, m := range e.Server.Cluster().Members() {
+		if m.ID == e.Server.MemberID() || to.ActiveSince(m.ID).IsZero() {
+			continue
+		}
+		if at := told[m.ID]; at != "" {
+			out = append(out, at)
+		}
+		out = append(out, m.PeerURLs...)
+	}
+	return out
+}
+
+// heard is the URL at which a member answers that others know of, "" for none. Where one leads who nobody was told of, this member is
+// connected with those that follow and not with the one that tells what is agreed upon: those that follow know from the state where that is.
+func heard(ctx context.Context, conf *tls.Config, m membership.Member, others []string) string {
+	for _, other := range others {
+		all, err := membersAt(ctx, conf, other)
+		if err != nil {
+			continue // it was connected a moment ago
+		}
+		for _, now := range all {
+			if now.ID != m.ID {
+				continue
+			}
+			for _, raw := range now.PeerURLs {
+				u, err := url.Parse(raw)
+				if err == nil && !slices.Contains(m.PeerURLs, raw) && answers(ctx, conf, u.Host, m.Name) == nil {
+					return raw
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// membersAt asks a member for the members as its state has them (/members, etcd's server/etcdserver/api/etcdhttp/peer.go).
+func membersAt(ctx context.Context, conf *tls.Config, peerURL string) ([]membership.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, seekTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peerURL+"/members", nil)
+	if err != nil {
+		return nil, err
+	}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers %s", req.URL, resp.Status)
+	}
+	var all []membership.Member
+	return all, json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&all)
 }
 
 func netAddr(ip netip.Addr, port string) string { return net.JoinHostPort(ip.String(), port) }

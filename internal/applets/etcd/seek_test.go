@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -140,21 +142,45 @@ func (c *trio) client(t *testing.T, i int) *clientv3.Client {
 	return cl
 }
 
-// put writes and reads through one of them; that takes a majority.
+// put writes through one of them; that takes a majority, and that it is connected with the one that leads.
 func (c *trio) put(t *testing.T, i int, key string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	if err := put(t.Context(), c.client(t, i), key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func put(ctx context.Context, cl *clientv3.Client, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	cl := c.client(t, i)
 	for {
 		_, err := cl.Put(ctx, key, "v")
 		if err == nil {
-			return
+			return nil
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("writing %s: %v", key, err)
+			return fmt.Errorf("writing %s: %w", key, err)
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// settle has each write through itself, and then say where it is, as servers do, none of which waits for another.
+func (c *trio) settle(t *testing.T, which []int) {
+	t.Helper()
+	failed := make([]error, len(trioNames))
+	var all sync.WaitGroup
+	for _, i := range which {
+		cl := c.client(t, i)
+		all.Go(func() {
+			if failed[i] = put(t.Context(), cl, fmt.Sprintf("/after/%d", i)); failed[i] == nil {
+				failed[i] = c.move(t.Context(), cl, i)
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(failed...); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -180,12 +206,24 @@ func nowhere(int) seeker {
 	return seeker{lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }}
 }
 
+// byTheFirst is that the two others were told where the first is.
+func byTheFirst(c *trio) func(i int) seeker {
+	return func(i int) seeker {
+		s := nowhere(i)
+		if i > 0 {
+			s.hosts = []string{c.ip(0).String()}
+		}
+		return s
+	}
+}
+
 func TestMembersThatHaveAllMovedFindEachOther(t *testing.T) {
 	for name, tc := range map[string]struct {
 		come []int
 		look func(*trio) func(i int) seeker
+		lead bool // one of those leads of whom nobody was told but by the state
 	}{
-		"by the names of their nodes": {[]int{0, 1, 2}, func(c *trio) func(int) seeker {
+		"by the names of their nodes": {come: []int{0, 1, 2}, look: func(c *trio) func(int) seeker {
 			return func(int) seeker {
 				return seeker{lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
 					i, err := strconv.Atoi(strings.TrimPrefix(host, "server-"))
@@ -196,7 +234,7 @@ func TestMembersThatHaveAllMovedFindEachOther(t *testing.T) {
 				}}
 			}
 		}},
-		"two of the three, by their names": {[]int{1, 2}, func(c *trio) func(int) seeker {
+		"two of the three, by their names": {come: []int{1, 2}, look: func(c *trio) func(int) seeker {
 			return func(int) seeker {
 				return seeker{lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
 					i, err := strconv.Atoi(strings.TrimPrefix(host, "server-"))
@@ -204,15 +242,8 @@ func TestMembersThatHaveAllMovedFindEachOther(t *testing.T) {
 				}}
 			}
 		}},
-		"by one that both others were told of": {[]int{0, 1, 2}, func(c *trio) func(int) seeker {
-			return func(i int) seeker {
-				s := nowhere(i)
-				if i > 0 {
-					s.hosts = []string{c.ip(0).String()}
-				}
-				return s
-			}
-		}},
+		"by one that both others were told of":                    {come: []int{0, 1, 2}, look: byTheFirst},
+		"by one that both others were told of, one of them leads": {come: []int{0, 1, 2}, look: byTheFirst, lead: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -224,17 +255,14 @@ func TestMembersThatHaveAllMovedFindEachOther(t *testing.T) {
 			for _, subnet := range []int{2, 3} { // the second time etcd repeats the changes of the first
 				c.subnet = subnet
 				c.start(t, tc.come, tc.look(c))
-				for _, i := range tc.come {
-					c.put(t, i, fmt.Sprintf("/after/%d", i))
+				if tc.lead {
+					c.whoWasNotTold(t)
 				}
+				c.settle(t, tc.come)
 				cl := c.client(t, tc.come[0])
 				got, err := cl.Get(t.Context(), "/before", clientv3.WithPrefix())
 				if err != nil || len(got.Kvs) != 2 {
 					t.Fatalf("what was there before: %v, %v", got, err)
-				}
-				// Now each says where it is.
-				for _, i := range tc.come {
-					c.move(t, cl, i)
 				}
 				all, err := cl.MemberList(t.Context())
 				if err != nil {
@@ -255,18 +283,36 @@ func TestMembersThatHaveAllMovedFindEachOther(t *testing.T) {
 	}
 }
 
-func (c *trio) move(t *testing.T, cl *clientv3.Client, i int) {
+// whoWasNotTold has one of the two lead that were told of the first only, before anybody has said where he is.
+func (c *trio) whoWasNotTold(t *testing.T) {
 	t.Helper()
-	all, err := cl.MemberList(t.Context())
+	c.put(t, 0, "/led")
+	cl := c.client(t, 0)
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		s, err := cl.Status(t.Context(), c.clientSocket(0))
+		if err == nil && s.Leader != 0 && s.Leader != s.Header.MemberId {
+			return
+		}
+		if all, lerr := cl.MemberList(t.Context()); err == nil && lerr == nil && s.Leader != 0 {
+			i := slices.IndexFunc(all.Members, func(m *etcdserverpb.Member) bool { return m.Name == trioNames[1] })
+			_, err = cl.MoveLeader(t.Context(), all.Members[i].ID) // it may not be connected yet
+		}
+		if time.Now().After(end) {
+			t.Fatal("the first leads still: ", err)
+		}
+	}
+}
+
+// move says where one of them is.
+func (c *trio) move(ctx context.Context, cl *clientv3.Client, i int) error {
+	all, err := cl.MemberList(ctx)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	for _, m := range all.Members {
-		if m.Name != trioNames[i] {
-			continue
-		}
-		if _, err := cl.MemberUpdate(t.Context(), m.ID, []string{c.peerURL(i)}); err != nil {
-			t.Fatal(err)
+		if m.Name == trioNames[i] {
+			_, err = cl.MemberUpdate(ctx, m.ID, []string{c.peerURL(i)})
 		}
 	}
+	return err
 }
