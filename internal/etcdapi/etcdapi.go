@@ -27,11 +27,16 @@ type Client struct {
 	http     *http.Client
 	// Metrics is where the member's metrics are read, http://HOST:PORT/metrics; "" for nowhere. It is set before the first question.
 	Metrics string
+	// changeTime is how long a change of members may take.
+	changeTime time.Duration
 }
+
+// changeTime is longer than etcd itself waits for a majority, which is 5 seconds and two elections.
+const changeTime = 15 * time.Second
 
 // New does not connect yet. endpoint is https://HOST:PORT.
 func New(endpoint string, conf *tls.Config) *Client {
-	return &Client{endpoint: endpoint, http: &http.Client{Transport: &http.Transport{TLSClientConfig: conf, IdleConnTimeout: time.Minute}}}
+	return &Client{endpoint: endpoint, changeTime: changeTime, http: &http.Client{Transport: &http.Transport{TLSClientConfig: conf, IdleConnTimeout: time.Minute}}}
 }
 
 // Close ends its connections.

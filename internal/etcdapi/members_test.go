@@ -32,6 +32,21 @@ func gateway(t *testing.T, status int, answer string) (*Client, *[]string) {
 	return c, &asked
 }
 
+// etcd never answers who asked for a change that it left out because another one was on its way.
+func TestAChangeThatIsNeverAnsweredEnds(t *testing.T) {
+	ended := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-ended }))
+	c := New(srv.URL, nil)
+	c.changeTime = 10 * time.Millisecond
+	t.Cleanup(func() { close(ended); c.Close(); srv.Close() })
+	_, _, err := c.AddLearner(t.Context(), "https://10.0.0.2:2380")
+	for what, err := range map[string]error{"add": err, "promote": c.Promote(t.Context(), 1), "remove": c.Remove(t.Context(), 1), "update": c.SetPeerURL(t.Context(), 1, "https://10.0.0.2:2380")} {
+		if err == nil || !strings.Contains(err.Error(), "no answer within 10ms") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 func TestMembersAreAddedAsLearnersAndNamedByTheirNumbers(t *testing.T) {
 	c, asked := gateway(t, http.StatusOK, `{"header":{},"member":{"ID":"18332262301143020433","peerURLs":["https://10.0.0.2:2380"],"isLearner":true},`+
 		`"members":[{"ID":"1","name":"server-0","peerURLs":["https://10.0.0.1:2380"]},{"ID":"18332262301143020433","peerURLs":["https://10.0.0.2:2380"],"isLearner":true}]}`)

@@ -303,16 +303,30 @@ func (c *trio) whoWasNotTold(t *testing.T) {
 	}
 }
 
-// move says where one of them is.
+// move says where one of them is, again until it is heard: etcd leaves out a change of members while another one is on its way, and the one
+// who asks waits for nothing.
 func (c *trio) move(ctx context.Context, cl *clientv3.Client, i int) error {
-	all, err := cl.MemberList(ctx)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	try := func() error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		all, err := cl.MemberList(ctx)
+		if err != nil {
+			return err
+		}
+		for _, m := range all.Members {
+			if m.Name == trioNames[i] {
+				_, err = cl.MemberUpdate(ctx, m.ID, []string{c.peerURL(i)})
+			}
+		}
 		return err
 	}
-	for _, m := range all.Members {
-		if m.Name == trioNames[i] {
-			_, err = cl.MemberUpdate(ctx, m.ID, []string{c.peerURL(i)})
+	for {
+		err := try()
+		if err == nil || ctx.Err() != nil {
+			return err
 		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	return err
 }
