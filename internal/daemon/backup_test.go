@@ -592,22 +592,38 @@ func TestAMountOfItsOwnIsFoundWhateverIsInIt(t *testing.T) {
 
 func TestAConfigurationThatCannotBeWrittenIsFoundInTime(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
-	p := machine(t)
-	if err := os.WriteFile(p.Config, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	u, err := decided(t, p, request(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.in.Payload = from.Payload
-	s := begun(t, p, u)
-	if err := os.MkdirAll(p.Data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
-	if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
-		t.Errorf("%+v, %v", s, err)
+	for _, to := range []config.DSN{"sqlite", "https://192.0.2.7:2379"} {
+		t.Run(string(to), func(t *testing.T) {
+			p, r := machine(t), request(file)
+			r.To = &config.Datastore{Endpoint: to}
+			if err := errors.Join(os.WriteFile(p.Config, nil, 0o600), os.MkdirAll(p.Data, 0o755), os.RemoveAll(path.Join(from.Payload, "job"))); err != nil {
+				t.Fatal(err)
+			}
+			u, err := decided(t, p, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.in.Payload = from.Payload
+			s := begun(t, p, u)
+			s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
+			if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
+				t.Errorf("%+v, %v", s, err)
+			}
+			// A database of others would not be empty any more.
+			if exists(path.Join(from.Payload, "job")) {
+				t.Error("the datastore was filled before")
+			}
+			if err := os.Remove(p.Config); err != nil {
+				t.Fatal(err)
+			}
+			if u, err = decided(t, p, r); err != nil {
+				t.Fatal(err)
+			}
+			unpack(t, p, u, from.Payload)
+			if !exists(path.Join(from.Payload, "job")) || !exists(p.PKI("ca.crt")) || !exists(p.ConfigFile()) {
+				t.Error("the same restore does not succeed with a configuration that can be written")
+			}
+		})
 	}
 	// One by one.
 	dir := t.TempDir()
