@@ -27,7 +27,7 @@ const linkTable = "k1s-cuts"
 func linksOf(s cluster.Spec) cluster.Links { return cluster.Links{Cuts: s.Cuts, Delays: s.Delays} }
 
 // SetLinks implements cluster.LinkSetter.
-func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links) error {
+func (p *Provider) SetLinks(ctx context.Context, name string, change func(cluster.Links) (cluster.Links, error)) error {
 	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
@@ -39,6 +39,10 @@ func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links
 		return err
 	}
 	old := linksOf(spec)
+	want, err := change(old.Clone())
+	if err != nil {
+		return err
+	}
 	keep := func(links cluster.Links) error {
 		spec.Cuts, spec.Delays = links.Cuts, links.Delays
 		return writeRecord(l, spec)
