@@ -41,6 +41,7 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
 	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
@@ -660,6 +661,53 @@ func TestAFileThatIsNoArchiveLeavesNothing(t *testing.T) {
 	}
 	if left, err := os.ReadDir(path.Dir(p.Data)); err != nil || len(left) > 0 {
 		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+func TestWhatAKilledRestoreLookedAtGoes(t *testing.T) {
+	for name, clean := range map[string]func(p paths.Paths, file string) error{
+		"the next restore": func(p paths.Paths, file string) error {
+			if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, request(file), nil); !errs.Is(err, errs.Invalid) {
+				return fmt.Errorf("it goes on: %w", err)
+			}
+			return nil
+		},
+		"a reset": func(p paths.Paths, _ string) error {
+			all := ResetSteps(Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, true)
+			i := slices.IndexFunc(all, func(s step.Step) bool { return strings.Contains(s.Name, "looked at of backups") })
+			if i < 0 {
+				return errors.New("it has no such step")
+			}
+			return all[i].Do(t.Context())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, file := machine(t), filepath.Join(t.TempDir(), "a.tar.zst")
+			beside := path.Dir(p.Run)
+			held, release, err := peekDir(t.Context(), p)
+			err = errors.Join(err, os.MkdirAll(p.Run, 0o755), os.WriteFile(file, []byte("no archive"), 0o600))
+			// With the lock of who was killed, and before it had one; a restore that runs, and what is not of a restore, stay.
+			for _, dir := range []string{beside + "/k1s-backup-restore-1/config", p.Run + "/k1s-backup-restore-2", p.Run + "/elsewhere"} {
+				err = errors.Join(err, os.MkdirAll(dir, 0o700), os.WriteFile(dir+"/lock", nil, 0o600), os.WriteFile(dir+"/config.yaml", []byte("a password"), 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := clean(p, file); err != nil {
+					t.Fatal(err)
+				}
+				if exists(beside+"/k1s-backup-restore-1") || exists(p.Run+"/k1s-backup-restore-2") || !exists(held+"/lock") || !exists(p.Run+"/elsewhere/config.yaml") {
+					t.Errorf("what is there:\n%s", tree(t, beside))
+				}
+			}
+			if err := release(); err != nil || exists(held) {
+				t.Errorf("it is left, %v", err)
+			}
+			if left, err := os.ReadDir(beside); err != nil || len(left) != 1 {
+				t.Errorf("%v is left, %v", left, err)
+			}
+		})
 	}
 }
 
