@@ -187,4 +187,6 @@ type Report struct {
 	Of string `json:"of,omitempty"`
 	// Foreign is whose it is else; an empty Claim for somebody of whom nothing is known.
 	Foreign *Claim `json:"foreign,omitempty"`
+	// Half is the key by which only half of a backup is in the database: nothing is served from it, and whose it is does not matter yet.
+	Half string `json:"half,omitempty"`
 }

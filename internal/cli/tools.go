@@ -102,7 +102,8 @@ func kubectl() tool {
 // ever started on this machine. Where one was, its kubeconfig is the only one that is taken without being named, also by who
 // may not read it: what is meant for this node is never sent to another cluster.
 func usersKubeconfig(d Deps) bool {
-	for _, ours := range []string{d.Paths().AdminKubeconfig(), d.Paths().PKI(), d.Paths().Agent()} {
+	// The lock is the first a daemon makes, and stays until reset; the keys come only after unpacking and preflight.
+	for _, ours := range []string{d.Paths().Lock(), d.Paths().ControlSocket(), d.Paths().AdminKubeconfig(), d.Paths().PKI(), d.Paths().Agent()} {
 		if there(ours) {
 			return false
 		}

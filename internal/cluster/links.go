@@ -13,8 +13,10 @@ import (
 // node from this machine (the API, published ports, commands) is not concerned, so that one can look at a node that nobody
 // else sees.
 type LinkSetter interface {
-	// SetLinks makes exactly these cuts and delays be there, also after a restart. When it fails, those of before are.
-	SetLinks(ctx context.Context, cluster string, links Links) error
+	// SetLinks makes those cuts and delays be there, exactly, that change returns for those that are, also after a restart. When
+	// it fails, also because change does, those of before are. Nobody else changes them meanwhile: of several at once each
+	// builds on the one before. What change is given is its own.
+	SetLinks(ctx context.Context, cluster string, change func(Links) (Links, error)) error
 	// Delayed tells how the delays of a cluster that runs fare, in their order; nothing for one that is stopped.
 	Delayed(ctx context.Context, cluster string) ([]Delayed, error)
 }
@@ -29,6 +31,9 @@ type Links struct {
 func (l Links) Equal(o Links) bool {
 	return slices.Equal(l.Cuts, o.Cuts) && slices.Equal(l.Delays, o.Delays)
 }
+
+// Clone is a copy that shares nothing.
+func (l Links) Clone() Links { return Links{slices.Clone(l.Cuts), slices.Clone(l.Delays)} }
 
 // Cut is a connection that carries nothing, in both directions.
 type Cut struct{ Ends }
@@ -177,8 +182,7 @@ func (m Manager) changeLinks(ctx context.Context, name string, change func(*Link
 	if !ok {
 		return errs.New(errs.Unsupported, "this machine cannot cut nodes of a cluster off from each other, or delay what they say")
 	}
-	st, err := m.Provider.Describe(ctx, name)
-	if err != nil {
+	if _, err := m.Provider.Describe(ctx, name); err != nil {
 		return Missing(err)
 	}
 	for _, n := range nodes {
@@ -189,13 +193,12 @@ func (m Manager) changeLinks(ctx context.Context, name string, change func(*Link
 			return err
 		}
 	}
-	want := Links{slices.Clone(st.Spec.Cuts), slices.Clone(st.Spec.Delays)}
-	if err := change(&want); err != nil {
-		return err
-	}
-	slices.SortFunc(want.Cuts, func(x, y Cut) int { return x.compare(y.Ends) })
-	slices.SortFunc(want.Delays, func(x, y Delay) int { return x.compare(y.Ends) })
-	return links.SetLinks(ctx, name, want)
+	return links.SetLinks(ctx, name, func(want Links) (Links, error) {
+		err := change(&want)
+		slices.SortFunc(want.Cuts, func(x, y Cut) int { return x.compare(y.Ends) })
+		slices.SortFunc(want.Delays, func(x, y Delay) int { return x.compare(y.Ends) })
+		return want, err
+	})
 }
 
 // DropLinks forgets the cuts and delays of a node that is gone: its name is not used again.

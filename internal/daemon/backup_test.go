@@ -41,6 +41,7 @@ import (
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
 	"k1s.io/k1s/internal/rotation"
+	"k1s.io/k1s/internal/step"
 	"k1s.io/k1s/internal/token"
 	"k1s.io/k1s/internal/version"
 )
@@ -592,22 +593,38 @@ func TestAMountOfItsOwnIsFoundWhateverIsInIt(t *testing.T) {
 
 func TestAConfigurationThatCannotBeWrittenIsFoundInTime(t *testing.T) {
 	from, file := saved(t, backup.Lock{})
-	p := machine(t)
-	if err := os.WriteFile(p.Config, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	u, err := decided(t, p, request(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.in.Payload = from.Payload
-	s := begun(t, p, u)
-	if err := os.MkdirAll(p.Data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
-	if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
-		t.Errorf("%+v, %v", s, err)
+	for _, to := range []config.DSN{"sqlite", "https://192.0.2.7:2379"} {
+		t.Run(string(to), func(t *testing.T) {
+			p, r := machine(t), request(file)
+			r.To = &config.Datastore{Endpoint: to}
+			if err := errors.Join(os.WriteFile(p.Config, nil, 0o600), os.MkdirAll(p.Data, 0o755), os.RemoveAll(path.Join(from.Payload, "job"))); err != nil {
+				t.Fatal(err)
+			}
+			u, err := decided(t, p, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.in.Payload = from.Payload
+			s := begun(t, p, u)
+			s, err = restore.Run(t.Context(), &unpacking{p: p, state: s, plan: u, warn: func(string) {}}, s)
+			if err == nil || s.Phase != restore.Failed || !strings.Contains(s.Error, "configuration") || exists(p.PKI("ca.crt")) {
+				t.Errorf("%+v, %v", s, err)
+			}
+			// A database of others would not be empty any more.
+			if exists(path.Join(from.Payload, "job")) {
+				t.Error("the datastore was filled before")
+			}
+			if err := os.Remove(p.Config); err != nil {
+				t.Fatal(err)
+			}
+			if u, err = decided(t, p, r); err != nil {
+				t.Fatal(err)
+			}
+			unpack(t, p, u, from.Payload)
+			if !exists(path.Join(from.Payload, "job")) || !exists(p.PKI("ca.crt")) || !exists(p.ConfigFile()) {
+				t.Error("the same restore does not succeed with a configuration that can be written")
+			}
+		})
 	}
 	// One by one.
 	dir := t.TempDir()
@@ -644,6 +661,53 @@ func TestAFileThatIsNoArchiveLeavesNothing(t *testing.T) {
 	}
 	if left, err := os.ReadDir(path.Dir(p.Data)); err != nil || len(left) > 0 {
 		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+func TestWhatAKilledRestoreLookedAtGoes(t *testing.T) {
+	for name, clean := range map[string]func(p paths.Paths, file string) error{
+		"the next restore": func(p paths.Paths, file string) error {
+			if _, _, err := RestoreBackup(t.Context(), Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, request(file), nil); !errs.Is(err, errs.Invalid) {
+				return fmt.Errorf("it goes on: %w", err)
+			}
+			return nil
+		},
+		"a reset": func(p paths.Paths, _ string) error {
+			all := ResetSteps(Options{Paths: p, Log: slog.New(slog.DiscardHandler)}, true)
+			i := slices.IndexFunc(all, func(s step.Step) bool { return strings.Contains(s.Name, "looked at of backups") })
+			if i < 0 {
+				return errors.New("it has no such step")
+			}
+			return all[i].Do(t.Context())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, file := machine(t), filepath.Join(t.TempDir(), "a.tar.zst")
+			beside := path.Dir(p.Run)
+			held, release, err := peekDir(t.Context(), p)
+			err = errors.Join(err, os.MkdirAll(p.Run, 0o755), os.WriteFile(file, []byte("no archive"), 0o600))
+			// With the lock of who was killed, and before it had one; a restore that runs, and what is not of a restore, stay.
+			for _, dir := range []string{beside + "/k1s-backup-restore-1/config", p.Run + "/k1s-backup-restore-2", p.Run + "/elsewhere"} {
+				err = errors.Join(err, os.MkdirAll(dir, 0o700), os.WriteFile(dir+"/lock", nil, 0o600), os.WriteFile(dir+"/config.yaml", []byte("a password"), 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := clean(p, file); err != nil {
+					t.Fatal(err)
+				}
+				if exists(beside+"/k1s-backup-restore-1") || exists(p.Run+"/k1s-backup-restore-2") || !exists(held+"/lock") || !exists(p.Run+"/elsewhere/config.yaml") {
+					t.Errorf("what is there:\n%s", tree(t, beside))
+				}
+			}
+			if err := release(); err != nil || exists(held) {
+				t.Errorf("it is left, %v", err)
+			}
+			if left, err := os.ReadDir(beside); err != nil || len(left) != 1 {
+				t.Errorf("%v is left, %v", left, err)
+			}
+		})
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 )
@@ -70,16 +71,18 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 		in, moving := d.in, d.moving.state.Active()
 		d.mu.Unlock()
 		if !components.Engine(in).External() || moving { // a move that leads there finds out and goes back
+			d.board.Report("claim", nil)
 			continue
 		}
 		r, err := readClaim(in.Paths)
 		if r != nil && r.Of != in.Datastore {
 			r = nil // an API server of before, that has not ended yet
 		}
+		d.board.Report("claim", halfProblems(r))
 		switch {
 		case err != nil:
 			d.log.Warn("not known whose the database is", "err", err)
-		case r == nil:
+		case r == nil, r.Half != "": // the API server goes on by itself when the rest is there
 			pause = lookForClaim
 		case r.Ours:
 			pause = lookAtClaim
@@ -95,6 +98,14 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// halfProblems tell why the API server waits with a database in which only half of a backup is.
+func halfProblems(r *claim.Report) []health.Problem {
+	if r == nil || r.Half == "" {
+		return nil
+	}
+	return []health.Problem{health.New(health.DatabaseHalf, "half of a backup is in the database (its key %s), so nothing is served from it", r.Half).Of("kube-apiserver")}
 }
 
 // founded keeps that nothing may be given up any more.

@@ -16,6 +16,7 @@ import (
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 )
@@ -31,7 +32,7 @@ func founder(t *testing.T, endpoint config.DSN) (*Daemon, component.Input) {
 	}
 	in := component.Input{Paths: p}
 	in.Config.Spec.Datastore.Endpoint = endpoint
-	return &Daemon{in: in, log: slog.New(slog.DiscardHandler), stop: func(error) {}}, in
+	return &Daemon{in: in, log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now), stop: func(error) {}}, in
 }
 
 const postgresURL config.DSN = "postgres://k1s:tops3cret@db:5432/k1s"
@@ -198,6 +199,20 @@ func TestWhatIsToldOfAnotherDatabaseIsNotBelieved(t *testing.T) {
 		synctest.Wait()
 		if len(stopped) > 0 {
 			t.Fatal("it ends for what an API server told of the database of before")
+		}
+		for _, r := range []claim.Report{{Half: "/k1s.io/migration/registry", Of: "before"}, {Half: "/k1s.io/migration/registry", Of: "now"}, {Ours: true, Of: "now"}} {
+			tell(r)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if len(stopped) > 0 {
+				t.Fatalf("it ends for %+v", r)
+			}
+			said := d.board.List()
+			if want := r.Half != "" && r.Of == "now"; want != (len(said) == 1) {
+				t.Errorf("%+v: %+v", r, said)
+			} else if want && (said[0].Code != health.DatabaseHalf || said[0].Component != "kube-apiserver" || !strings.Contains(said[0].Text, r.Half) || !strings.Contains(said[0].Remedy, "k1s backup restore")) {
+				t.Errorf("it says %+v", said[0])
+			}
 		}
 		tell(claim.Report{Foreign: &claim.Claim{Server: "other-0"}, Of: "now"})
 		<-ended

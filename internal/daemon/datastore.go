@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -140,9 +141,10 @@ func datastoreProblems(in component.Input) []health.Problem {
 
 // reasons tells of components that wait for the database what is the matter with it.
 func reasons(all []supervise.Status, problems []health.Problem) {
+	ofDatabase := []health.Code{health.DatabaseAway, health.DatabaseRefuses, health.DatabaseHalf}
 	for i, c := range all {
 		for _, p := range problems {
-			if (p.Code == health.DatabaseAway || p.Code == health.DatabaseRefuses) && c.Component == p.Component && c.State != supervise.Ready {
+			if slices.Contains(ofDatabase, p.Code) && c.Component == p.Component && c.State != supervise.Ready {
 				all[i].Reason = p.Text
 			}
 		}

@@ -70,6 +70,7 @@ func ResetSteps(o Options, force bool) []step.Step {
 		l := ledger.Open(p.Ledger())
 		return errors.Join(platform.RemoveServiceRoutes(ctx, l), platform.RestoreSysctls(ctx, l))
 	}})
+	steps = append(steps, step.Step{Name: "remove what was looked at of backups", Do: func(context.Context) error { return cleanPeeked(p) }})
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {
 			_, err := kubeconfig.Remove(ctx, []string{out}, o.Config.Spec.Cluster.Name)

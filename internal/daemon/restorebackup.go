@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -84,13 +83,11 @@ func RestoreBackup(ctx context.Context, o Options, r RestoreRequest, confirm fun
 	if exists(p.Agent()) {
 		return RestorePlan{}, nil, errs.Hint(errs.New(errs.Invalid, "this machine is an agent of a cluster (%s)", p.Data), "give up what is on it first: k1s reset")
 	}
-	// Not in /tmp: credentials of a database may be in it, and this does not outlive the machine's memory. What is not there is not made:
-	// nothing may come of this.
-	dir, err := os.MkdirTemp(existing(p.Run), "k1s-backup-restore-")
+	dir, remove, err := peekDir(ctx, p)
 	if err != nil {
 		return RestorePlan{}, nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	k, err := peek(r.File, r.Key, dir)
 	if err != nil {
 		return RestorePlan{}, nil, err

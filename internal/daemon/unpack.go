@@ -167,6 +167,10 @@ func (u *unpacking) Stage(ctx context.Context) (backup.Origin, error) {
 	if err := os.MkdirAll(s.Manifests(), 0o755); err != nil {
 		return from, err
 	}
+	// A database of others, once it is filled, is not empty for the next attempt: what is known to fail does so before.
+	if _, err := u.configurable(); err != nil {
+		return from, err
+	}
 	revision, err := u.load(ctx)
 	if err != nil {
 		return from, err
@@ -359,21 +363,30 @@ func (u *unpacking) claims(j *migration.Job) (err error) {
 // Pause has nothing to do: nothing runs.
 func (*unpacking) Pause(context.Context) error { return nil }
 
-// Finish finds out whether the configuration, which may be on another disk, can be written when there is no way back any more, and copies
-// those of its files that will be overwritten to where the present state goes.
-func (u *unpacking) Finish(context.Context) (int64, error) {
+// configurable finds out whether the configuration, which may be on another disk, can be written, and names its files.
+func (u *unpacking) configurable() ([]string, error) {
 	files, err := filesBelow(u.staged().Config)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	mounts, err := mountInfo()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, rel := range files {
 		if err := mayReplace(mounts, path.Join(u.p.Config, rel), path.Join(u.staged().Config, rel)); err != nil {
-			return 0, errs.Hint(fmt.Errorf("finding out whether the configuration can be written: %w", err), "make it writable")
+			return nil, errs.Hint(fmt.Errorf("finding out whether the configuration can be written: %w", err), "make it writable")
 		}
+	}
+	return files, nil
+}
+
+// Finish finds out once more whether the configuration can be written, for behind it there is no way back, and copies those of its files
+// that will be overwritten to where the present state goes.
+func (u *unpacking) Finish(context.Context) (int64, error) {
+	files, err := u.configurable()
+	if err != nil {
+		return 0, err
 	}
 	if u.state.Archive == "" {
 		return u.revision, nil

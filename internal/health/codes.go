@@ -67,6 +67,7 @@ const (
 	SecretsUnreadable  Code = "secrets-unreadable"
 	DatabaseAway       Code = "database-away"
 	DatabaseRefuses    Code = "database-refuses"
+	DatabaseHalf       Code = "database-half-restored"
 	EtcdNoSpace        Code = "etcd-no-space"
 	EtcdNearlyFull     Code = "etcd-nearly-full"
 	EtcdCorrupt        Code = "etcd-corrupt"
@@ -162,6 +163,7 @@ func registry() []section {
 			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},
 			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
 			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},
+			{DatabaseHalf, Error, "A restore of a backup to a database of others broke off, so only half of the cluster is in it. The API server waits and serves nothing from it: what belongs to objects that are still to come would be deleted.", "stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included"},
 			{EtcdNoSpace, Error, "The embedded etcd has used up its quota: the API can be read, and objects can be deleted, but nothing can be written. Where that helps k1s forgets old revisions and gives the space back by itself.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed (k1s kubectl delete); see docs/how-to/etcd.md"},
 			{EtcdNearlyFull, Warning, "Most of the embedded etcd's quota is in use. When it is used up nothing can be written.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed; see docs/how-to/etcd.md"},
 			{EtcdCorrupt, Error, "The members of the embedded etcd do not have the same data, which means that a disk or a memory has changed something. It takes no writes, and nothing is done by itself.", "take a snapshot of a server whose data is right and restore it there (k1s etcd snapshot); the others join again; see docs/how-to/etcd.md"},

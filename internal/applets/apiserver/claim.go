@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,6 +63,12 @@ func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if report.Half != "" {
+			report.Of = os.Getenv(components.EnvClaimOf)
+			if err := tellHalf(file, report); err != nil {
+				return err
+			}
+		}
 		if text := err.Error(); text != said {
 			said = text
 			slog.Warn("the database is not used yet", "err", err)
@@ -94,6 +101,21 @@ func tell(ctx context.Context, file string, report []byte, ours bool) error {
 	}
 }
 
+// tellHalf tells the daemon why nothing is served. It is asked again and again, so that every daemon is told.
+func tellHalf(file string, report ownership.Report) error {
+	raw, err := json.Marshal(report)
+	if err != nil {
+		return err
+	}
+	if told, err := os.ReadFile(file); err == nil && bytes.Equal(told, raw) {
+		return nil
+	}
+	if err := durable.WriteFile(file, raw, 0o600); err != nil {
+		return fmt.Errorf("telling that half of a backup is in the database: %w", err)
+	}
+	return nil
+}
+
 func claimOnce(ctx context.Context, o options.CompletedOptions, ours ownership.Ours) (ownership.Report, error) {
 	c, err := newETCD3Client(o.Etcd.StorageConfig.Transport)
 	if err != nil {
@@ -113,7 +135,7 @@ func claimIn(ctx context.Context, kv clientv3.KV, root string, ours ownership.Ou
 	case err != nil:
 		return ownership.Report{}, err
 	case len(mark.Kvs) > 0 && migration.HalfRestored(string(mark.Kvs[0].Value)):
-		return ownership.Report{}, errs.New(errs.Failure, "half of a backup is in the database (its key %s): stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included", migration.MarkKey(root))
+		return ownership.Report{Half: migration.MarkKey(root)}, errs.New(errs.Failure, "half of a backup is in the database (its key %s): stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included", migration.MarkKey(root))
 	}
 	is, err := claiming.Make(ctx, kv, root, ours)
 	var foreign *ownership.Foreign

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -106,7 +107,7 @@ func TestHalfOfABackupIsNotServed(t *testing.T) {
 		"free":    {mark: migration.RestoreID("b", "other")},
 	} {
 		k := &keys{has: db}
-		if report, err := claimIn(t.Context(), k, "/registry", ours); err == nil || !strings.Contains(err.Error(), mark) || report != (ownership.Report{}) || k.writes != 0 {
+		if report, err := claimIn(t.Context(), k, "/registry", ours); err == nil || !strings.Contains(err.Error(), mark) || report != (ownership.Report{Half: mark}) || k.writes != 0 {
 			t.Errorf("%s: it is %+v, after %d writes, %v", name, report, k.writes, err)
 		}
 	}
@@ -115,6 +116,28 @@ func TestHalfOfABackupIsNotServed(t *testing.T) {
 		k := &keys{has: has}
 		if report, err := claimIn(t.Context(), k, "/registry", ours); err != nil || !report.Ours || k.writes != 1 {
 			t.Errorf("%v: it is %+v, after %d writes, %v", has, report, k.writes, err)
+		}
+	}
+}
+
+func TestThatHalfOfABackupIsThereIsToldToEveryDaemon(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "claim.json")
+	half := ownership.Report{Of: "db", Half: migration.MarkKey("/registry")}
+	// The claim of before is not true any more; and a daemon that starts does not believe what the one before was told.
+	for name, before := range map[string]string{"nothing": "", "ours": `{"ours":true,"of":"db"}`, "the same": `{"ours":false,"of":"db","half":"` + half.Half + `"}`} {
+		err := os.Remove(file)
+		if before != "" {
+			err = os.WriteFile(file, []byte(before), 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := tellHalf(file, half); err != nil {
+			t.Fatal(err)
+		}
+		var told ownership.Report
+		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &told) != nil || told != half {
+			t.Errorf("after %s: told %+v, %v", name, told, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 
 	basecompatibility "k8s.io/component-base/compatibility"
@@ -44,7 +45,9 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("setting up the controller manager: %w", err)
 	}
-	c.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{ctx: ctx, next: next} })
+	c.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return patient{ctx: ctx, next: next, log: slog.Default()}
+	})
 	err = app.Run(ctx, c.Complete())
 	switch {
 	case ctx.Err() != nil:

@@ -2,9 +2,13 @@ package controllermanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"k1s.io/k1s/internal/wait"
@@ -17,6 +21,7 @@ import (
 type patient struct {
 	ctx  context.Context // ends all waiting
 	next http.RoundTripper
+	log  *slog.Logger
 }
 
 // withoutAggregated is a query of health pages.
@@ -29,20 +34,48 @@ func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.URL.RawQuery = withoutAggregated
 	var healthy *http.Response
+	said := ""
+	waits := func(err error, reason string) error {
+		if reason != said { // whoever waits for the controllers finds out why
+			said = reason
+			p.log.Warn("the controllers wait: the API server is not healthy", "reason", reason)
+		}
+		return err
+	}
 	err := wait.Until(p.ctx, 200*time.Millisecond, "the API server to be healthy", func(context.Context) error {
 		resp, err := p.next.RoundTrip(r)
 		if err != nil {
-			return err
+			return waits(err, withoutAddresses(err))
 		}
 		if resp.StatusCode == http.StatusOK {
 			healthy = resp
 			return nil
 		}
 		defer resp.Body.Close()
-		said, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return fmt.Errorf("%s: %s", resp.Status, said)
+		page, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return waits(fmt.Errorf("%s: %s", resp.Status, page), failing(resp.Status, string(page)))
 	})
 	return healthy, err
+}
+
+// failing is what of a health page is not well.
+func failing(status, page string) string {
+	out := []string{status}
+	for line := range strings.Lines(page) {
+		if strings.HasPrefix(line, "[-]") {
+			out = append(out, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// withoutAddresses tells of a connection why it failed, and not from which port: that is another one each time.
+func withoutAddresses(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Op + ": " + op.Err.Error()
+	}
+	return err.Error()
 }
 
 // WrappedRoundTripper lets client-go find the connections below, to close them.

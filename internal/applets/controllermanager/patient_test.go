@@ -3,6 +3,7 @@ package controllermanager
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -20,7 +21,7 @@ func TestTheAPIServerMayTakeItsTimeToBeHealthy(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r.URL.String())
 		if r.URL.Path == "/healthz" && sick.Add(-1) >= 0 {
-			http.Error(w, "[-]etcd failed", http.StatusInternalServerError)
+			http.Error(w, "[+]ping ok\n[-]etcd failed: reason withheld\nhealthz check failed", http.StatusInternalServerError)
 			return
 		}
 		_, _ = io.WriteString(w, "ok")
@@ -28,7 +29,8 @@ func TestTheAPIServerMayTakeItsTimeToBeHealthy(t *testing.T) {
 	defer s.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	c := http.Client{Transport: patient{ctx: ctx, next: http.DefaultTransport}}
+	var log strings.Builder
+	c := http.Client{Transport: patient{ctx: ctx, next: http.DefaultTransport, log: slog.New(slog.NewTextHandler(&log, nil))}}
 	for _, path := range []string{"/healthz", "/api?limit=1"} {
 		resp, err := c.Get(s.URL + path)
 		if err != nil {
@@ -43,6 +45,11 @@ func TestTheAPIServerMayTakeItsTimeToBeHealthy(t *testing.T) {
 	health := "/healthz?" + withoutAggregated
 	if want := []string{health, health, health, "/api?limit=1"}; !slices.Equal(asked, want) {
 		t.Errorf("it asked %q, want %q", asked, want)
+	}
+
+	// Why it waits is said once.
+	if n := strings.Count(log.String(), "[-]etcd failed"); n != 1 || strings.Contains(log.String(), "[+]ping") {
+		t.Errorf("%d times in the log:\n%s", n, log.String())
 	}
 
 	sick.Store(1 << 20)

@@ -5,6 +5,7 @@ package clustertest
 import (
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ func Run(t *testing.T, newProvider func(t *testing.T) cluster.Provider) {
 		{"a prepared cluster without nodes is broken, and can be deleted", halfCreated},
 		{"a stopped cluster starts again as it was", stopStart},
 		{"nodes come and go one by one", nodes},
+		{"of links that are changed at once none is lost", linksAtOnce},
 		{"clusters do not disturb each other", sideBySide},
 		{"a cancelled call does nothing or can be continued", cancelled},
 	} {
@@ -214,6 +216,40 @@ func nodes(t *testing.T, ctx context.Context, p cluster.Provider) {
 	}
 	if _, err := p.Create(ctx, cluster.NodeSpec{Cluster: "one", Role: "king"}); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a node of no role: got %v, want an error of kind Invalid", err)
+	}
+}
+
+func linksAtOnce(t *testing.T, ctx context.Context, p cluster.Provider) {
+	if _, ok := p.(cluster.LinkSetter); !ok {
+		t.Skip("it cuts no links")
+	}
+	up(t, ctx, p, "one")
+	names := []string{"server-0"}
+	for i := range 3 {
+		n, err := p.Create(ctx, cluster.NodeSpec{Cluster: "one", Role: cluster.Agent, Index: i})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, n.Name)
+	}
+	m := cluster.Manager{Provider: p}
+	var all sync.WaitGroup
+	begin, want := make(chan struct{}), 0
+	for i, a := range names {
+		for _, b := range append([]string{""}, names[:i]...) {
+			want++
+			all.Go(func() {
+				<-begin
+				if err := m.CutLink(ctx, "one", a, b); err != nil {
+					t.Errorf("cutting %s and %q off from each other: %v", a, b, err)
+				}
+			})
+		}
+	}
+	close(begin)
+	all.Wait()
+	if got := describe(t, ctx, p, "one").Spec.Cuts; len(got) != want {
+		t.Errorf("%d cuts are left of %d: %v", len(got), want, got)
 	}
 }
 

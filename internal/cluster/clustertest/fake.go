@@ -257,7 +257,7 @@ func (f *Fake) AddImages(ctx context.Context, name, archive, as string, replaces
 }
 
 // SetLinks implements cluster.LinkSetter.
-func (f *Fake) SetLinks(ctx context.Context, name string, links cluster.Links) error {
+func (f *Fake) SetLinks(ctx context.Context, name string, change func(cluster.Links) (cluster.Links, error)) error {
 	end, err := f.begin(ctx, "SetLinks")
 	if err != nil {
 		return err
@@ -267,8 +267,11 @@ func (f *Fake) SetLinks(ctx context.Context, name string, links cluster.Links) e
 	if c == nil {
 		return errs.New(errs.NotFound, "there is no cluster %q", name)
 	}
-	c.spec.Cuts, c.spec.Delays = links.Cuts, links.Delays
-	return nil
+	links, err := change(cluster.Links{Cuts: c.spec.Cuts, Delays: c.spec.Delays}.Clone())
+	if err == nil {
+		c.spec.Cuts, c.spec.Delays = links.Cuts, links.Delays
+	}
+	return err
 }
 
 // Delayed implements cluster.LinkSetter: nothing is lost.

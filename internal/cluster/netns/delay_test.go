@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -339,6 +340,28 @@ func TestLinksAreDelayedAndHealed(t *testing.T) {
 		if st := state(t, p, "one"); len(st.Spec.Delays) != 1 {
 			t.Errorf("a node that is gone has left %+v", st.Spec.Delays)
 		}
+	})
+	t.Run("changing them breaks off, and the cluster is started", func(t *testing.T) {
+		// The bridge can be changed once, and not back.
+		dir := t.TempDir()
+		o := p.opts
+		o.NFT = filepath.Join(dir, "nft")
+		must(os.WriteFile(o.NFT, []byte("#!/bin/sh\n[ ! -e "+dir+"/once ] || exit 1\n: > "+dir+"/once\nexec "+p.opts.NFT+" \"$@\"\n"), 0o755))
+		err := cluster.Manager{Provider: New(o)}.DelayLink(ctx, "one", cluster.Delay{Ends: cluster.Ends{A: "agent-0", B: "agent-1"}, Delay: cluster.Duration(delay)})
+		if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(hint, "k1s cluster start one") {
+			t.Errorf("got %v, hint %q", err, hint)
+		}
+		fare, err := p.Delayed(ctx, "one")
+		if err != nil || len(fare) != 1 || !strings.Contains(fare[0].Problem, "k1s cluster start one") {
+			t.Errorf("told: %+v, %v", fare, err)
+		}
+		if _, err := trip("agent-0", "agent-1"); err == nil {
+			t.Error("nothing is broken")
+		}
+		_, err = p.Prepare(ctx, state(t, p, "one").Spec)
+		must(err)
+		delayed("mended", pairs[0], pairs[2])
+		well("mended")
 	})
 	t.Run("all healed", func(t *testing.T) {
 		must(m.HealLink(ctx, "one", "", ""))

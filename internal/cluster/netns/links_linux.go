@@ -27,7 +27,7 @@ const linkTable = "k1s-cuts"
 func linksOf(s cluster.Spec) cluster.Links { return cluster.Links{Cuts: s.Cuts, Delays: s.Delays} }
 
 // SetLinks implements cluster.LinkSetter.
-func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links) error {
+func (p *Provider) SetLinks(ctx context.Context, name string, change func(cluster.Links) (cluster.Links, error)) error {
 	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
@@ -39,6 +39,10 @@ func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links
 		return err
 	}
 	old := linksOf(spec)
+	want, err := change(old.Clone())
+	if err != nil {
+		return err
+	}
 	keep := func(links cluster.Links) error {
 		spec.Cuts, spec.Delays = links.Cuts, links.Delays
 		return writeRecord(l, spec)
@@ -63,7 +67,14 @@ func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links
 		// While the delayer changes, the bridge carries neither what that carries now nor what it will: nothing arrives twice.
 		first = cluster.Links{Cuts: slices.Concat(old.Cuts, want.Cuts), Delays: slices.Concat(old.Delays, want.Delays)}
 	}
+	// Who is killed from here on leaves links that carry nothing and that nobody asked for.
+	if err := os.WriteFile(l.changing(), nil, 0o600); err != nil {
+		return err
+	}
 	if err := p.setRules(ctx, l, first); err != nil {
+		if ctx.Err() == nil { // nft does all or nothing; one that was killed may have done either
+			err = errors.Join(err, os.Remove(l.changing()))
+		}
 		return err
 	}
 	asked, answers := false, false
@@ -77,7 +88,7 @@ func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links
 		}
 	}
 	if err == nil {
-		return nil
+		return os.Remove(l.changing())
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*hearing)
 	defer cancel()
@@ -89,9 +100,27 @@ func (p *Provider) SetLinks(ctx context.Context, name string, want cluster.Links
 		back = errors.Join(back, rec.signal(unix.SIGHUP)) // should it listen one day
 	}
 	if back = errors.Join(back, p.setRules(ctx, l, old)); back != nil {
-		err = errors.Join(err, fmt.Errorf("going back to the links of before: %w", back))
+		return errs.Hint(errors.Join(err, fmt.Errorf("going back to the links of before: %w", back)), "run: k1s cluster start %s", name)
 	}
-	return err
+	return errors.Join(err, os.Remove(l.changing()))
+}
+
+// mendLinks makes links be as the record says where changing them broke off: the bridge, and the switch if it runs.
+func (p *Provider) mendLinks(ctx context.Context, l layout, spec cluster.Spec) error {
+	if !fileExists(l.changing()) {
+		return nil
+	}
+	if err := p.setRules(ctx, l, linksOf(spec)); err != nil {
+		return err
+	}
+	rec, err := readProc(l.proc(switchName))
+	if err == nil && rec.alive() {
+		err = rec.signal(unix.SIGHUP)
+	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(l.changing())
 }
 
 // tellSwitch makes the switch read the record and waits until it has done what that says about links.
@@ -140,6 +169,9 @@ func readLinkState(l layout) (st linkState, err error) {
 	return st, err
 }
 
+// notTold is the problem of a delay of which the switch has told nothing.
+const notTold = "the switch has not told yet"
+
 // Delayed implements cluster.LinkSetter.
 func (p *Provider) Delayed(_ context.Context, name string) ([]cluster.Delayed, error) {
 	l := p.layout(name)
@@ -157,12 +189,18 @@ func (p *Provider) Delayed(_ context.Context, name string) ([]cluster.Delayed, e
 	case !rec.alive():
 		problem = "the switch does not run, so nothing gets through; run: k1s cluster start " + name
 	case err != nil || st.PID != rec.PID:
-		problem = "the switch has not told yet"
+		problem = notTold
+	case fileExists(l.changing()):
+		problem = "links are being changed, or a command that did so broke off: run: k1s cluster start " + name
 	}
 	out := make([]cluster.Delayed, len(spec.Delays))
 	for i, d := range spec.Delays {
 		out[i] = cluster.Delayed{Delay: d, Problem: problem}
-		if j := slices.IndexFunc(st.Delayed, func(o cluster.Delayed) bool { return o.Delay == d }); j >= 0 && problem == "" {
+		if problem != "" {
+			continue
+		}
+		out[i].Problem = notTold
+		if j := slices.IndexFunc(st.Delayed, func(o cluster.Delayed) bool { return o.Delay == d }); j >= 0 {
 			out[i] = st.Delayed[j]
 		}
 	}

@@ -136,7 +136,10 @@ func (l layout) controlSocket(node string) string {
 func (l layout) proc(name string) string { return filepath.Join(l.runDir(), name+".proc.json") }
 
 // links is how the switch tells about delayed links.
-func (l layout) links() string                 { return filepath.Join(l.runDir(), "links.json") }
+func (l layout) links() string { return filepath.Join(l.runDir(), "links.json") }
+
+// changing is there while links are changed, and stays where that broke off.
+func (l layout) changing() string              { return filepath.Join(l.runDir(), "links.changing") }
 func (l layout) pins() string                  { return filepath.Join(l.runDir(), "ns") }
 func (l layout) pin(owner, kind string) string { return filepath.Join(l.pins(), owner+"."+kind) }
 

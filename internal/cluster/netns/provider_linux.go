@@ -128,7 +128,10 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 	}
 	rec, err := readProc(l.proc(switchName))
 	if err == nil && rec.alive() && sameSwitch(old, spec) && isPinned(l, switchName, bridgeKinds) {
-		return spec, writeRecord(l, spec)
+		if err := writeRecord(l, spec); err != nil {
+			return spec, err
+		}
+		return spec, p.mendLinks(ctx, l, spec)
 	}
 	if err := p.endProcess(l, switchName, 5*time.Second); err != nil {
 		return spec, err
@@ -152,6 +155,9 @@ func (p *Provider) Prepare(ctx context.Context, spec cluster.Spec) (cluster.Spec
 				return spec, err
 			}
 		}
+	}
+	if err := p.mendLinks(ctx, l, spec); err != nil {
+		return spec, err
 	}
 	return spec, p.startSwitch(ctx, l, ports)
 }
