@@ -101,7 +101,7 @@ func (d *Daemon) lookAfterMember(ctx context.Context, in component.Input) {
 			d.board.Report("etcd", etcdcare.Problems(etcdcare.Facts{Free: f.Free}))
 			return
 		}
-		problems, gone := d.awayMembers(in, f)
+		problems, gone := d.awayMembers(in, f, func(id uint64) error { _, err := d.findGone(ctx, in, f, id); return err })
 		for _, p := range d.board.Report("etcd", append(etcdcare.Problems(f), problems...)) {
 			d.log.Warn("etcd", "problem", p.Text)
 		}

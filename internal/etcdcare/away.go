@@ -17,6 +17,8 @@ type Sight struct {
 	term   uint64        // in which this member leads; 0 while it does not
 	led    time.Duration // for how long it has led in that term
 	away   map[uint64]time.Duration
+	going  uint64        // the one member that would go, with nothing in the way; 0 for none
+	clear  time.Duration // for how long it has been that
 }
 
 // glance is what one look can account for at most. Whoever has not looked for longer, because its machine slept or had no
@@ -45,7 +47,18 @@ func (s Sight) Look(at time.Duration, f Facts) Sight {
 			next.away[m.ID] = 0
 		}
 	}
+	if m, why := lone(f); why == "" {
+		if next.going = m.ID; s.going == m.ID {
+			next.clear = s.clear + passed
+		}
+	}
 	return next
+}
+
+// Barred is the Sight after something that is not among the facts was in the way of removing anybody at the last look.
+func (s Sight) Barred() Sight {
+	s.going, s.clear = 0, 0
+	return s
 }
 
 // seen tells that there is a sign of life: an answer, or that etcd is connected with it.
@@ -67,47 +80,68 @@ type Departure struct {
 // Departs decides whether a member is removed that was not seen for the time after, 0 for never. That is up to the member that leads,
 // and counts from when it was elected: everybody else may have lost the way to a member that is well. One is removed at most, and
 // only where all the others are there, so that there is a majority before and after. underWay is what changes the cluster just
-// now, "" for nothing.
+// now, "" for nothing. Nothing may have been in the way for a while, either (see Grace): where the power comes back the first to be there
+// must not remove the one that starts a moment later.
 func (s Sight) Departs(f Facts, after time.Duration, underWay string) Departure {
-	none := func(format string, args ...any) Departure { return Departure{Why: fmt.Sprintf(format, args...)} }
-	var gone []Member
+	if after <= 0 {
+		return Departure{Why: "nobody is removed without being asked"}
+	}
+	gone, why := lone(f)
+	switch {
+	case why != "":
+		return Departure{Why: why}
+	case underWay != "":
+		return Departure{Why: underWay}
+	}
+	in := after - min(s.away[gone.ID], s.led)
+	clear := s.clear
+	if s.going != gone.ID {
+		clear = 0
+	}
+	return Departure{ID: gone.ID, In: max(in, Grace(after)-clear)}
+}
+
+// Grace is for how long nothing has to have been in the way of a removal, where a member is removed that was not seen for the time after.
+func Grace(after time.Duration) time.Duration { return min(after, tellAfter) }
+
+// lone is the one member that is away, where it is this one's to remove it, or why none is removed.
+func lone(f Facts) (gone Member, why string) {
+	var away []Member
 	voters, self := 0, false
 	for _, m := range f.Members {
 		self = self || m.ID == f.ID
 		switch {
 		case m.Learner:
-			return none("%s is joining", m.Name)
+			return Member{}, m.Name + " is joining"
 		case m.Unstarted:
-			return none("%s has not started yet", m.Name)
+			return Member{}, m.Name + " has not started yet"
 		}
 		voters++
 		if !m.Self && !m.Healthy {
-			gone = append(gone, m)
+			away = append(away, m)
 		}
 	}
 	switch {
-	case after <= 0:
-		return none("nobody is removed without being asked")
 	case !self:
-		return none("the members are not known")
+		why = "the members are not known"
 	case f.Leader == 0:
-		return none("there is no leader")
+		why = "there is no leader"
 	case f.Leader != f.ID:
-		return none("that is up to %s, which leads", MemberName(f.Members, f.Leader))
-	case len(gone) == 0:
-		return none("all members are there")
-	case len(gone) > 1:
-		return none("%d of %d members are away", len(gone), voters)
-	case voters-len(gone) < majority(voters):
-		return none("the members that are left are no majority")
+		why = fmt.Sprintf("that is up to %s, which leads", MemberName(f.Members, f.Leader))
+	case len(away) == 0:
+		why = "all members are there"
+	case len(away) > 1:
+		why = fmt.Sprintf("%d of %d members are away", len(away), voters)
+	case voters-len(away) < majority(voters):
+		why = "the members that are left are no majority"
 	case len(f.Alarms) > 0:
-		return none("etcd has an alarm")
-	case underWay != "":
-		return none("%s", underWay)
-	case seen(gone[0]):
-		return none("%s does not answer, and is connected", gone[0].Name)
+		why = "etcd has an alarm"
+	case seen(away[0]):
+		why = fmt.Sprintf("%s does not answer, and is connected", away[0].Name)
+	default:
+		return away[0], ""
 	}
-	return Departure{ID: gone[0].ID, In: after - min(s.away[gone[0].ID], s.led)}
+	return Member{}, why
 }
 
 // majority of so many voters.

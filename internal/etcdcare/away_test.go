@@ -119,6 +119,44 @@ func TestOnlyWhatTheObserverHasSeenCounts(t *testing.T) {
 	}
 }
 
+// Where the power comes back d answers one look before c, which starts at that moment.
+func TestTheTimeInWhichARemovalWasBarredDoesNotCount(t *testing.T) {
+	for name, bar := range map[string]func(*Facts){
+		"two are away":   func(f *Facts) { f.Members[3].Healthy = false },
+		"one is joining": func(f *Facts) { f.Members[3].Learner = true },
+		"an alarm":       func(f *Facts) { f.Alarms = map[uint64]Alarm{1: NoSpace} },
+		"none":           nil,
+	} {
+		five := func() Facts {
+			f := without()
+			f.Members = append(f.Members, Member{ID: 4, Name: "d", Healthy: true}, Member{ID: 5, Name: "e", Healthy: true})
+			return f
+		}
+		f, barred := five(), five()
+		if bar != nil {
+			bar(&barred)
+		}
+		s := watched(Sight{}, barred, 0, 2*day)
+		if bar == nil { // something that is not among the facts: its Node is Ready
+			s = s.Barred()
+		}
+		s = s.Look(2*day+10*time.Second, f)
+		if d := s.Departs(f, day, ""); d.ID != 3 || d.In != tellAfter {
+			t.Errorf("%s: at the first look: %+v", name, d)
+		}
+		if d := s.Departs(f, time.Minute, ""); d.ID != 3 || d.In != time.Minute {
+			t.Errorf("%s: at the first look, after a minute: %+v", name, d)
+		}
+		s = watched(s, f, 2*day+20*time.Second, 2*day+tellAfter)
+		if d := s.Departs(f, day, ""); d.ID != 3 || d.In != 10*time.Second {
+			t.Errorf("%s: a while later: %+v", name, d)
+		}
+		if d := s.Look(2*day+tellAfter+10*time.Second, f).Departs(f, day, ""); d.ID != 3 || d.In > 0 {
+			t.Errorf("%s: at last: %+v", name, d)
+		}
+	}
+}
+
 func TestALookLeavesTheOneBeforeAsItWas(t *testing.T) {
 	f := without()
 	a := watched(Sight{}, f, 0, time.Hour)
