@@ -97,7 +97,7 @@ func (d *Daemon) tryRemoveGone(ctx context.Context, in component.Input, f etcdca
 	away := d.upkeep.sight.Away(id).Round(time.Second)
 	d.mu.Unlock()
 	d.log.Warn("a server has not been seen for long, and is removed", "server", b.Node, "away", away, "after", in.Config.Spec.Etcd.RemoveDeadAfter)
-	if err := d.RemoveNode(ctx, b.Node); err != nil {
+	if err := d.removeNode(ctx, b.Node, true); err != nil {
 		return err
 	}
 	err = api.WarnOfNode(ctx, kubeapi.NodeEvent{Node: b.Node, Reason: "ServerRemoved", At: time.Now(), Message: fmt.Sprintf(

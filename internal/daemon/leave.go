@@ -83,7 +83,7 @@ func (d *Daemon) leaveEtcd(ctx context.Context, in component.Input) (bool, error
 			return false, fmt.Errorf("leaving the cluster: %w", err)
 		}
 	}
-	err = d.removeMember(ctx, in, join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP})
+	_, err = d.removeMember(ctx, in, join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP}, false)
 	if errors.Is(err, etcdapi.ErrStopped) {
 		err = nil // that is what stopped it
 	}

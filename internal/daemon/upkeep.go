@@ -47,6 +47,14 @@ type upkeepState struct {
 	unmoved  string         // why one that is gone could not be removed when that was tried last
 }
 
+// etcd speaks with this server's member.
+func (d *Daemon) etcd(in component.Input) (*etcdapi.Client, error) {
+	if d.openEtcd != nil {
+		return d.openEtcd(in)
+	}
+	return etcdClient(in)
+}
+
 // etcdClient speaks with this server's member, with certificates as they are now.
 func etcdClient(in component.Input) (*etcdapi.Client, error) {
 	e := components.EtcdClient(in)

@@ -40,7 +40,7 @@ func (s Sight) Look(at time.Duration, f Facts) Sight {
 	}
 	for _, m := range f.Members {
 		switch before, missed := s.away[m.ID]; {
-		case seen(m):
+		case Seen(m):
 		case missed:
 			next.away[m.ID] = before + passed
 		default: // it may have gone in this moment
@@ -61,8 +61,8 @@ func (s Sight) Barred() Sight {
 	return s
 }
 
-// seen tells that there is a sign of life: an answer, or that etcd is connected with it.
-func seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
+// Seen tells that there is a sign of life: an answer, or that etcd is connected with it.
+func Seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
 
 // Away is for how long nothing was seen of a member, 0 where it was seen at the last look.
 func (s Sight) Away(id uint64) time.Duration { return s.away[id] }
@@ -136,7 +136,7 @@ func lone(f Facts) (gone Member, why string) {
 		why = "the members that are left are no majority"
 	case len(f.Alarms) > 0:
 		why = "etcd has an alarm"
-	case seen(away[0]):
+	case Seen(away[0]):
 		why = fmt.Sprintf("%s does not answer, and is connected", away[0].Name)
 	default:
 		return away[0], ""
@@ -166,7 +166,7 @@ func (s Sight) Problems(f Facts, after time.Duration, d Departure) []health.Prob
 	var out []health.Problem
 	for _, m := range f.Members {
 		away := s.away[m.ID]
-		if seen(m) || m.Learner || m.Unstarted || away < tell {
+		if Seen(m) || m.Learner || m.Unstarted || away < tell {
 			continue
 		}
 		node := NodeOf(m.Name)
@@ -214,7 +214,7 @@ func TooFew(members []Member, without uint64) string {
 		case m.ID == without, m.Learner:
 			continue
 		}
-		if voters++; seen(m) {
+		if voters++; Seen(m) {
 			there++
 		} else {
 			away = append(away, NodeOf(m.Name))

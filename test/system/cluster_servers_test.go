@@ -316,7 +316,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		told := false
 		// It counts from when the one that leads has looked first, and anew after an election; and for the last minute of it the Node must
 		// not have been Ready, which it is until the others have missed it for most of a minute.
-		eventually(t, 2*limit, s.node+" to be removed", func(ctx context.Context) error {
+		eventually(t, limit, s.node+" to be removed", func(ctx context.Context) error {
 			for _, m := range stay {
 				if st, err := m.status(ctx); err == nil {
 					told = told || slices.ContainsFunc(st.Problems, func(p health.Problem) bool {
