@@ -25,12 +25,15 @@ const markTries = 3
 
 // markLeaving keeps in the cluster that a node is being removed, or takes that back. A node of which that is kept is not let in and
 // gets no certificates; when whoever removes it dies, another server brings it to its end. It is first of all the steps, and its Secret
-// the last thing that goes.
-func markLeaving(ctx context.Context, api *kubeapi.Client, node string, leaves bool) error {
+// the last thing that goes. uid is that of the Secret, "" for whichever there is; another one is an error of kind errs.NotFound.
+func markLeaving(ctx context.Context, api *kubeapi.Client, node, uid string, leaves bool) error {
 	for try := 1; ; try++ {
 		sec, err := api.Secret(ctx, systemNamespace, nodePrefix+node)
 		if err != nil {
 			return err
+		}
+		if uid != "" && sec.Metadata.UID != uid {
+			return errs.New(errs.NotFound, "%s is another machine by now", node)
 		}
 		if _, is := sec.Data[leavingKey]; is == leaves {
 			return nil
@@ -52,10 +55,10 @@ func markLeaving(ctx context.Context, api *kubeapi.Client, node string, leaves b
 const unmarkTime = 10 * time.Second
 
 // stays takes the mark of a node back that could not be removed.
-func (d *Daemon) stays(ctx context.Context, api *kubeapi.Client, node string) {
+func (d *Daemon) stays(ctx context.Context, api *kubeapi.Client, node, uid string) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), unmarkTime, fmt.Errorf("not done within %s", unmarkTime))
 	defer cancel()
-	if err := markLeaving(ctx, api, node, false); err != nil && !errs.Is(err, errs.NotFound) {
+	if err := markLeaving(ctx, api, node, uid, false); err != nil && !errs.Is(err, errs.NotFound) {
 		d.log.Warn("it stays kept in the cluster that a node leaves, and is tried again", "node", node, "err", err)
 	}
 }
@@ -136,7 +139,7 @@ func (d *Daemon) finishOne(ctx context.Context, in component.Input, api *kubeapi
 	}
 	if well != "" {
 		d.log.Warn("the removal of a server was cut off, and is given up: it is still a member of etcd, and well", "node", node, "because", well)
-		d.stays(ctx, api, node)
+		d.stays(ctx, api, node, sec.Metadata.UID)
 		return nil
 	}
 	if node == in.Facts.NodeName {

@@ -35,7 +35,17 @@ type nodesAPI struct {
 	nodes   []string
 	asked   []string // what was changed
 	fail    func(asked string) bool
-	ready   []string // nodes
+	ready   []string       // nodes
+	again   map[string]int // how often a node was replaced
+}
+
+func (a *nodesAPI) uid(node string) string { return fmt.Sprint(node, "/", a.again[node]) }
+
+// spared tells that what is to be deleted is not what was meant.
+func (a *nodesAPI) spared(r *http.Request, node string) bool {
+	var o struct{ Preconditions struct{ UID string } }
+	_ = json.NewDecoder(r.Body).Decode(&o)
+	return o.Preconditions.UID != "" && o.Preconditions.UID != a.uid(node)
 }
 
 func (a *nodesAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +53,7 @@ func (a *nodesAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer a.mu.Unlock()
 	const secrets, nodes = "/api/v1/namespaces/kube-system/secrets", "/api/v1/nodes"
 	secret := func(node string) kubeapi.Secret {
-		return kubeapi.Secret{Metadata: kubeapi.SecretMeta{Name: nodePrefix + node, ResourceVersion: fmt.Sprint(a.version[node])}, Type: nodeType, Data: a.secrets[node]}
+		return kubeapi.Secret{Metadata: kubeapi.SecretMeta{Name: nodePrefix + node, UID: a.uid(node), ResourceVersion: fmt.Sprint(a.version[node])}, Type: nodeType, Data: a.secrets[node]}
 	}
 	if r.Method != http.MethodGet {
 		asked := r.Method + " " + r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
@@ -68,6 +78,8 @@ func (a *nodesAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.secrets[node] = s.Data
 		a.version[node]++
 		answer(secret(node))
+	case one && r.Method == http.MethodDelete && a.spared(r, node):
+		w.WriteHeader(http.StatusConflict)
 	case one && r.Method == http.MethodDelete:
 		delete(a.secrets, node)
 		answer(struct{}{})
@@ -84,9 +96,11 @@ func (a *nodesAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if slices.Contains(a.ready, n) {
 				state = "True"
 			}
-			items = append(items, map[string]any{"metadata": map[string]any{"name": n}, "status": map[string]any{"conditions": []any{map[string]any{"type": "Ready", "status": state}}}})
+			items = append(items, map[string]any{"metadata": map[string]any{"name": n, "uid": a.uid(n)}, "status": map[string]any{"conditions": []any{map[string]any{"type": "Ready", "status": state}}}})
 		}
 		answer(map[string]any{"items": items})
+	case r.Method == http.MethodDelete && a.spared(r, strings.TrimPrefix(r.URL.Path, nodes+"/")):
+		w.WriteHeader(http.StatusConflict)
 	case r.Method == http.MethodDelete && slices.Contains(a.nodes, strings.TrimPrefix(r.URL.Path, nodes+"/")):
 		a.nodes = slices.DeleteFunc(a.nodes, func(n string) bool { return n == strings.TrimPrefix(r.URL.Path, nodes+"/") })
 		answer(struct{}{})
@@ -190,18 +204,18 @@ func TestARemovalThatGoesOnIsLeftAlone(t *testing.T) {
 	d, api := remover(t, "agent-0")
 	seen := map[string]string{}
 	for range 3 {
-		if err := markLeaving(t.Context(), d.api, "agent-0", true); err != nil {
+		if err := markLeaving(t.Context(), d.api, "agent-0", "", true); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil || len(api.nodes) != 2 {
 			t.Fatalf("%v, left %v", err, api.nodes)
 		}
-		if err := markLeaving(t.Context(), d.api, "agent-0", false); err != nil { // somebody was refused, and somebody asks again
+		if err := markLeaving(t.Context(), d.api, "agent-0", "", false); err != nil { // somebody was refused, and somebody asks again
 			t.Fatal(err)
 		}
 	}
 	// A server that gives itself up does not end itself.
-	if err := markLeaving(t.Context(), d.api, "server-0", true); err != nil {
+	if err := markLeaving(t.Context(), d.api, "server-0", "", true); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
@@ -220,7 +234,7 @@ func TestAMarkIsWrittenOverWhatANodeHasChangedMeanwhile(t *testing.T) {
 		}
 		return false
 	}
-	if err := markLeaving(t.Context(), d.api, "agent-0", true); err != nil || times != 2 {
+	if err := markLeaving(t.Context(), d.api, "agent-0", "", true); err != nil || times != 2 {
 		t.Errorf("%v, after %d tries", err, times)
 	}
 	if since, err := time.Parse(time.RFC3339, string(api.secrets["agent-0"][leavingKey])); err != nil || since.IsZero() {
@@ -230,16 +244,16 @@ func TestAMarkIsWrittenOverWhatANodeHasChangedMeanwhile(t *testing.T) {
 		t.Errorf("the rest is lost: %v", api.secrets["agent-0"])
 	}
 	api.fail = func(string) bool { api.version["agent-0"]++; return false }
-	if err := markLeaving(t.Context(), d.api, "agent-0", false); !errs.Is(err, errs.Exists) {
+	if err := markLeaving(t.Context(), d.api, "agent-0", "", false); !errs.Is(err, errs.Exists) {
 		t.Errorf("against somebody who is always faster: %v", err)
 	}
-	d.stays(t.Context(), d.api, "agent-0") // says so, and goes on
+	d.stays(t.Context(), d.api, "agent-0", "") // says so, and goes on
 	api.fail = nil
-	d.stays(t.Context(), d.api, "agent-0")
+	d.stays(t.Context(), d.api, "agent-0", "")
 	if _, leaves := api.secrets["agent-0"][leavingKey]; leaves {
 		t.Error("it still leaves")
 	}
-	d.stays(t.Context(), d.api, "agent-7")
+	d.stays(t.Context(), d.api, "agent-7", "")
 }
 
 // trioEtcd is an etcd of server-0, which leads and is asked, server-1 and server-2.
@@ -360,7 +374,7 @@ func TestARemovalThatIsInterruptedBeforeAnythingWasDoneIsTakenBack(t *testing.T)
 	}
 	// Who has begun before may have come further.
 	d, api, e := etcdRemover(t)
-	if err := markLeaving(t.Context(), d.api, "server-2", true); err != nil {
+	if err := markLeaving(t.Context(), d.api, "server-2", "", true); err != nil {
 		t.Fatal(err)
 	}
 	e.fail = func(w http.ResponseWriter, path string) bool { w.WriteHeader(http.StatusBadGateway); return true }
@@ -397,7 +411,7 @@ func TestWhatWasCutOffIsFinishedOnlyOfAServerThatIsGone(t *testing.T) {
 	} {
 		d, api, e := etcdRemover(t)
 		c.change(api, e)
-		if err := markLeaving(t.Context(), d.api, c.node, true); err != nil {
+		if err := markLeaving(t.Context(), d.api, c.node, "", true); err != nil {
 			t.Fatal(err)
 		}
 		seen := map[string]string{}
@@ -420,5 +434,31 @@ func TestAServerThatIsThereIsRemovedWhenSomebodyAsksAndNotByItself(t *testing.T)
 	}
 	if err := d.RemoveNode(t.Context(), "server-2"); err != nil || len(e.members) != 2 || api.secrets["server-2"] != nil || slices.Contains(api.nodes, "server-2") {
 		t.Errorf("asked for: %v, members are %v", err, e.members)
+	}
+}
+
+func TestWhoWasHeldUpDoesNothingToAMachineThatHasJoinedSince(t *testing.T) {
+	for before := range 4 {
+		d, api, e := etcdRemover(t)
+		e.off["server-2"] = true
+		steps, err := d.removal(t.Context(), "server-2", false)
+		if err != nil || len(steps) != 4 {
+			t.Fatalf("%v, %v", steps, err)
+		}
+		for i, s := range steps {
+			if i == before { // another server finishes, and the machine comes back with a token
+				api.again = map[string]int{"server-2": 1}
+				api.secrets["server-2"] = bound("server")
+				api.nodes = []string{"server-0", "server-1", "server-2"}
+				e.members, e.off = []string{"server-0", "server-1", "server-2"}, map[string]bool{}
+				api.asked, e.removes = nil, 0
+			}
+			if err := s.Do(t.Context()); err != nil {
+				t.Errorf("%d: %s: %v", before, s.Name, err)
+			}
+		}
+		if api.secrets["server-2"] == nil || api.leaves("server-2") || !slices.Contains(api.nodes, "server-2") || e.removes != 0 || len(e.members) != 3 {
+			t.Errorf("before step %d: left %v, members %v, asked %v", before, api.nodes, e.members, api.asked)
+		}
 	}
 }

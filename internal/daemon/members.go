@@ -297,13 +297,14 @@ func (d *Daemon) alone(ctx context.Context, in component.Input, what string) err
 	return nil
 }
 
-// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it, and where sparing is set when
+// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it, and of one that is to be spared when
 // it is there; that is an error of kind errs.Denied. One that is no member is no error: it may have been let in and never come so far.
 // asked tells that etcd was asked for it, and not known to have refused; before that nothing can have happened.
-func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Binding, sparing bool) (asked bool, err error) {
+func (d *Daemon) removeMember(ctx context.Context, in component.Input, l leaver) (asked bool, err error) {
 	if !components.UsesEtcd(in) {
 		return false, nil
 	}
+	b := l.Binding
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	c, err := d.etcd(in)
@@ -315,15 +316,25 @@ func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Bi
 	if err != nil {
 		return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
 	}
-	bindings, err := clusterStore{api: d.client()}.Bindings(ctx)
+	api := d.client()
+	bindings, err := clusterStore{api: api}.Bindings(ctx)
 	if err != nil {
 		return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+	}
+	if l.uid != "" { // while it has the name, members of that name are its own: so this comes after they were listed
+		sec, err := api.Secret(ctx, systemNamespace, nodePrefix+b.Node)
+		if errs.Is(err, errs.NotFound) || err == nil && sec.Metadata.UID != l.uid {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		}
 	}
 	for _, m := range all {
 		if !isMember(m, b, bindings) {
 			continue
 		}
-		was, err := removeSettled(ctx, c, m.ID, sparing)
+		was, err := removeSettled(ctx, c, m.ID, l.sparing)
 		asked = asked || was
 		switch {
 		case errors.Is(err, errThere):
