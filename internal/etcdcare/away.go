@@ -1,6 +1,7 @@
 package etcdcare
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,8 +18,11 @@ type Sight struct {
 	term   uint64        // in which this member leads; 0 while it does not
 	led    time.Duration // for how long it has led in that term
 	away   map[uint64]time.Duration
-	going  uint64        // the one member that would go, with nothing in the way; 0 for none
-	clear  time.Duration // for how long it has been that
+	// received is what was last known to have come from those that do not answer; heard are those of whom that was more at the last look.
+	received map[uint64]uint64
+	heard    map[uint64]bool
+	going    uint64        // the one member that would go, with nothing in the way; 0 for none
+	clear    time.Duration // for how long it has been that
 }
 
 // glance is what one look can account for at most. Whoever has not looked for longer, because its machine slept or had no
@@ -32,22 +36,27 @@ func (s Sight) Look(at time.Duration, f Facts) Sight {
 	if s.looked {
 		passed = min(max(at-s.at, 0), glance)
 	}
-	next := Sight{looked: true, at: at, away: map[uint64]time.Duration{}}
+	next := Sight{looked: true, at: at, away: map[uint64]time.Duration{}, received: map[uint64]uint64{}, heard: map[uint64]bool{}}
 	if f.ID != 0 && f.Leader == f.ID {
 		if next.term = f.Term; s.term == f.Term {
 			next.led = s.led + passed
 		}
 	}
 	for _, m := range f.Members {
+		last, known := s.received[m.ID]
+		if now := cmp.Or(m.Received, last); now > 0 { // less than before where this etcd was started again
+			next.received[m.ID] = now
+		}
+		next.heard[m.ID] = known && m.Received > last
 		switch before, missed := s.away[m.ID]; {
-		case Seen(m):
+		case Seen(m), next.heard[m.ID]:
 		case missed:
 			next.away[m.ID] = before + passed
 		default: // it may have gone in this moment
 			next.away[m.ID] = 0
 		}
 	}
-	if m, why := lone(f); why == "" {
+	if m, why := lone(f); why == "" && !next.heard[m.ID] {
 		if next.going = m.ID; s.going == m.ID {
 			next.clear = s.clear + passed
 		}
@@ -61,7 +70,7 @@ func (s Sight) Barred() Sight {
 	return s
 }
 
-// Seen tells that there is a sign of life: an answer, or that etcd is connected with it.
+// Seen tells that there is a sign of life at one look: an answer, or that etcd is connected with it, or that this is not known.
 func Seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
 
 // Away is for how long nothing was seen of a member, 0 where it was seen at the last look.
@@ -90,6 +99,8 @@ func (s Sight) Departs(f Facts, after time.Duration, underWay string) Departure 
 	switch {
 	case why != "":
 		return Departure{Why: why}
+	case s.heard[gone.ID]:
+		return Departure{Why: gone.Name + " does not answer, and sends"}
 	case underWay != "":
 		return Departure{Why: underWay}
 	}
@@ -202,7 +213,7 @@ func span(d time.Duration) string {
 }
 
 // TooFew says what speaks against removing a member that has a vote: the names of those of the others that are away, where the rest would be
-// no majority without it; "" for nothing. etcd asks itself the same of all but those it is not connected with, and takes
+// no majority without it; "" for nothing. One of which it is not known whether it is connected counts as away here. etcd asks itself the same of all but those it is not connected with, and takes
 // these for dead, which they need not be.
 func TooFew(members []Member, without uint64) string {
 	voters, there := 0, 0
@@ -214,7 +225,7 @@ func TooFew(members []Member, without uint64) string {
 		case m.ID == without, m.Learner:
 			continue
 		}
-		if voters++; Seen(m) {
+		if voters++; Seen(m) && !m.Unsure {
 			there++
 		} else {
 			away = append(away, NodeOf(m.Name))
