@@ -213,8 +213,8 @@ func span(d time.Duration) string {
 }
 
 // TooFew says what speaks against removing a member that has a vote: the names of those of the others that are away, where the rest would be
-// no majority without it; "" for nothing. One of which it is not known whether it is connected counts as away here. etcd asks itself the same of all but those it is not connected with, and takes
-// these for dead, which they need not be.
+// no majority without it; "" for nothing. One of which it is not known whether it is connected counts as away here. etcd
+// asks itself the same of all but those it is not connected with, and takes these for dead, which they need not be.
 func TooFew(members []Member, without uint64) string {
 	voters, there := 0, 0
 	var away []string
