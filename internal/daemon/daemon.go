@@ -25,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/ledger"
@@ -84,6 +85,9 @@ type Daemon struct {
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
+
+	// openEtcd is etcdClient, or what a test has in its place.
+	openEtcd func(component.Input) (*etcdapi.Client, error)
 
 	several chan struct{} // holds one: another server joins
 	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by

@@ -16,13 +16,25 @@ import (
 )
 
 // awayMembers takes note of a look at the members of etcd. It returns what is to be told about those that are away, and the one
-// that is to be removed now, 0 for none.
-func (d *Daemon) awayMembers(in component.Input, f etcdcare.Facts) ([]health.Problem, uint64) {
+// that is to be removed now, 0 for none. stays says why the server of a member stays, whatever etcd says; it is asked at every look of the
+// time in which nothing may be in the way.
+func (d *Daemon) awayMembers(in component.Input, f etcdcare.Facts, stays func(id uint64) error) ([]health.Problem, uint64) {
 	after := in.Config.Spec.Etcd.RemoveDeadAfter.Duration()
 	d.mu.Lock()
 	sight := d.upkeep.sight.Look(time.Since(d.started), f) // by the monotonic clock
-	d.upkeep.sight = sight
-	what, unmoved := sight.Departs(f, after, d.underWay()), d.upkeep.unmoved
+	underWay, unmoved := d.underWay(), d.upkeep.unmoved
+	d.mu.Unlock()
+	if underWay != "" {
+		sight = sight.Barred()
+	}
+	what := sight.Departs(f, after, underWay)
+	if what.ID != 0 && what.In <= etcdcare.Grace(after) {
+		if err := stays(what.ID); err != nil {
+			sight, what = sight.Barred(), etcdcare.Departure{Why: err.Error()}
+		}
+	}
+	d.mu.Lock()
+	d.upkeep.sight = sight // only who looks writes it
 	d.mu.Unlock()
 	gone := what.ID
 	switch {
@@ -77,16 +89,7 @@ func (d *Daemon) tryRemoveGone(ctx context.Context, in component.Input, f etcdca
 	if err != nil {
 		return err
 	}
-	store := clusterStore{api: api}
-	bindings, err := store.Bindings(ctx)
-	if err != nil {
-		return fmt.Errorf("finding out whose member it is: %w", err)
-	}
-	nodes, err := store.Nodes(ctx)
-	if err != nil {
-		return fmt.Errorf("finding out how its node is: %w", err)
-	}
-	b, err := serverGone(in.Facts.NodeName, f.Members, id, bindings, nodes)
+	b, err := d.findGone(ctx, in, f, id)
 	if err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func (d *Daemon) tryRemoveGone(ctx context.Context, in component.Input, f etcdca
 	away := d.upkeep.sight.Away(id).Round(time.Second)
 	d.mu.Unlock()
 	d.log.Warn("a server has not been seen for long, and is removed", "server", b.Node, "away", away, "after", in.Config.Spec.Etcd.RemoveDeadAfter)
-	if err := d.RemoveNode(ctx, b.Node); err != nil {
+	if err := d.removeNode(ctx, b.Node, true); err != nil {
 		return err
 	}
 	err = api.WarnOfNode(ctx, kubeapi.NodeEvent{Node: b.Node, Reason: "ServerRemoved", At: time.Now(), Message: fmt.Sprintf(
@@ -107,6 +110,22 @@ func (d *Daemon) tryRemoveGone(ctx context.Context, in component.Input, f etcdca
 
 // goneTime bounds removing a server that is gone.
 const goneTime = time.Minute
+
+// findGone is serverGone, by what the cluster knows now.
+func (d *Daemon) findGone(ctx context.Context, in component.Input, f etcdcare.Facts, id uint64) (join.Binding, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
+	defer cancel()
+	store := clusterStore{api: d.client()}
+	bindings, err := store.Bindings(ctx)
+	if err != nil {
+		return join.Binding{}, fmt.Errorf("finding out whose member it is: %w", err)
+	}
+	nodes, err := store.Nodes(ctx)
+	if err != nil {
+		return join.Binding{}, fmt.Errorf("finding out how its node is: %w", err)
+	}
+	return serverGone(in.Facts.NodeName, f.Members, id, bindings, nodes)
+}
 
 // serverGone is the server behind a member that is gone. The error says why it stays: the names in the cluster and the members have to be
 // each other's, or somebody is joining or leaving; and a node that is Ready is there, whatever its etcd does.

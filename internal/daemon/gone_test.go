@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -84,9 +85,10 @@ func TestADaemonTellsOfAMemberThatIsAwayAndThenRemovesIt(t *testing.T) {
 		f := etcdcare.Facts{ID: 1, Leader: 1, Term: 2, Members: []etcdcare.Member{
 			{ID: 1, Name: "server-0", Self: true, Healthy: true, Leader: true}, {ID: 2, Name: "server-1-0123abcd", Healthy: true}, {ID: 3, Name: "server-2-89abcdef"},
 		}}
+		var stays error
 		look := func(f etcdcare.Facts, span time.Duration) (problems []health.Problem, gone uint64) {
 			for began := time.Now(); ; time.Sleep(lookEvery) {
-				if problems, gone = d.awayMembers(in, f); gone != 0 || time.Since(began) >= span {
+				if problems, gone = d.awayMembers(in, f, func(uint64) error { return stays }); gone != 0 || time.Since(began) >= span {
 					return problems, gone
 				}
 			}
@@ -114,6 +116,18 @@ func TestADaemonTellsOfAMemberThatIsAwayAndThenRemovesIt(t *testing.T) {
 		p, gone = look(f, time.Hour)
 		says(p, gone, "it is not removed by itself: the datastore is being moved")
 		d.moving.state.Phase = ""
+		p, gone = look(f, 0)
+		says(p, gone, "it will be removed in 10m") // what it was before the datastore was moved does not count
+		p, gone = look(f, 5*time.Minute)
+		says(p, gone, "it will be removed in 5m")
+		stays = errors.New("node server-2 is Ready")
+		p, gone = look(f, time.Hour)
+		says(p, gone, "it is not removed by itself: node server-2 is Ready")
+		stays = nil // it is rebooted
+		p, gone = look(f, lookEvery)
+		says(p, gone, "it will be removed in 10m")
+		look(f, 10*time.Minute-2*lookEvery)
+		time.Sleep(lookEvery)
 		if p, gone := look(f, 0); gone != 3 || len(p) != 1 || !strings.Contains(p[0].Text, "it is being removed") {
 			t.Errorf("%d, %v", gone, p)
 		}

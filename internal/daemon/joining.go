@@ -372,7 +372,7 @@ func (d *Daemon) RevokeToken(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	err = api.DeleteSecret(ctx, systemNamespace, tokenPrefix+id)
+	err = api.DeleteSecret(ctx, systemNamespace, tokenPrefix+id, "")
 	if errs.Is(err, errs.NotFound) {
 		return errs.Hint(errs.New(errs.NotFound, "there is no token %q", id), "see: k1s token ls")
 	}
@@ -384,7 +384,17 @@ func (d *Daemon) RevokeToken(ctx context.Context, id string) error {
 
 // RemoveNode implements control.Backend.
 func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
-	steps, err := d.removal(ctx, name)
+	return d.removeNode(ctx, name, false)
+}
+
+// notBegunError is of a removal that has changed nothing but that it is kept in the cluster.
+type notBegunError struct{ error }
+
+func (e notBegunError) Unwrap() error { return e.error }
+
+// removeNode removes a node; with sparing no server whose member of etcd is there.
+func (d *Daemon) removeNode(ctx context.Context, name string, sparing bool) error {
+	steps, err := d.removal(ctx, name, sparing)
 	if err != nil {
 		return err
 	}
@@ -393,8 +403,8 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 		if err == nil {
 			continue
 		}
-		if errs.Is(err, errs.Denied) { // it is not to go
-			for _, done := range slices.Backward(steps[:i]) {
+		if _, not := errors.AsType[notBegunError](err); not || errs.Is(err, errs.Denied) { // it is not to go
+			for _, done := range slices.Backward(steps[:i+1]) { // also the one that failed may have done something
 				if done.Undo != nil {
 					_ = done.Undo(ctx) // says what is the matter itself
 				}
@@ -408,7 +418,7 @@ func (d *Daemon) RemoveNode(ctx context.Context, name string) error {
 
 // NodeRemoval implements control.Backend.
 func (d *Daemon) NodeRemoval(ctx context.Context, name string) (control.NodeRemoval, error) {
-	steps, err := d.removal(ctx, name)
+	steps, err := d.removal(ctx, name, false)
 	var out control.NodeRemoval
 	if why := d.memberRefusal(ctx, name); err == nil && why != "" {
 		out.Steps = append(out.Steps, "be refused now: "+why)
@@ -420,8 +430,9 @@ func (d *Daemon) NodeRemoval(ctx context.Context, name string) (control.NodeRemo
 }
 
 // removal is what takes a node out of the cluster. That it leaves is kept in the cluster first: then it cannot renew its certificates, and
-// if this server dies another one goes on, see watchLeaving. Its name is free last, so that nobody has it meanwhile.
-func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) {
+// if this server dies another one goes on, see watchLeaving. Its name is free last, so that nobody has it meanwhile. Who was held up meanwhile
+// does nothing to a machine that has joined under that name since.
+func (d *Daemon) removal(ctx context.Context, name string, sparing bool) ([]step.Step, error) {
 	in, api, err := d.server()
 	if err != nil {
 		return nil, err
@@ -442,30 +453,44 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 			return nil
 		}})
 	}
-	b, err := d.binding(ctx, api, name)
+	b, err := d.binding(ctx, api, name, sparing)
 	if err != nil {
 		return nil, err
 	}
 	server := b != nil && b.Role == token.Server && components.UsesEtcd(in)
 	if b != nil {
-		add("keep in the cluster that "+name+" leaves: it cannot renew its certificates any more", func(ctx context.Context) error { return markLeaving(ctx, api, name, true) })
-		steps[0].Undo = func(ctx context.Context) error { d.stays(ctx, api, name); return nil }
+		add("keep in the cluster that "+name+" leaves: it cannot renew its certificates any more", func(ctx context.Context) error {
+			err := markLeaving(ctx, api, name, b.uid, true)
+			if err != nil && ctx.Err() != nil && b.Leaving.IsZero() { // it may be kept all the same
+				return notBegunError{err}
+			}
+			return err
+		})
+		steps[0].Undo = func(ctx context.Context) error { d.stays(ctx, api, name, b.uid); return nil }
 	}
 	if server {
 		// Next, and if it cannot be nothing else is: a member that is gone counts against the majority.
-		add("take server "+name+" out of etcd, if the members that stay are a majority without it", func(ctx context.Context) error { return d.removeMember(ctx, in, *b) })
+		add("take server "+name+" out of etcd, if the members that stay are a majority without it", func(ctx context.Context) error {
+			asked, err := d.removeMember(ctx, in, *b)
+			if err != nil && !asked && b.Leaving.IsZero() { // whoever has begun before may have come further
+				return notBegunError{err}
+			}
+			return err
+		})
 	}
-	if slices.ContainsFunc(nodes, func(n kubeapi.Node) bool { return n.Metadata.Name == name }) {
-		add("delete node "+name+", and with it the pods that are bound to it", func(ctx context.Context) error { return api.DeleteNode(ctx, name) })
+	if i := slices.IndexFunc(nodes, func(n kubeapi.Node) bool { return n.Metadata.Name == name }); i >= 0 {
+		add("delete node "+name+", and with it the pods that are bound to it", func(ctx context.Context) error {
+			return unlessReplaced(api.DeleteNode(ctx, name, nodes[i].Metadata.UID))
+		})
 	}
 	if b != nil {
 		add("forget the machine behind "+name+": its name is free", func(ctx context.Context) error {
 			if server {
-				if err := d.removeMember(ctx, in, *b); err != nil { // it may have been joining in the same moment
+				if _, err := d.removeMember(ctx, in, *b); err != nil { // it may have been joining in the same moment
 					return err
 				}
 			}
-			return api.DeleteSecret(ctx, systemNamespace, nodePrefix+name)
+			return unlessReplaced(api.DeleteSecret(ctx, systemNamespace, nodePrefix+name, b.uid))
 		})
 	}
 	if len(steps) == 0 {
@@ -474,8 +499,23 @@ func (d *Daemon) removal(ctx context.Context, name string) ([]step.Step, error) 
 	return steps, nil
 }
 
+// unlessReplaced is err, nil where what was to go is gone and there is another one: somebody was faster, and the machine has joined again.
+func unlessReplaced(err error) error {
+	if errs.Is(err, errs.Exists) {
+		return nil
+	}
+	return err
+}
+
+// leaver is a node that is removed.
+type leaver struct {
+	join.Binding
+	uid     string // of its Secret; "" for whichever there is
+	sparing bool   // it stays if it is a server whose member of etcd is there
+}
+
 // binding is whose name that of a node is; nil for nobody's.
-func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) (*join.Binding, error) {
+func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string, sparing bool) (*leaver, error) {
 	sec, err := api.Secret(ctx, systemNamespace, nodePrefix+name)
 	if errs.Is(err, errs.NotFound) {
 		return nil, nil
@@ -485,7 +525,7 @@ func (d *Daemon) binding(ctx context.Context, api *kubeapi.Client, name string) 
 	}
 	// Of a damaged one the name is known, and removing the node is what mends it.
 	b, _ := bindingOf(sec)
-	return &b, nil
+	return &leaver{Binding: b, uid: sec.Metadata.UID, sparing: sparing}, nil
 }
 
 // expiredSince is when each token was first found to have expired.

@@ -31,14 +31,14 @@ func (d *Daemon) Leave(ctx context.Context) error {
 	others := slices.DeleteFunc(all, func(s string) bool { return s == own })
 	name := in.Facts.NodeName
 	if len(others) > 0 { // from here on they go on with it if this one dies
-		if err := markLeaving(ctx, api, name, true); err != nil && !errs.Is(err, errs.NotFound) {
+		if err := markLeaving(ctx, api, name, "", true); err != nil && !errs.Is(err, errs.NotFound) {
 			return fmt.Errorf("leaving the cluster: keeping there that this server leaves: %w", err)
 		}
 	}
 	if components.UsesEtcd(in) {
 		left, err := d.leaveEtcd(ctx, in)
 		if err != nil && len(others) > 0 { // where it is none any more this cannot be done, and the others go on
-			d.stays(ctx, api, name)
+			d.stays(ctx, api, name, "")
 		}
 		if err != nil || !left && len(others) == 0 {
 			return err
@@ -83,7 +83,7 @@ func (d *Daemon) leaveEtcd(ctx context.Context, in component.Input) (bool, error
 			return false, fmt.Errorf("leaving the cluster: %w", err)
 		}
 	}
-	err = d.removeMember(ctx, in, join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP})
+	_, err = d.removeMember(ctx, in, leaver{Binding: join.Binding{Node: in.Facts.NodeName, IP: in.Facts.NodeIP}})
 	if errors.Is(err, etcdapi.ErrStopped) {
 		err = nil // that is what stopped it
 	}
@@ -114,11 +114,11 @@ func forget(ctx context.Context, in component.Input, server string) error {
 	}
 	defer api.Close()
 	name := in.Facts.NodeName
-	if err := api.DeleteNode(ctx, name); err != nil && !errs.Is(err, errs.NotFound) {
+	if err := api.DeleteNode(ctx, name, ""); err != nil && !errs.Is(err, errs.NotFound) {
 		return err
 	}
 	// Last: while it is there others know that they have to go on.
-	if err := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name); err != nil && !errs.Is(err, errs.NotFound) {
+	if err := api.DeleteSecret(ctx, systemNamespace, nodePrefix+name, ""); err != nil && !errs.Is(err, errs.NotFound) {
 		return err
 	}
 	return nil

@@ -297,73 +297,103 @@ func (d *Daemon) alone(ctx context.Context, in component.Input, what string) err
 	return nil
 }
 
-// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it. One that is no
-// member is no error: it may have been let in and never come so far.
-func (d *Daemon) removeMember(ctx context.Context, in component.Input, b join.Binding) error {
+// removeMember takes a server out of etcd. Nothing is done when the others would have no majority after it, and of one that is to be spared when
+// it is there; that is an error of kind errs.Denied. One that is no member is no error: it may have been let in and never come so far.
+// asked tells that etcd was asked for it, and not known to have refused; before that nothing can have happened.
+func (d *Daemon) removeMember(ctx context.Context, in component.Input, l leaver) (asked bool, err error) {
 	if !components.UsesEtcd(in) {
-		return nil
+		return false, nil
 	}
+	b := l.Binding
 	d.changing.Lock()
 	defer d.changing.Unlock()
-	c, err := etcdClient(in)
+	c, err := d.etcd(in)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.Close()
 	all, err := c.AgreedMembers(ctx)
 	if err != nil {
-		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
 	}
-	bindings, err := clusterStore{api: d.client()}.Bindings(ctx)
+	api := d.client()
+	bindings, err := clusterStore{api: api}.Bindings(ctx)
 	if err != nil {
-		return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+	}
+	if l.uid != "" { // while it has the name, members of that name are its own: so this comes after they were listed
+		sec, err := api.Secret(ctx, systemNamespace, nodePrefix+b.Node)
+		if errs.Is(err, errs.NotFound) || err == nil && sec.Metadata.UID != l.uid {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		}
 	}
 	for _, m := range all {
 		if !isMember(m, b, bindings) {
 			continue
 		}
-		err := removeSettled(ctx, c, m.ID)
-		if errors.Is(err, etcdapi.ErrUnsafe) {
-			return errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: %w", b.Node, err), "start the other servers first, or wait for a moment; see: k1s etcd ls")
-		}
-		if err != nil && !errors.Is(err, etcdapi.ErrNoMember) {
-			return fmt.Errorf("removing %s from etcd: %w", b.Node, err)
+		was, err := removeSettled(ctx, c, m.ID, l.sparing)
+		asked = asked || was
+		switch {
+		case errors.Is(err, errThere):
+			return asked, errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: %w", b.Node, err), "if it is to go all the same: k1s node remove %s", b.Node)
+		case errors.Is(err, etcdapi.ErrUnsafe):
+			return asked, errs.Hint(errs.New(errs.Denied, "%s is not removed from etcd: %w", b.Node, err), "start the other servers first, or wait for a moment; see: k1s etcd ls")
+		case err != nil && !errors.Is(err, etcdapi.ErrNoMember):
+			return asked, fmt.Errorf("removing %s from etcd: %w", b.Node, err)
 		}
 		d.log.Info("member removed from etcd", "member", m.Name, "id", m.ID)
 	}
-	return nil
+	return asked, nil
 }
+
+// errThere says that a member is there that was to be removed for not being there.
+var errThere = errors.New("it is there")
 
 // settled is longer than the 5 s for which etcd wants the members that stay to have been connected (etcdserver.HealthInterval):
 // one of them may have come a moment ago, and on a machine that is busy its connections break off now and then.
 const settled = 30 * time.Second
 
-// removeSettled waits for that before it takes a refusal for one.
-func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64) error {
+// removeSettled waits for that before it takes a refusal for one. Who does not wait so long has been refused, too.
+func removeSettled(ctx context.Context, c *etcdapi.Client, id uint64, sparing bool) (asked bool, err error) {
 	until := time.Now().Add(settled)
+	var refused error
 	for {
-		err := removeSafe(ctx, c, id)
-		if !errors.Is(err, etcdapi.ErrUnsafe) || time.Now().After(until) {
-			return err
+		asked, err := removeSafe(ctx, c, id, sparing)
+		switch {
+		case errors.Is(err, etcdapi.ErrUnsafe):
+			refused, asked = err, false
+			if time.Now().After(until) {
+				return asked, err
+			}
+		case err != nil && !asked && refused != nil:
+			return asked, errors.Join(refused, err)
+		default:
+			return asked, err
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return asked, errors.Join(refused, context.Cause(ctx))
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
 // removeSafe asks the others before, whether they are there: etcd does not for a member that it is not connected with.
-func removeSafe(ctx context.Context, c *etcdapi.Client, id uint64) error {
+func removeSafe(ctx context.Context, c *etcdapi.Client, id uint64, sparing bool) (asked bool, err error) {
 	var f etcdcare.Facts
 	if _, err := c.Facts(ctx, &f); err != nil {
-		return err
+		return false, err
+	}
+	if sparing && slices.ContainsFunc(f.Members, func(m etcdcare.Member) bool { return m.ID == id && etcdcare.Seen(m) }) {
+		return false, errThere
 	}
 	if why := etcdcare.TooFew(f.Members, id); why != "" {
-		return fmt.Errorf("%w: %s", etcdapi.ErrUnsafe, why)
+		return false, fmt.Errorf("%w: %s", etcdapi.ErrUnsafe, why)
 	}
-	return c.Remove(ctx, id)
+	return true, c.Remove(ctx, id)
 }
 
 // memberRefusal says why a server would not be taken out of etcd now; "" where it would, it is none, or nothing is known.

@@ -47,6 +47,14 @@ type upkeepState struct {
 	unmoved  string         // why one that is gone could not be removed when that was tried last
 }
 
+// etcd speaks with this server's member.
+func (d *Daemon) etcd(in component.Input) (*etcdapi.Client, error) {
+	if d.openEtcd != nil {
+		return d.openEtcd(in)
+	}
+	return etcdClient(in)
+}
+
 // etcdClient speaks with this server's member, with certificates as they are now.
 func etcdClient(in component.Input) (*etcdapi.Client, error) {
 	e := components.EtcdClient(in)
@@ -101,7 +109,7 @@ func (d *Daemon) lookAfterMember(ctx context.Context, in component.Input) {
 			d.board.Report("etcd", etcdcare.Problems(etcdcare.Facts{Free: f.Free}))
 			return
 		}
-		problems, gone := d.awayMembers(in, f)
+		problems, gone := d.awayMembers(in, f, func(id uint64) error { _, err := d.findGone(ctx, in, f, id); return err })
 		for _, p := range d.board.Report("etcd", append(etcdcare.Problems(f), problems...)) {
 			d.log.Warn("etcd", "problem", p.Text)
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -64,9 +65,14 @@ func (c *Client) members(ctx context.Context, s Status) ([]etcdcare.Member, erro
 	}
 	asked.Wait()
 	if slices.ContainsFunc(out, func(m etcdcare.Member) bool { return !m.Healthy && !m.Unstarted }) {
-		linked, err := c.linked(ctx, s.ID)
+		linked, received, err := c.linked(ctx, s.ID)
 		for i := range out {
-			out[i].Linked = !out[i].Healthy && !out[i].Unstarted && (err != nil || linked[out[i].ID])
+			silent := !out[i].Healthy && !out[i].Unstarted
+			out[i].Unsure = silent && err != nil
+			if silent {
+				out[i].Received = received[out[i].ID]
+			}
+			out[i].Linked = silent && (err != nil || linked[out[i].ID])
 		}
 	}
 	slices.SortFunc(out, func(a, b etcdcare.Member) int { return cmp.Compare(a.Name, b.Name) })
@@ -91,55 +97,68 @@ func (c *Client) answers(ctx context.Context, peerURLs []string) (skew time.Dura
 	return 0, problem
 }
 
-// activePeers is 1 for each member that this one is connected with, whichever of them has opened the connection
-// (server/etcdserver/api/rafthttp/metrics.go, v3.6).
-const activePeers = "etcd_network_active_peers{"
+// Of server/etcdserver/api/rafthttp/metrics.go and peer_status.go, v3.6: activePeers is 1 for each member that this one is connected with. A connection that
+// the other one has opened makes it 1, and every try of this one to open its own that fails makes it 0 again: of a member that cannot
+// be reached, and reaches this one, it says nothing. What comes from it is in receivedBytes.
+const (
+	activePeers   = "etcd_network_active_peers{"
+	receivedBytes = "etcd_network_peer_received_bytes_total{"
+)
 
-// linked are the members that this one, whose ID is self, is connected with, from its metrics.
-func (c *Client) linked(ctx context.Context, self uint64) (map[uint64]bool, error) {
+// linked are the members that this one, whose ID is self, is connected with, and how many bytes have come from each, from its metrics.
+func (c *Client) linked(ctx context.Context, self uint64) (linked map[uint64]bool, received map[uint64]uint64, err error) {
 	if c.Metrics == "" {
-		return nil, errors.New("where its metrics are is not known")
+		return nil, nil, errors.New("where its metrics are is not known")
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, aliveTime, fmt.Errorf("no answer within %s", aliveTime))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Metrics, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(resp.Status)
+		return nil, nil, errors.New(resp.Status)
 	}
 	return readLinked(resp.Body, self)
 }
 
-// readLinked reads Prometheus' text format: NAME{Local="HEX",Remote="HEX"} 1.
-func readLinked(r io.Reader, self uint64) (map[uint64]bool, error) {
-	out := map[uint64]bool{}
+// readLinked reads Prometheus' text format: NAME{Local="HEX",Remote="HEX"} 1, and NAME{From="HEX"} 1.2e+06.
+func readLinked(r io.Reader, self uint64) (linked map[uint64]bool, received map[uint64]uint64, err error) {
+	linked, received = map[uint64]bool{}, map[uint64]uint64{}
 	lines := bufio.NewScanner(io.LimitReader(r, answerLimit))
 	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), activePeers)
-		if !ok {
+		active, isActive := strings.CutPrefix(lines.Text(), activePeers)
+		bytes, isBytes := strings.CutPrefix(lines.Text(), receivedBytes)
+		if !isActive && !isBytes {
 			continue
 		}
-		labels, value, ok := strings.Cut(rest, "} ")
+		labels, value, ok := strings.Cut(active, "} ")
 		var local, remote uint64
-		if ok {
-			_, err := fmt.Sscanf(labels, `Local="%x",Remote="%x"`, &local, &remote)
-			ok = err == nil
+		var n float64
+		if isActive {
+			if ok {
+				_, err = fmt.Sscanf(labels, `Local="%x",Remote="%x"`, &local, &remote)
+			}
+		} else if labels, value, ok = strings.Cut(bytes, "} "); ok {
+			if _, err = fmt.Sscanf(labels, `From="%x"`, &remote); err == nil {
+				n, err = strconv.ParseFloat(value, 64)
+			}
 		}
-		if !ok {
-			return nil, fmt.Errorf("etcd's metrics have a line that cannot be read: %s", lines.Text())
-		}
-		if local == self {
-			out[remote] = value != "0"
+		switch {
+		case !ok || err != nil:
+			return nil, nil, fmt.Errorf("etcd's metrics have a line that cannot be read: %s", lines.Text())
+		case isBytes:
+			received[remote] = uint64(n)
+		case local == self:
+			linked[remote] = value != "0"
 		}
 	}
-	return out, lines.Err()
+	return linked, received, lines.Err()
 }
 
 // StepDown lets another member lead, and returns when one does.

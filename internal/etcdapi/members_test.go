@@ -133,14 +133,62 @@ func TestWhoIsConnectedIsReadFromTheMetrics(t *testing.T) {
 		"etcd_network_active_peers{Local=\"8e9e05c52164694d\",Remote=\"91bc3c398fb3c146\"} 1\n" +
 		"etcd_network_active_peers{Local=\"8e9e05c52164694d\",Remote=\"fd\"} 0\n" +
 		"etcd_network_active_peers{Local=\"1\",Remote=\"2\"} 1\n" +
-		"etcd_network_client_grpc_received_bytes_total 12\n"
-	got, err := readLinked(strings.NewReader(text), 0x8e9e05c52164694d)
+		"etcd_network_client_grpc_received_bytes_total 12\n" +
+		"etcd_network_peer_received_bytes_total{From=\"0\"} 1.5e+03\n" +
+		"etcd_network_peer_received_bytes_total{From=\"fd\"} 1.234567e+06\n"
+	got, received, err := readLinked(strings.NewReader(text), 0x8e9e05c52164694d)
 	if want := map[uint64]bool{0x91bc3c398fb3c146: true, 0xfd: false}; err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, %v, want %v", got, err, want)
 	}
-	for _, bad := range []string{"etcd_network_active_peers{Local=\"1\"} 1\n", "etcd_network_active_peers{Remote=\"1\",Local=\"2\"} 1\n", "etcd_network_active_peers{Local=\"1\",Remote=\"x\"} 1\n"} {
-		if got, err := readLinked(strings.NewReader(bad), 1); err == nil {
+	if want := map[uint64]uint64{0: 1500, 0xfd: 1234567}; !reflect.DeepEqual(received, want) {
+		t.Errorf("received %v, want %v", received, want)
+	}
+	for _, bad := range []string{"etcd_network_peer_received_bytes_total{From=\"x\"} 1\n", "etcd_network_peer_received_bytes_total{From=\"1\"} many\n", "etcd_network_active_peers{Local=\"1\"} 1\n", "etcd_network_active_peers{Remote=\"1\",Local=\"2\"} 1\n", "etcd_network_active_peers{Local=\"1\",Remote=\"x\"} 1\n"} {
+		if got, _, err := readLinked(strings.NewReader(bad), 1); err == nil {
 			t.Errorf("%s: %v", bad, got)
 		}
 	}
+}
+
+func TestOneThatIsSilentIsNotKnownToBeConnectedWithoutMetrics(t *testing.T) {
+	metrics := "" // none
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/v3/maintenance/status":
+			fmt.Fprint(w, `{"header":{"member_id":"1"},"leader":"1"}`)
+		case "/v3/cluster/member/list":
+			fmt.Fprintf(w, `{"members":[{"ID":"1","name":"a"},{"ID":"2","name":"b","peerURLs":["http://%[1]s/b"]},{"ID":"3","name":"c","peerURLs":["http://%[1]s/c"]}]}`, r.Host)
+		case "/b/version":
+		case "/metrics":
+			if metrics != "" {
+				fmt.Fprint(w, metrics)
+				return
+			}
+			fallthrough
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	c := New(srv.URL, nil)
+	c.Metrics = srv.URL + "/metrics"
+	t.Cleanup(c.Close)
+	look := func(linked, unsure bool, received uint64, tooFew bool) {
+		t.Helper()
+		var f etcdcare.Facts
+		if _, err := c.Facts(t.Context(), &f); err != nil || len(f.Members) != 3 {
+			t.Fatalf("%+v, %v", f, err)
+		}
+		if m := f.Members[2]; m.Healthy || m.Linked != linked || m.Unsure != unsure || m.Received != received || f.Members[1].Unsure || !f.Members[1].Healthy {
+			t.Errorf("%+v", f.Members)
+		}
+		if why := etcdcare.TooFew(f.Members, 2); (why != "") != tooFew {
+			t.Errorf("without b: %q", why)
+		}
+	}
+	look(true, true, 0, true)
+	metrics = "etcd_network_active_peers{Local=\"1\",Remote=\"3\"} 0\netcd_network_peer_received_bytes_total{From=\"3\"} 70\n"
+	look(false, false, 70, true)
+	metrics = "etcd_network_active_peers{Local=\"1\",Remote=\"3\"} 1\n"
+	look(true, false, 0, false)
 }

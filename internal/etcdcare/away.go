@@ -1,6 +1,7 @@
 package etcdcare
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +18,11 @@ type Sight struct {
 	term   uint64        // in which this member leads; 0 while it does not
 	led    time.Duration // for how long it has led in that term
 	away   map[uint64]time.Duration
+	// received is what was last known to have come from those that do not answer; heard are those of whom that was more at the last look.
+	received map[uint64]uint64
+	heard    map[uint64]bool
+	going    uint64        // the one member that would go, with nothing in the way; 0 for none
+	clear    time.Duration // for how long it has been that
 }
 
 // glance is what one look can account for at most. Whoever has not looked for longer, because its machine slept or had no
@@ -30,26 +36,42 @@ func (s Sight) Look(at time.Duration, f Facts) Sight {
 	if s.looked {
 		passed = min(max(at-s.at, 0), glance)
 	}
-	next := Sight{looked: true, at: at, away: map[uint64]time.Duration{}}
+	next := Sight{looked: true, at: at, away: map[uint64]time.Duration{}, received: map[uint64]uint64{}, heard: map[uint64]bool{}}
 	if f.ID != 0 && f.Leader == f.ID {
 		if next.term = f.Term; s.term == f.Term {
 			next.led = s.led + passed
 		}
 	}
 	for _, m := range f.Members {
+		last, known := s.received[m.ID]
+		if now := cmp.Or(m.Received, last); now > 0 { // less than before where this etcd was started again
+			next.received[m.ID] = now
+		}
+		next.heard[m.ID] = known && m.Received > last
 		switch before, missed := s.away[m.ID]; {
-		case seen(m):
+		case Seen(m), next.heard[m.ID]:
 		case missed:
 			next.away[m.ID] = before + passed
 		default: // it may have gone in this moment
 			next.away[m.ID] = 0
 		}
 	}
+	if m, why := lone(f); why == "" && !next.heard[m.ID] {
+		if next.going = m.ID; s.going == m.ID {
+			next.clear = s.clear + passed
+		}
+	}
 	return next
 }
 
-// seen tells that there is a sign of life: an answer, or that etcd is connected with it.
-func seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
+// Barred is the Sight after something that is not among the facts was in the way of removing anybody at the last look.
+func (s Sight) Barred() Sight {
+	s.going, s.clear = 0, 0
+	return s
+}
+
+// Seen tells that there is a sign of life at one look: an answer, or that etcd is connected with it, or that this is not known.
+func Seen(m Member) bool { return m.Self || m.Healthy || m.Linked }
 
 // Away is for how long nothing was seen of a member, 0 where it was seen at the last look.
 func (s Sight) Away(id uint64) time.Duration { return s.away[id] }
@@ -67,47 +89,70 @@ type Departure struct {
 // Departs decides whether a member is removed that was not seen for the time after, 0 for never. That is up to the member that leads,
 // and counts from when it was elected: everybody else may have lost the way to a member that is well. One is removed at most, and
 // only where all the others are there, so that there is a majority before and after. underWay is what changes the cluster just
-// now, "" for nothing.
+// now, "" for nothing. Nothing may have been in the way for a while, either (see Grace): where the power comes back the first to be there
+// must not remove the one that starts a moment later.
 func (s Sight) Departs(f Facts, after time.Duration, underWay string) Departure {
-	none := func(format string, args ...any) Departure { return Departure{Why: fmt.Sprintf(format, args...)} }
-	var gone []Member
+	if after <= 0 {
+		return Departure{Why: "nobody is removed without being asked"}
+	}
+	gone, why := lone(f)
+	switch {
+	case why != "":
+		return Departure{Why: why}
+	case s.heard[gone.ID]:
+		return Departure{Why: gone.Name + " does not answer, and sends"}
+	case underWay != "":
+		return Departure{Why: underWay}
+	}
+	in := after - min(s.away[gone.ID], s.led)
+	clear := s.clear
+	if s.going != gone.ID {
+		clear = 0
+	}
+	return Departure{ID: gone.ID, In: max(in, Grace(after)-clear)}
+}
+
+// Grace is for how long nothing has to have been in the way of a removal, where a member is removed that was not seen for the time after.
+func Grace(after time.Duration) time.Duration { return min(after, tellAfter) }
+
+// lone is the one member that is away, where it is this one's to remove it, or why none is removed.
+func lone(f Facts) (gone Member, why string) {
+	var away []Member
 	voters, self := 0, false
 	for _, m := range f.Members {
 		self = self || m.ID == f.ID
 		switch {
 		case m.Learner:
-			return none("%s is joining", m.Name)
+			return Member{}, m.Name + " is joining"
 		case m.Unstarted:
-			return none("%s has not started yet", m.Name)
+			return Member{}, m.Name + " has not started yet"
 		}
 		voters++
 		if !m.Self && !m.Healthy {
-			gone = append(gone, m)
+			away = append(away, m)
 		}
 	}
 	switch {
-	case after <= 0:
-		return none("nobody is removed without being asked")
 	case !self:
-		return none("the members are not known")
+		why = "the members are not known"
 	case f.Leader == 0:
-		return none("there is no leader")
+		why = "there is no leader"
 	case f.Leader != f.ID:
-		return none("that is up to %s, which leads", MemberName(f.Members, f.Leader))
-	case len(gone) == 0:
-		return none("all members are there")
-	case len(gone) > 1:
-		return none("%d of %d members are away", len(gone), voters)
-	case voters-len(gone) < majority(voters):
-		return none("the members that are left are no majority")
+		why = fmt.Sprintf("that is up to %s, which leads", MemberName(f.Members, f.Leader))
+	case len(away) == 0:
+		why = "all members are there"
+	case len(away) > 1:
+		why = fmt.Sprintf("%d of %d members are away", len(away), voters)
+	case voters-len(away) < majority(voters):
+		why = "the members that are left are no majority"
 	case len(f.Alarms) > 0:
-		return none("etcd has an alarm")
-	case underWay != "":
-		return none("%s", underWay)
-	case seen(gone[0]):
-		return none("%s does not answer, and is connected", gone[0].Name)
+		why = "etcd has an alarm"
+	case Seen(away[0]):
+		why = fmt.Sprintf("%s does not answer, and is connected", away[0].Name)
+	default:
+		return away[0], ""
 	}
-	return Departure{ID: gone[0].ID, In: after - min(s.away[gone[0].ID], s.led)}
+	return Member{}, why
 }
 
 // majority of so many voters.
@@ -132,7 +177,7 @@ func (s Sight) Problems(f Facts, after time.Duration, d Departure) []health.Prob
 	var out []health.Problem
 	for _, m := range f.Members {
 		away := s.away[m.ID]
-		if seen(m) || m.Learner || m.Unstarted || away < tell {
+		if Seen(m) || m.Learner || m.Unstarted || away < tell {
 			continue
 		}
 		node := NodeOf(m.Name)
@@ -168,8 +213,8 @@ func span(d time.Duration) string {
 }
 
 // TooFew says what speaks against removing a member that has a vote: the names of those of the others that are away, where the rest would be
-// no majority without it; "" for nothing. etcd asks itself the same of all but those it is not connected with, and takes
-// these for dead, which they need not be.
+// no majority without it; "" for nothing. One of which it is not known whether it is connected counts as away here. etcd
+// asks itself the same of all but those it is not connected with, and takes these for dead, which they need not be.
 func TooFew(members []Member, without uint64) string {
 	voters, there := 0, 0
 	var away []string
@@ -180,7 +225,7 @@ func TooFew(members []Member, without uint64) string {
 		case m.ID == without, m.Learner:
 			continue
 		}
-		if voters++; seen(m) {
+		if voters++; Seen(m) && !m.Unsure {
 			there++
 		} else {
 			away = append(away, NodeOf(m.Name))

@@ -119,6 +119,72 @@ func TestOnlyWhatTheObserverHasSeenCounts(t *testing.T) {
 	}
 }
 
+// Where the power comes back d answers one look before c, which starts at that moment.
+func TestTheTimeInWhichARemovalWasBarredDoesNotCount(t *testing.T) {
+	for name, bar := range map[string]func(*Facts){
+		"two are away":   func(f *Facts) { f.Members[3].Healthy = false },
+		"one is joining": func(f *Facts) { f.Members[3].Learner = true },
+		"an alarm":       func(f *Facts) { f.Alarms = map[uint64]Alarm{1: NoSpace} },
+		"none":           nil,
+	} {
+		five := func() Facts {
+			f := without()
+			f.Members = append(f.Members, Member{ID: 4, Name: "d", Healthy: true}, Member{ID: 5, Name: "e", Healthy: true})
+			return f
+		}
+		f, barred := five(), five()
+		if bar != nil {
+			bar(&barred)
+		}
+		s := watched(Sight{}, barred, 0, 2*day)
+		if bar == nil { // something that is not among the facts: its Node is Ready
+			s = s.Barred()
+		}
+		s = s.Look(2*day+10*time.Second, f)
+		if d := s.Departs(f, day, ""); d.ID != 3 || d.In != tellAfter {
+			t.Errorf("%s: at the first look: %+v", name, d)
+		}
+		if d := s.Departs(f, time.Minute, ""); d.ID != 3 || d.In != time.Minute {
+			t.Errorf("%s: at the first look, after a minute: %+v", name, d)
+		}
+		s = watched(s, f, 2*day+20*time.Second, 2*day+tellAfter)
+		if d := s.Departs(f, day, ""); d.ID != 3 || d.In != 10*time.Second {
+			t.Errorf("%s: a while later: %+v", name, d)
+		}
+		if d := s.Look(2*day+tellAfter+10*time.Second, f).Departs(f, day, ""); d.ID != 3 || d.In > 0 {
+			t.Errorf("%s: at last: %+v", name, d)
+		}
+	}
+}
+
+// The way to it is cut, and it still reaches this one: etcd takes such a connection for none.
+func TestOneThatSendsIsThere(t *testing.T) {
+	f := without()
+	s := watched(Sight{}, f, 0, 2*day)
+	at := 2 * day
+	look := func(received uint64) Departure {
+		g := without()
+		g.Members[2].Received = received
+		at += 10 * time.Second
+		s = s.Look(at, g)
+		return s.Departs(g, day, "")
+	}
+	if d := look(1000); d.ID != 3 || d.In > 0 {
+		t.Errorf("what has come before says nothing: %+v", d)
+	}
+	if d := look(1200); d.ID != 0 || !strings.Contains(d.Why, "c does not answer, and sends") || s.Away(3) != 0 {
+		t.Errorf("it sends: %+v, away for %s", d, s.Away(3))
+	}
+	for _, received := range []uint64{1200, 0, 1200, 300, 300} { // none; not known; none; etcd was started again; none
+		if d := look(received); d.ID != 3 || d.In <= day-time.Minute {
+			t.Errorf("it sends no more, %d: %+v", received, d)
+		}
+	}
+	if d := look(301); d.ID != 0 {
+		t.Errorf("it sends again: %+v", d)
+	}
+}
+
 func TestALookLeavesTheOneBeforeAsItWas(t *testing.T) {
 	f := without()
 	a := watched(Sight{}, f, 0, time.Hour)
@@ -172,10 +238,10 @@ func TestOneThatIsAwayIsToldBeforeItIsRemoved(t *testing.T) {
 }
 
 func TestTheOthersAreAMajorityWithoutOneThatIsRemoved(t *testing.T) {
-	five := func(states string) []Member { // one letter each: there, away, linked, joining, joining and away
+	five := func(states string) []Member { // one letter each: there, away, linked, unsure, joining, joining and away
 		var out []Member
 		for i, s := range states {
-			out = append(out, Member{ID: uint64(i + 1), Name: string(rune('a' + i)), Self: i == 0, Healthy: s == 't' || s == 'j', Linked: s == 'l', Learner: s == 'j' || s == 'J'})
+			out = append(out, Member{ID: uint64(i + 1), Name: string(rune('a' + i)), Self: i == 0, Healthy: s == 't' || s == 'j', Linked: s == 'l' || s == 'u', Unsure: s == 'u', Learner: s == 'j' || s == 'J'})
 		}
 		return out
 	}
@@ -188,6 +254,8 @@ func TestTheOthersAreAMajorityWithoutOneThatIsRemoved(t *testing.T) {
 		{"tta", 3, ""},
 		{"tta", 2, "of 2 members 2 would have to be there, and away are c"},
 		{"ttl", 2, ""},
+		{"ttu", 2, "away are c"}, // its metrics cannot be read
+		{"ttu", 3, ""},
 		{"tt", 2, ""},
 		{"ta", 2, ""},
 		{"ta", 1, "away are b"},

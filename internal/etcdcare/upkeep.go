@@ -31,6 +31,10 @@ type Member struct {
 	Unstarted bool `json:"unstarted,omitempty"`
 	// Linked tells of one that does not answer that etcd is connected with it all the same, or that whether it is cannot be found out.
 	Linked bool `json:"linked,omitempty"`
+	// Unsure tells that Linked could not be found out.
+	Unsure bool `json:"unsure,omitempty"`
+	// Received is how many bytes of it have been received since etcd was started, of one that does not answer; 0 for not known.
+	Received uint64 `json:"-"`
 	// Skew is how far its clock is ahead of this one's, to about a second; 0 where that is not known.
 	Skew time.Duration `json:"skew,omitempty"`
 }

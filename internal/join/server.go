@@ -390,14 +390,14 @@ func (s *Server) admit(ctx context.Context, r Request, authorization string) (Bi
 		}
 		bind.Token = shown.ID
 	}
-	if nameErr != nil {
-		return fail(nameErr)
-	}
 	if old := c.binding(r.Node); old != nil {
-		if err := old.stays(); err != nil {
+		if err := old.stays(); err != nil { // first: a machine in its place waits until the name is free
 			return fail(err)
 		}
 		bind.Version = old.Version
+	}
+	if nameErr != nil {
+		return fail(nameErr)
 	}
 	if err := c.address(r.Node, r.IP, now); err != nil {
 		return fail(err)

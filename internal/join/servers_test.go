@@ -196,6 +196,14 @@ func TestOneThatIsBeingRemovedWaitsUntilThatIsDone(t *testing.T) {
 		}
 	}
 	leaving(c.now)
+	// A machine in its place has the name when that is free, and is told nothing without a token.
+	var away *Unreachable
+	if _, err := newMachine(t, "agent-0").join(t, c, c.token(t, token.Agent, time.Hour)); !errors.As(err, &away) || !strings.Contains(err.Error(), "is being removed from the cluster") {
+		t.Errorf("another machine: %v", err)
+	}
+	if _, err := newMachine(t, "agent-0").join(t, c, nil); err == nil || errors.As(err, &away) || strings.Contains(err.Error(), "is being removed") {
+		t.Errorf("another machine without a token: %v", err)
+	}
 	for what, try := range ask {
 		var away *Unreachable
 		if err := try(); !errors.As(err, &away) || !strings.Contains(err.Error(), "is being removed from the cluster") {

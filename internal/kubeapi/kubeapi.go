@@ -63,6 +63,7 @@ func NewNamed(server, name, caFile, certFile, keyFile string) (*Client, error) {
 type Node struct {
 	Metadata struct {
 		Name   string            `json:"name"`
+		UID    string            `json:"uid"`
 		Labels map[string]string `json:"labels"`
 	} `json:"metadata"`
 	Spec struct {
@@ -170,9 +171,21 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return list.Items, err
 }
 
-// DeleteNode removes a node from the cluster. An error of kind errs.NotFound says that it is not there.
-func (c *Client) DeleteNode(ctx context.Context, name string) error {
-	return kind(c.do(ctx, http.MethodDelete, "/api/v1/nodes/"+url.PathEscape(name), nil, &struct{}{}))
+// DeleteNode removes a node from the cluster. An error of kind errs.NotFound says that it is not there, of errs.Exists that another one has its
+// name, which is not the one with the uid; with "" it is whichever there is.
+func (c *Client) DeleteNode(ctx context.Context, name, uid string) error {
+	return c.delete(ctx, "/api/v1/nodes/"+url.PathEscape(name), uid)
+}
+
+func (c *Client) delete(ctx context.Context, path, uid string) error {
+	var body []byte
+	if uid != "" {
+		var err error
+		if body, err = json.Marshal(map[string]any{"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": map[string]string{"uid": uid}}); err != nil {
+			return err
+		}
+	}
+	return kind(c.do(ctx, http.MethodDelete, path, body, &struct{}{}))
 }
 
 func (c *Client) get(ctx context.Context, path string, out any) error {
@@ -209,7 +222,7 @@ func (c *Client) ask(ctx context.Context, method, path, accept string, body []by
 	switch method {
 	case http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
-	case http.MethodPut, http.MethodPost:
+	case http.MethodPut, http.MethodPost, http.MethodDelete:
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)

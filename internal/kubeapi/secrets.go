@@ -21,9 +21,11 @@ type Secret struct {
 	Data     map[string][]byte `json:"data"`
 }
 
-// SecretMeta is the metadata of a Secret. With a ResourceVersion, a Secret that has changed since is not replaced.
+// SecretMeta is the metadata of a Secret. With a ResourceVersion, a Secret that has changed since is not replaced, with a
+// UID another one of that name.
 type SecretMeta struct {
 	Name              string            `json:"name"`
+	UID               string            `json:"uid,omitempty"`
 	Labels            map[string]string `json:"labels,omitempty"`
 	ResourceVersion   string            `json:"resourceVersion,omitempty"`
 	CreationTimestamp time.Time         `json:"creationTimestamp,omitzero"`
@@ -72,9 +74,10 @@ func (c *Client) writeSecret(ctx context.Context, method, path string, s Secret)
 	return kind(c.do(ctx, method, path, b, &struct{}{}))
 }
 
-// DeleteSecret fails with kind errs.NotFound when it is not there.
-func (c *Client) DeleteSecret(ctx context.Context, namespace, name string) error {
-	return kind(c.do(ctx, http.MethodDelete, secretPath(namespace, name), nil, &struct{}{}))
+// DeleteSecret fails with kind errs.NotFound when it is not there, and with errs.Exists when another one has its name, which is not the one with
+// the uid; with "" it is whichever there is.
+func (c *Client) DeleteSecret(ctx context.Context, namespace, name, uid string) error {
+	return c.delete(ctx, secretPath(namespace, name), uid)
 }
 
 // Servers are the API servers behind the service "kubernetes", as host:port, sorted. They are in the one object that API servers write

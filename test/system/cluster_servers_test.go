@@ -314,7 +314,8 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		s.dies(t)
 		goesOn("without " + s.node)
 		told := false
-		// It counts from when the one that leads has looked first, and anew after an election.
+		// It counts from when the one that leads has looked first, and anew after an election; and for the last minute of it the Node must
+		// not have been Ready, which it is until the others have missed it for most of a minute.
 		eventually(t, limit, s.node+" to be removed", func(ctx context.Context) error {
 			for _, m := range stay {
 				if st, err := m.status(ctx); err == nil {
