@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/unitlog"
 )
 
 // bare is a machine with nothing on it for `k1s server` to start on, or to refuse to: network, mount, host
@@ -152,6 +153,11 @@ func (b *bare) server(t *testing.T, args ...string) (stop func() string) {
 	t.Cleanup(func() {
 		if out := stop(); t.Failed() {
 			t.Logf("the server logged:\n%s", lastLines(out, 60))
+			logs, _ := filepath.Glob(b.data() + "/log/*.log") // the pattern is well-formed
+			for _, f := range logs {
+				lines, err := unitlog.Tail(f, 60)
+				t.Logf("end of %s: %v\n%s", f, err, strings.Join(lines, "\n"))
+			}
 		}
 	})
 	return stop
