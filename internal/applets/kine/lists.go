@@ -12,6 +12,9 @@ import (
 // neither the LIST nor a watch that begins after it.
 type lists struct {
 	server.Backend
+	// asOf is for a backend that can answer as of the present revision, and reads the revision of every LIST after what is in it: kine's
+	// of NATS finds the keys in its index, fetches the values one by one, and then tells how far the index is by now.
+	asOf bool
 }
 
 // List answers as the backend does. An empty one names the revision from before the search: a watch from there on
@@ -23,6 +26,9 @@ func (l lists) List(ctx context.Context, key, end string, limit, revision int64,
 	before, err := l.CurrentRevision(ctx)
 	if err != nil {
 		return 0, nil, fmt.Errorf("reading the revision: %w", err)
+	}
+	if l.asOf && before > 0 {
+		return l.Backend.List(ctx, key, end, limit, before, keysOnly)
 	}
 	at, found, err := l.Backend.List(ctx, key, end, limit, revision, keysOnly)
 	if err == nil && len(found) == 0 {

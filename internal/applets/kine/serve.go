@@ -60,7 +60,7 @@ func serve(ctx context.Context, s settings) error {
 	if s.Scheme == "sqlite" { // databases of others have deadlocks, after which it is right to try again
 		served = honest{backend}
 	}
-	register(g, server.New(lists{served}, scheme, s.notifyInterval, s.version))
+	register(g, server.New(lists{Backend: served, asOf: s.Scheme == "nats"}, scheme, s.notifyInterval, s.version))
 	watches := newWatchServer(backend, slog.Default())
 	etcdserverpb.RegisterWatchServer(g, watches)
 
