@@ -73,7 +73,7 @@ func makeWould(t *testing.T, args ...string) []string {
 	needs(t)
 	program, err := exec.LookPath("make")
 	if err != nil {
-		t.Skip("make is not installed")
+		t.Skipf("make is not installed: %v", err)
 	}
 	cmd := exec.Command(program, append([]string{"--dry-run", "--no-print-directory", "--directory=../.."}, args...)...)
 	// The make that runs this test tells its children what it was told.

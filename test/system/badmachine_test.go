@@ -76,7 +76,7 @@ func TestAKernelThatIsTooOldIsSaidBeforeAnythingIsMade(t *testing.T) {
 	b := newBare(t)
 	setarch, err := exec.LookPath("setarch")
 	if err != nil {
-		t.Skip("there is no setarch here, of util-linux")
+		t.Skipf("setarch, of util-linux, is not installed: %v", err)
 	}
 	k1s := func(args ...string) result {
 		b.program = setarch // which makes the kernel call itself 2.6 for the program it starts
