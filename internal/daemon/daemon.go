@@ -76,6 +76,7 @@ type Daemon struct {
 	doing    string
 	readyAt  *time.Time
 	stopped  *control.StopRequest // set once the node has been asked to end
+	release  func()               // lets go of the payload; nil before it is unpacked
 	api      *kubeapi.Client
 	secrets  secretsState
 	moving   moveState
@@ -147,6 +148,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}()
 
+	defer d.letGo()
 	plan, err := d.prepare(runCtx)
 	if err != nil {
 		if runCtx.Err() != nil { // an agent may wait for its servers for as long as they are away
@@ -590,7 +592,19 @@ func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error)
 		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", what))
 	}
 	d.board.Report("payload", repaired)
+	d.mu.Lock()
+	d.release = r.Release
+	d.mu.Unlock()
 	return r.Dir, nil
+}
+
+// letGo lets others remove the payload. What runs on keeps it itself.
+func (d *Daemon) letGo() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.release != nil {
+		d.release()
+	}
 }
 
 // prunePayloads removes what older versions left once the node is up, so that it costs no start-up time.

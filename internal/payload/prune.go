@@ -13,42 +13,36 @@ import (
 var idPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // Prune removes unpacked payloads under root that nothing needs: not the current one, not the ones in
-// keep (IDs), and none from which a process runs or which a process has mounted. It returns the IDs it removed. What
-// cannot be removed does not keep the others from being removed; the errors are joined.
+// keep (IDs), none that is held (see Unpack), and none from which a process runs or which a process has mounted. It returns
+// the IDs it removed. What cannot be removed does not keep the others from being removed; the errors are joined.
+// Of others' processes those of this PID namespace and the ones below it are seen.
 func Prune(ctx context.Context, root string, keep ...string) ([]string, error) {
+	if old, err := superseded(root, keep); err != nil || len(old) == 0 {
+		return nil, err // without waiting for somebody who unpacks
+	}
 	unlock, err := lock(ctx, filepath.Join(root, lockName))
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil // nothing was ever unpacked here
-		}
 		return nil, fmt.Errorf("removing old payloads under %s: %w", root, err)
 	}
 	defer unlock()
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		return nil, fmt.Errorf("removing old payloads: %w", err)
+	old, err := superseded(root, keep)
+	if err != nil || len(old) == 0 {
+		return nil, err
 	}
-	cur, err := os.Readlink(filepath.Join(root, current))
-	if err != nil {
-		// Without knowing which one is current none is known to be old.
-		return nil, fmt.Errorf("removing old payloads: finding the current one: %w", err)
-	}
-	keep = append(slices.Clone(keep), filepath.Base(cur))
-	var old []string
-	for _, e := range entries {
-		if e.IsDir() && idPattern.MatchString(e.Name()) && !slices.Contains(keep, e.Name()) {
-			old = append(old, e.Name())
+	var removed []string
+	var errList []error
+	// First who holds them: who lets go has started what he wanted to start, and that is seen afterwards.
+	old = slices.DeleteFunc(old, func(id string) bool {
+		held, err := isHeld(filepath.Join(root, id))
+		if err != nil {
+			errList = append(errList, fmt.Errorf("removing old payload: finding out whether it is held: %w", err))
 		}
-	}
-	if len(old) == 0 {
-		return nil, nil
-	}
+		return held || err != nil
+	})
 	used, err := inUse(ctx, root, old)
 	if err != nil {
 		return nil, fmt.Errorf("removing old payloads: finding out who uses them: %w", err)
 	}
-	var removed []string
-	var errList []error
 	for _, id := range old {
 		if used[id] {
 			continue
@@ -66,4 +60,31 @@ func Prune(ctx context.Context, root string, keep ...string) ([]string, error) {
 		removed = append(removed, id)
 	}
 	return removed, errors.Join(errList...)
+}
+
+// superseded are the payloads under root that are neither current nor to be kept.
+func superseded(root string, keep []string) ([]string, error) {
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // nothing was ever unpacked here
+	}
+	if err != nil {
+		return nil, fmt.Errorf("removing old payloads: %w", err)
+	}
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return !e.IsDir() || !idPattern.MatchString(e.Name()) })
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	cur, err := os.Readlink(filepath.Join(root, current))
+	if err != nil {
+		// Without knowing which one is current none is known to be old.
+		return nil, fmt.Errorf("removing old payloads: finding the current one: %w", err)
+	}
+	var old []string
+	for _, e := range entries {
+		if e.Name() != filepath.Base(cur) && !slices.Contains(keep, e.Name()) {
+			old = append(old, e.Name())
+		}
+	}
+	return old, nil
 }

@@ -65,6 +65,27 @@ func TestPruneKeepsWhatIsCurrentWantedOrRunning(t *testing.T) {
 	}
 }
 
+// Clusters on one machine share what is unpacked: one with another version comes up while this one has not started anything yet.
+func TestPruneKeepsWhatIsHeld(t *testing.T) {
+	p, root := open(t, makePayload(t, nil)), t.TempDir()
+	first, second := unpack(t, p, root), unpack(t, p, root)
+	defer second.Release()
+	const other = "11111111111111111111111111111111"
+	if err := errors.Join(os.Mkdir(filepath.Join(root, other), 0o755), os.Remove(filepath.Join(root, current)), os.Symlink(other, filepath.Join(root, current))); err != nil {
+		t.Fatal(err)
+	}
+	for _, holders := range []int{2, 1} {
+		if removed, err := Prune(t.Context(), root); err != nil || removed != nil {
+			t.Errorf("held by %d: removed %v, %v", holders, removed, err)
+		}
+		first.Release()
+	}
+	second.Release()
+	if removed, err := Prune(t.Context(), root); err != nil || !reflect.DeepEqual(removed, []string{p.ID}) {
+		t.Errorf("held by nobody: removed %v, %v; want %s", removed, err, p.ID)
+	}
+}
+
 func TestPruneOfNothingIsNoError(t *testing.T) {
 	if removed, err := Prune(t.Context(), filepath.Join(t.TempDir(), "absent")); err != nil || removed != nil {
 		t.Errorf("%v, %v", removed, err)

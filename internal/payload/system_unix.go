@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +22,8 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	try := func(context.Context) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
-	for err = try(ctx); errors.Is(err, unix.EINTR); {
-		err = try(ctx)
-	}
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	try := func(context.Context) error { return flock(int(f.Fd()), unix.LOCK_EX) }
+	if err = try(ctx); errors.Is(err, unix.EWOULDBLOCK) {
 		err = wait.Until(ctx, 20*time.Millisecond, "another process to finish unpacking", try)
 	}
 	if err != nil {
@@ -33,6 +31,43 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 		return nil, fmt.Errorf("locking %s: %w", name, err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// hold keeps a payload from being pruned, by a lock on its directory that any number of processes may have together. The
+// kernel knows it wherever the process is, and releases it when the process dies.
+func hold(dir string) (release func(), err error) {
+	// No os.File: one that is forgotten is closed at some time.
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		if err = flock(fd, unix.LOCK_SH); err == nil {
+			return sync.OnceFunc(func() { unix.Close(fd) }), nil
+		}
+		unix.Close(fd)
+	}
+	return nil, fmt.Errorf("holding %s: %w", dir, err)
+}
+
+// isHeld tells whether some process holds a payload.
+func isHeld(dir string) (bool, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close() // and gives back the lock
+	err = flock(int(d.Fd()), unix.LOCK_EX)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
+// flock does not wait for others.
+func flock(fd, how int) error {
+	for {
+		if err := unix.Flock(fd, how|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 func syncDir(name string) error {

@@ -39,6 +39,17 @@ type Result struct {
 	Dir      string   // the unpacked payload: root/<id>, absolute
 	Unpacked bool     // it was not there (or only half) and has been unpacked
 	Repaired []string // files that had been altered or removed and were restored, with the reason: a health problem
+
+	release func() // nil: it is not held
+}
+
+// Release lets Prune, in whatever process, remove the payload again once nothing runs from it. Until then, or until this process
+// has ended, it stays: between Unpack and the first program that is started from it there is nothing else to tell that it is needed,
+// and nodes of other versions may share root.
+func (r Result) Release() {
+	if r.release != nil {
+		r.release()
+	}
 }
 
 // Dir names the directory of an already unpacked payload and checks no content; it takes well under
@@ -63,6 +74,7 @@ func Dir(p *Payload, root string) (string, error) {
 // they have. Any number of processes may call it at once. A cancelled ctx leaves nothing half done.
 // For a payload that is an unpacked directory (see EnvSource) it returns that directory as it is.
 // memory is how many bytes may be used, 0 where that is not known; with little it takes longer.
+// The payload is held for the caller until Result.Release.
 func Unpack(ctx context.Context, p *Payload, root string, memory uint64) (Result, error) {
 	if p.dir {
 		return Result{Dir: p.source}, nil
@@ -93,6 +105,10 @@ func Unpack(ctx context.Context, p *Payload, root string, memory uint64) (Result
 		return Result{}, p.explain(root, err)
 	}
 	if err := p.setCurrent(root); err != nil {
+		return Result{}, p.explain(root, err)
+	}
+	// Before the lock is given up: nobody prunes in between.
+	if res.release, err = hold(res.Dir); err != nil {
 		return Result{}, p.explain(root, err)
 	}
 	return res, nil

@@ -160,8 +160,10 @@ func (c *Cluster) kubectl(t *testing.T, args ...string) string {
 		case r.failure == nil, again && strings.Contains(r.err, "AlreadyExists"): // the first answer was lost
 			return nil
 		case passing.MatchString(r.err) && !slices.ContainsFunc(args, func(a string) bool { return a == "exec" || a == "logs" || a == "cp" }):
+			if !again { // once: somebody has to read this
+				t.Logf("is asked again: %v", r.error())
+			}
 			again = true
-			t.Logf("asked again: %v", r.error())
 			return r.error()
 		}
 		return wait.Permanent(r.error())
