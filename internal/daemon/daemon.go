@@ -398,7 +398,7 @@ func (d *Daemon) newRunner(u component.Unit) supervise.Runner {
 func (d *Daemon) runnerOptions() runner.Options {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o := runner.Options{Paths: d.o.Paths, CgroupRoot: d.in.Facts.CgroupRoot, Payload: d.in.Payload, Log: d.log}
+	o := runner.Options{Paths: d.o.Paths, CgroupRoot: d.in.Facts.CgroupRoot, Payload: d.in.Payload, Mend: d.mendPayload, Log: d.log}
 	if cg, err := platform.DetectCgroups(); err == nil {
 		o.Cgroups = cg
 	}
@@ -586,16 +586,61 @@ func (d *Daemon) unpack(ctx context.Context, p *payload.Payload) (string, error)
 	if err != nil {
 		return "", err
 	}
+	d.holds(r)
+	d.reportRepaired(r.Repaired)
+	return r.Dir, nil
+}
+
+// mendPayload makes whole what somebody has removed or altered since, and tells whether there was anything.
+func (d *Daemon) mendPayload(ctx context.Context) (bool, error) {
+	p, err := d.ownPayload()
+	if err != nil {
+		return false, err
+	}
+	r, err := payload.Unpack(ctx, p, d.o.Paths.Payloads(), platform.AvailableMemory())
+	if err != nil {
+		return false, err
+	}
+	d.holds(r)
+	if r.Unpacked {
+		r.Repaired = []string{r.Dir + " was gone"}
+	}
+	if len(r.Repaired) > 0 {
+		d.reportRepaired(r.Repaired)
+	}
+	return len(r.Repaired) > 0, nil
+}
+
+// ownPayload is what this program carries, also after another file has taken its name, as in an upgrade.
+func (d *Daemon) ownPayload() (*payload.Payload, error) {
+	d.mu.Lock()
+	id := d.in.PayloadID
+	d.mu.Unlock()
+	for _, file := range []string{d.o.Executable, "/proc/self/exe"} {
+		if p, err := payload.Open(file); err == nil && p.ID == id {
+			return p, nil
+		}
+	}
+	return nil, errs.Hint(errs.New(errs.NotFound, "the payload %s, which this node runs, is damaged, and %s carries it no more", id, d.o.Executable), "start k1s again")
+}
+
+// holds keeps a payload for as long as this daemon runs, in the place of one it held before.
+func (d *Daemon) holds(r payload.Result) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.release != nil {
+		d.release()
+	}
+	d.release = r.Release
+}
+
+func (d *Daemon) reportRepaired(what []string) {
 	var repaired []health.Problem
-	for _, what := range r.Repaired {
-		d.log.Warn("payload file restored", "file", what)
-		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", what))
+	for _, w := range what {
+		d.log.Warn("payload file restored", "file", w)
+		repaired = append(repaired, health.New(health.PayloadRepaired, "%s", w))
 	}
 	d.board.Report("payload", repaired)
-	d.mu.Lock()
-	d.release = r.Release
-	d.mu.Unlock()
-	return r.Dir, nil
 }
 
 // letGo lets others remove the payload. What runs on keeps it itself.

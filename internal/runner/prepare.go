@@ -124,7 +124,15 @@ func checkProgram(name string) error {
 	return nil
 }
 
+// programError is one of a program's file, which another file may help against.
+type programError struct{ error }
+
+func (e *programError) Unwrap() error { return e.error }
+
 func programRemedy(err error, name string) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOEXEC) {
+		err = &programError{err}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return errs.Hint(err, "the unpacked payload is incomplete: remove %s and start k1s again, it is unpacked anew", filepath.Dir(name))

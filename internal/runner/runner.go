@@ -56,6 +56,9 @@ type Options struct {
 	CgroupRoot string
 	// Payload is the directory programs find each other in; "" is the one of the unit's program.
 	Payload string
+	// Mend makes the payload whole again, and tells whether anything was missing or altered; it is called when a program
+	// cannot be started because of its file. nil leaves it to a person.
+	Mend func(ctx context.Context) (bool, error)
 	// Rotation bounds the logs.
 	Rotation unitlog.Policy
 	// Log is nil to say nothing.
@@ -144,7 +147,10 @@ func (p *Process) Run(ctx context.Context) error {
 	}
 	adopted := proc != nil
 	if !adopted {
-		if proc, rec, err = p.start(); err != nil {
+		if proc, rec, err = p.start(); err != nil && p.mended(ctx, err) {
+			proc, rec, err = p.start()
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -177,6 +183,19 @@ func (p *Process) Run(ctx context.Context) error {
 	default:
 		return p.o.stop(context.WithoutCancel(ctx), proc, rec)
 	}
+}
+
+// mended tells that a program which could not be started has got back its file.
+func (p *Process) mended(ctx context.Context, err error) bool {
+	program := &programError{}
+	if p.o.Mend == nil || !errors.As(err, &program) {
+		return false
+	}
+	done, mendErr := p.o.Mend(ctx)
+	if mendErr != nil {
+		p.o.Log.Warn("payload not restored", "unit", p.unit.Name, "program", p.unit.Argv[0], "err", mendErr)
+	}
+	return done
 }
 
 func (p *Process) start() (_ platform.Process, rec Record, err error) {

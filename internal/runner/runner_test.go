@@ -235,3 +235,32 @@ func TestAGoroutineEndsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAProgramThatIsGoneIsBroughtBackAndStarted(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	u := shell("")
+	u.Argv = []string{program}
+	o := options(t)
+	asked, content := 0, "#!/bin/sh\nexit 7\n"
+	o.Mend = func(context.Context) (bool, error) {
+		asked++
+		return content != "", os.WriteFile(program, []byte(content), 0o755)
+	}
+	exit := &platform.ExitError{}
+	if err := NewProcess(u, o).Run(t.Context()); !errors.As(err, &exit) || exit.Code != 7 || asked != 1 {
+		t.Errorf("got %v, after having asked %d times", err, asked)
+	}
+	// Not the program's file is what is wrong.
+	u.Dirs = []component.Dir{{Path: filepath.Join(program, "dir")}}
+	if err := NewProcess(u, o).Run(t.Context()); err == nil || asked != 1 {
+		t.Errorf("got %v, after having asked %d times", err, asked)
+	}
+	// Nothing was to be mended.
+	u.Dirs, content = nil, ""
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewProcess(u, o).Run(t.Context()); !errors.Is(err, os.ErrNotExist) || asked != 2 {
+		t.Errorf("got %v, after having asked %d times", err, asked)
+	}
+}

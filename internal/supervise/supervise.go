@@ -526,8 +526,9 @@ func (s *Supervisor) keep(ctx context.Context, u *unit) {
 	defer close(u.done)
 	for s.gate(ctx, u) {
 		err := s.runOnce(ctx, u)
+		words := s.lastWords(u)
 		s.mu.Lock()
-		delay := s.afterRun(ctx, u, err)
+		delay := s.afterRun(ctx, u, err, words)
 		s.mu.Unlock()
 		if delay == 0 {
 			continue
@@ -635,9 +636,21 @@ func (s *Supervisor) runOnce(ctx context.Context, u *unit) error {
 	return u.runner.Run(ctx)
 }
 
-// afterRun draws the conclusions from the end of a run, and tells after which delay the next one may begin.
-// The caller holds mu.
-func (s *Supervisor) afterRun(ctx context.Context, u *unit, err error) time.Duration {
+// lastWords is the end of what a unit's last run has written to its log. Others may hold the log up, so no lock of ours is held.
+func (s *Supervisor) lastWords(u *unit) []string {
+	if s.o.LogPath == nil {
+		return nil
+	}
+	lines, err := unitlog.Tail(s.o.LogPath(u.spec.Name), tailLines)
+	if err != nil {
+		return nil // why it ended is known without them
+	}
+	return unitlog.LastRun(lines)
+}
+
+// afterRun draws the conclusions from the end of a run, and tells after which delay the next one may begin. words are its
+// last. The caller holds mu.
+func (s *Supervisor) afterRun(ctx context.Context, u *unit, err error, words []string) time.Duration {
 	began, readyAt := u.running, u.readyAt
 	requested := u.stopping
 	u.running, u.stopping, u.pid, u.adopted, u.stop = false, false, 0, false, nil
@@ -669,13 +682,9 @@ func (s *Supervisor) afterRun(ctx context.Context, u *unit, err error) time.Dura
 	u.restarts++
 	u.delay = restartDelay(u.failures)
 	u.retryAt = time.Now().Add(u.delay)
-	if s.o.LogPath != nil {
-		if lines, terr := unitlog.Tail(s.o.LogPath(u.spec.Name), tailLines); terr == nil {
-			u.tail = unitlog.LastRun(lines)
-			if last := lastError(u.tail); last != "" {
-				err = fmt.Errorf("%w: %s", err, last)
-			}
-		}
+	u.tail = words
+	if last := lastError(words); last != "" {
+		err = fmt.Errorf("%w: %s", err, last)
 	}
 	if !began {
 		if _, ok := u.runner.(Notifier); ok {

@@ -4,22 +4,30 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// patience is how long a rotation waits for readers, who have the lock for a blink each time. One that is frozen must not hold up
+// whoever keeps the unit.
+const patience = 2 * time.Second
 
 // lock takes the advisory lock by which readers and the rotation of one log keep out of each other's way,
 // also across processes. The writing process takes no part in it.
 func lock(f *os.File, exclusive bool) (unlock func(), err error) {
 	how := unix.LOCK_SH
 	if exclusive {
-		how = unix.LOCK_EX
+		how = unix.LOCK_EX | unix.LOCK_NB
 	}
-	for {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		err = unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
+		if !errors.Is(err, unix.EINTR) && (!errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline)) {
 			break
 		}
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errBusy
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)

@@ -247,3 +247,27 @@ func TestFollowWaitsForTheLogAndEndsWithItsContext(t *testing.T) {
 		t.Errorf("Follow ended with %v", err)
 	}
 }
+
+// A reader that was stopped with the lock in its hands, by Ctrl-Z for example.
+func TestAFrozenReaderDoesNotHoldUpTheRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, []byte(strings.Repeat("a line\n", 100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	unlock, err := lock(reader, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done, err := Rotate(path, Policy{MaxBytes: 10}); done || err != nil {
+		t.Errorf("%v, %v", done, err)
+	}
+	unlock()
+	if done, err := Rotate(path, Policy{MaxBytes: 10}); !done || err != nil {
+		t.Errorf("afterwards: %v, %v", done, err)
+	}
+}

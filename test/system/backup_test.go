@@ -89,7 +89,7 @@ func TestABackupBringsTheClusterBack(t *testing.T) {
 	kill(t, c.where().PID) // the node's first process would take the cluster for stopped
 	c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
 
-	t.Run("in the place of what is there, in another datastore", func(t *testing.T) {
+	inTurn(t, "in the place of what is there, in another datastore", func(t *testing.T) {
 		plan := with(passphrase, "restore", b.File, "--passphrase-file", "-", "--to", "etcd", "--dry-run")
 		plan.wants(t, 0)
 		if !strings.Contains(plan.out, "is put aside") || !strings.Contains(plan.out, "to:       etcd") {
@@ -115,7 +115,7 @@ func TestABackupBringsTheClusterBack(t *testing.T) {
 			t.Errorf("put aside: %q, %v", aside, err)
 		}
 	})
-	t.Run("on a machine with nothing on it", func(t *testing.T) {
+	inTurn(t, "on a machine with nothing on it", func(t *testing.T) {
 		m := newBare(t)
 		key := filepath.Join(t.TempDir(), "passphrase")
 		if err := os.WriteFile(key, []byte(passphrase+"\n"), 0o600); err != nil {

@@ -3,11 +3,16 @@
 package system
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/payload"
 )
 
@@ -112,16 +117,31 @@ func TestAnAlteredOrHalfUnpackedPayloadIsMendedAndReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop = b.server(t)
-	st := b.runs(t)
-	reported := false
-	for _, problem := range st.Problems {
-		reported = reported || problem.Code == "payload-repaired"
+	repaired := func(st control.Status) {
+		t.Helper()
+		if !slices.ContainsFunc(st.Problems, func(p health.Problem) bool { return p.Code == health.PayloadRepaired }) {
+			t.Errorf("the repair is not reported: %+v", st.Problems)
+		}
 	}
-	if !reported {
-		t.Errorf("the repair is not reported: %+v", st.Problems)
-	}
+	repaired(b.runs(t))
 	if st, err := os.Stat(dir + "/runc"); err != nil || st.Size() < 1<<20 {
 		t.Errorf("runc is not mended: %v %v", st, err)
 	}
+	// All of it, while the node runs: what ends afterwards is started again.
+	was := pids(b.runs(t))["kube-apiserver"]
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	// Processes are counted anew on that machine.
+	if err := command(within(t, limit), os.Environ(), "", "nsenter", "--target", fmt.Sprint(b.pid), "--pid", "--mount", "sh", "-c", fmt.Sprintf("kill -KILL %d", was)).error(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, limit, "another API server", func(ctx context.Context) error {
+		if now := pids(b.runs(t))["kube-apiserver"]; now == 0 || now == was {
+			return fmt.Errorf("it is process %d", now)
+		}
+		return nil
+	})
+	repaired(b.runs(t))
 	stop()
 }

@@ -224,7 +224,7 @@ func TestCertificatesAreRenewedBeforeAnythingFails(t *testing.T) {
 		}
 	}
 
-	t.Run("those that have ended are renewed at start", func(t *testing.T) {
+	inTurn(t, "those that have ended are renewed at start", func(t *testing.T) {
 		c.stopped(t)
 		planted := c.plant(t, time.Now().AddDate(-1, 0, 0), time.Now().AddDate(0, 0, -1))
 		c.starts(t)
@@ -232,7 +232,7 @@ func TestCertificatesAreRenewedBeforeAnythingFails(t *testing.T) {
 		c.presents(t)
 		works(t)
 	})
-	t.Run("those that are due are renewed while the node runs", func(t *testing.T) {
+	inTurn(t, "those that are due are renewed while the node runs", func(t *testing.T) {
 		was := c.running(t)
 		names := []string{"apiserver", "kubelet-serving", "kubelet-client", "front-proxy-client"}
 		planted := c.plant(t, time.Now().AddDate(0, -11, 0), time.Now().AddDate(0, 0, 1), names...)
@@ -255,7 +255,7 @@ func TestCertificatesAreRenewedBeforeAnythingFails(t *testing.T) {
 		}
 	})
 	// Everything starts with certificates that end soon, and still works when they have ended.
-	t.Run("nothing goes on with those that were renewed", func(t *testing.T) {
+	inTurn(t, "nothing goes on with those that were renewed", func(t *testing.T) {
 		c.stopped(t)
 		ends := time.Now().Add(5 * time.Minute)
 		planted := c.plant(t, time.Now(), ends)

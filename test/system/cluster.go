@@ -199,6 +199,15 @@ func (c *Cluster) status(ctx context.Context) (control.Status, error) {
 	return control.NewClient(c.where().ControlSocket).Status(ctx)
 }
 
+// inTurn runs a part of a test that has its cluster in common with those after it. When one fails, they would most often fail as
+// well, each after a long wait, and hide what was first.
+func inTurn(t *testing.T, name string, part func(*testing.T)) {
+	t.Helper()
+	if !t.Run(name, part) {
+		t.FailNow()
+	}
+}
+
 // eventually polls until probe returns nil.
 func eventually(t *testing.T, d time.Duration, what string, probe func(context.Context) error) {
 	t.Helper()

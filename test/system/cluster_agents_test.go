@@ -218,7 +218,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 	app := everywhere{c.namespace(t, "everywhere")}
 	app.apply(t, "everywhere.yaml")
 
-	t.Run("pods of all nodes reach each other", func(t *testing.T) {
+	inTurn(t, "pods of all nodes reach each other", func(t *testing.T) {
 		app.reach(t, 3)
 		out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}={.status.addresses[?(@.type=="InternalIP")].address} {end}`)
 		if strings.TrimSpace(out) != "agent-0=10.88.0.30 agent-1=10.88.0.31 server-0=10.88.0.10" {
@@ -230,7 +230,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("routes of agent-0:\n%s", r.out)
 		}
 	})
-	t.Run("an agent has its own rights only", func(t *testing.T) {
+	inTurn(t, "an agent has its own rights only", func(t *testing.T) {
 		a := agents[0]
 		for _, secret := range []string{"ca.key", "sa.key", "front-proxy-ca.key", "admin-client.key", "daemon-client.key"} {
 			if _, err := os.Stat(a.disk("var/lib/k1s/pki/" + secret)); !errors.Is(err, os.ErrNotExist) {
@@ -250,7 +250,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			}
 		}
 	})
-	t.Run("certificates are renewed while pods are talked to", func(t *testing.T) {
+	inTurn(t, "certificates are renewed while pods are talked to", func(t *testing.T) {
 		a := agents[0]
 		before := readCertificate(t, a.disk("var/lib/k1s/pki/kubelet-serving.crt"))
 		identity := decoded(t, a.disk("var/lib/k1s/pki/node.key"))
@@ -264,8 +264,8 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		}
 		app.reach(t, 3)
 	})
-	t.Run("servers need no route to agents", func(t *testing.T) { serversNeedNoRoute(t, c, agents[0]) })
-	t.Run("a wrong token lets nobody in", func(t *testing.T) {
+	inTurn(t, "servers need no route to agents", func(t *testing.T) { serversNeedNoRoute(t, c, agents[0]) })
+	inTurn(t, "a wrong token lets nobody in", func(t *testing.T) {
 		token := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create", "--ttl", "10m", "--description", "of a test").out)
 		other := strings.TrimSpace(c.in(within(t, limit), "k1s", "token", "create").out)
 		parts, others := strings.Split(token, "."), strings.Split(other, ".")
@@ -321,13 +321,13 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("the cluster knows agent-9:\n%s", out)
 		}
 	})
-	t.Run("who joins twice stays who it is", func(t *testing.T) { joinsTwice(t, c, agents[1]) })
-	t.Run("files are closed as the CIS benchmark has it", func(t *testing.T) {
+	inTurn(t, "who joins twice stays who it is", func(t *testing.T) { joinsTwice(t, c, agents[1]) })
+	inTurn(t, "files are closed as the CIS benchmark has it", func(t *testing.T) {
 		filesAreClosed(t, member{c, "server-0"}, true)
 		filesAreClosed(t, agents[0], false)
 	})
-	t.Run("the cluster's CA is replaced", func(t *testing.T) { theCAIsReplaced(t, c, app, agents[0], agents[1]) })
-	t.Run("a name belongs to one machine", func(t *testing.T) {
+	inTurn(t, "the cluster's CA is replaced", func(t *testing.T) { theCAIsReplaced(t, c, app, agents[0], agents[1]) })
+	inTurn(t, "a name belongs to one machine", func(t *testing.T) {
 		a := agents[1]
 		a.must(t, a.nodeCommand(t, "stop"))
 		// Another machine that says it is agent-1, with a good token.
@@ -356,7 +356,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		a.must(t, a.nodeCommand(t, "start", patience))
 		app.reach(t, 3)
 	})
-	t.Run("agents are far away from each other", func(t *testing.T) {
+	inTurn(t, "agents are far away from each other", func(t *testing.T) {
 		const far = 500 * time.Millisecond
 		a := agents[0]
 		var pods map[string]everyPod
@@ -393,7 +393,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 		}
 		app.reach(t, 3)
 	})
-	t.Run("pods of agents go on without a server", func(t *testing.T) {
+	inTurn(t, "pods of agents go on without a server", func(t *testing.T) {
 		a := agents[0]
 		var pods map[string]everyPod
 		eventually(t, limit, "a pod on each node", func(ctx context.Context) (err error) {
@@ -459,7 +459,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			}
 		}
 	})
-	t.Run("an agent boots without a server, and its pods are back when there is one", func(t *testing.T) {
+	inTurn(t, "an agent boots without a server, and its pods are back when there is one", func(t *testing.T) {
 		a := agents[0]
 		pod := func() string {
 			t.Helper()
@@ -488,7 +488,7 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("the pod of %s was %q and is %q", a.node, before, after)
 		}
 	})
-	t.Run("the cluster stops and starts, and grows and shrinks", func(t *testing.T) {
+	inTurn(t, "the cluster stops and starts, and grows and shrinks", func(t *testing.T) {
 		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)
 		}

@@ -166,7 +166,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		n.check(t)
 	}
 
-	t.Run("two join under writes, and the state moves from SQLite to etcd", func(t *testing.T) {
+	inTurn(t, "two join under writes, and the state moves from SQLite to etcd", func(t *testing.T) {
 		goesOn("with one")
 		if d, err := servers[0].client().Datastore(within(t, limit)); err != nil || d.Engine != "sqlite" {
 			t.Errorf("the state is in %s: %v", d.Engine, err)
@@ -179,7 +179,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			t.Errorf("the state is in %s: %v", d.Engine, err)
 		}
 	})
-	t.Run("each is a whole server", func(t *testing.T) {
+	inTurn(t, "each is a whole server", func(t *testing.T) {
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		for _, s := range servers {
 			s.untilState(t, control.Running)
@@ -197,8 +197,8 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		}
 		app.reach(t, 4)
 	})
-	t.Run("nothing that is handed over is kept in the clear", func(t *testing.T) { nothingInTheClear(t, servers) })
-	t.Run("a server with other settings is refused", func(t *testing.T) {
+	inTurn(t, "nothing that is handed over is kept in the clear", func(t *testing.T) { nothingInTheClear(t, servers) })
+	inTurn(t, "a server with other settings is refused", func(t *testing.T) {
 		s := servers[1]
 		token := s.in(within(t, limit), "k1s", "token", "create", "--role", "server")
 		s.must(t, token)
@@ -213,8 +213,8 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		goesOn("after that")
 	})
 	// Those of the third: in what comes next either of the others is dead, and comes back to it with new connections.
-	t.Run("certificates of etcd are renewed while it runs", func(t *testing.T) { renewsThoseOfEtcd(t, servers[2], "10.88.0.12:2380") })
-	t.Run("one dies, whoever leads", func(t *testing.T) {
+	inTurn(t, "certificates of etcd are renewed while it runs", func(t *testing.T) { renewsThoseOfEtcd(t, servers[2], "10.88.0.12:2380") })
+	inTurn(t, "one dies, whoever leads", func(t *testing.T) {
 		goesOn("before")
 		members := func() map[string]uint64 {
 			ids := map[string]uint64{}
@@ -261,11 +261,11 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		}
 		app.reach(t, 4)
 	})
-	t.Run("Secrets are encrypted on all of them, also on one that was dead", func(t *testing.T) {
+	inTurn(t, "Secrets are encrypted on all of them, also on one that was dead", func(t *testing.T) {
 		encrypts(t, c, servers[1], servers[0], servers[2])
 		goesOn("after it")
 	})
-	t.Run("one that is removed learns of it and comes back with a token", func(t *testing.T) {
+	inTurn(t, "one that is removed learns of it and comes back with a token", func(t *testing.T) {
 		// The first one: it was never let in, and knows its cluster by heart.
 		s := servers[0]
 		s.in(within(t, limit), "k1s", "node", "remove", "server-0", "--yes").wants(t, 2, "is this server itself")
@@ -288,11 +288,11 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.podsInside(t, "server-0")
 		goesOn("with three again")
 	})
-	t.Run("Secrets are in the clear again on all of them", func(t *testing.T) {
+	inTurn(t, "Secrets are in the clear again on all of them", func(t *testing.T) {
 		decrypts(t, c, servers[1], servers[2], servers[0])
 		goesOn("after it")
 	})
-	t.Run("one that is gone for long is removed by itself, and comes back with a token", func(t *testing.T) {
+	inTurn(t, "one that is gone for long is removed by itself, and comes back with a token", func(t *testing.T) {
 		s, stay := servers[2], servers[:2]
 		// As a server leaves it that dies while it removes a node.
 		const cut = "k1s-node-agent-9"
@@ -371,7 +371,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		goesOn("with all three")
 	})
-	t.Run("two of them leave, and another one comes", func(t *testing.T) {
+	inTurn(t, "two of them leave, and another one comes", func(t *testing.T) {
 		for _, s := range []member{servers[2], servers[0]} {
 			s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
 			goesOn("after " + s.node + " has left")
@@ -382,7 +382,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		goesOn("with another server")
 		app.reach(t, 3)
 	})
-	t.Run("a reset leaves first", func(t *testing.T) {
+	inTurn(t, "a reset leaves first", func(t *testing.T) {
 		s := member{c, "server-3"}
 		if r := s.in(within(t, limit), "k1s", "reset", "--dry-run"); r.code != 0 || !strings.Contains(r.out, "leave the other servers") {
 			t.Errorf("the plan: %v", r)
@@ -401,7 +401,7 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 	stop()
 	n.check(t)
 	wasTold()
-	t.Run("all stop and start", func(t *testing.T) {
+	inTurn(t, "all stop and start", func(t *testing.T) {
 		if err := c.k1s(within(t, limit), "cluster", "stop", c.name).error(); err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	c.settled(t)
 	before := c.containers(t)
 
-	t.Run("a killed process of several components comes back", func(t *testing.T) {
+	inTurn(t, "a killed process of several components comes back", func(t *testing.T) {
 		was := c.running(t)
 		log := c.followsLog(t, "containerd")
 		c.killed(t, was, "containerd")
@@ -39,7 +39,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		s.works(t)
 		c.sameContainers(t, before)
 	})
-	t.Run("a killed daemon is replaced by one that adopts what runs", func(t *testing.T) {
+	inTurn(t, "a killed daemon is replaced by one that adopts what runs", func(t *testing.T) {
 		was := c.running(t)
 		kill(t, was.PID)
 		now := c.otherDaemon(t, was)
@@ -52,7 +52,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		c.killed(t, now, "kube-scheduler")
 		c.running(t)
 	})
-	t.Run("an upgraded k1s does not restart containers", func(t *testing.T) {
+	inTurn(t, "an upgraded k1s does not restart containers", func(t *testing.T) {
 		was := c.running(t)
 		id, next := successor(t, c.disk("var/tmp/k1s-next"))
 		// Replacing the file, as a package manager does: another inode under the same name.
@@ -79,14 +79,14 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		system.untilOutput(t, limit, "CoreDNS to be of the new payload", is(next), "get", "deployment", "coredns", "-o", `jsonpath={.spec.template.metadata.annotations.k1s\.io/payload}`)
 		system.rolledOut(t, "deployment/coredns")
 	})
-	t.Run("a second daemon is refused", func(t *testing.T) {
+	inTurn(t, "a second daemon is refused", func(t *testing.T) {
 		was := c.running(t)
 		c.in(within(t, limit), "k1s", "server").wants(t, 1, "already running", fmt.Sprint(was.PID), "hint:  ", "k1s status")
 		if now := c.running(t); now.PID != was.PID || !maps.Equal(pids(was), pids(now)) {
 			t.Errorf("the node was disturbed: %v, now %v", pids(was), pids(now))
 		}
 	})
-	t.Run("stop leaves the pods, stop --pods ends them", func(t *testing.T) {
+	inTurn(t, "stop leaves the pods, stop --pods ends them", func(t *testing.T) {
 		pod := s.podProcess(t, "client")
 		was := processesOf(c.running(t))
 		start := "k1s cluster start " + c.name

@@ -157,7 +157,7 @@ func TestSecretsAreEncryptedWhileTheNodeRuns(t *testing.T) {
 	s.writtenWith(t, "before", "plain-before", control.EncryptionKey{})
 
 	var first control.EncryptionKey
-	t.Run("enabled, old and new Secrets are written with the key", func(t *testing.T) {
+	inTurn(t, "enabled, old and new Secrets are written with the key", func(t *testing.T) {
 		e := c.changes(t, "enable")
 		if first = e.Keys[0]; first.Provider != "secretbox" || !e.Enabled {
 			t.Errorf("enabled: %+v", e)
@@ -172,7 +172,7 @@ func TestSecretsAreEncryptedWhileTheNodeRuns(t *testing.T) {
 		readable(t, "before", "plain-before")
 		untouched(t)
 	})
-	t.Run("rotated under traffic with the daemon killed, no request fails", func(t *testing.T) {
+	inTurn(t, "rotated under traffic with the daemon killed, no request fails", func(t *testing.T) {
 		stop := s.traffic(t)
 		ctx, interrupt := context.WithCancel(within(t, changeLimit))
 		defer interrupt()
@@ -215,7 +215,7 @@ func TestSecretsAreEncryptedWhileTheNodeRuns(t *testing.T) {
 			t.Errorf("the old key is still in use, or: %v", err)
 		}
 	})
-	t.Run("keys are told to nobody", func(t *testing.T) {
+	inTurn(t, "keys are told to nobody", func(t *testing.T) {
 		var kept struct {
 			State struct {
 				Key struct{ Secret string }
@@ -227,7 +227,7 @@ func TestSecretsAreEncryptedWhileTheNodeRuns(t *testing.T) {
 		}
 		c.tellsNobody(t, kept.State.Key.Secret)
 	})
-	t.Run("a damaged key file keeps the node from starting, and works again when it is put back", func(t *testing.T) {
+	inTurn(t, "a damaged key file keeps the node from starting, and works again when it is put back", func(t *testing.T) {
 		file := c.disk("var/lib/k1s/encryption/keys.json")
 		whole, err := os.ReadFile(file)
 		if err != nil {
@@ -259,7 +259,7 @@ func TestSecretsAreEncryptedWhileTheNodeRuns(t *testing.T) {
 		c.starts(t)
 		readable(t, "after", "never-in-the-clear")
 	})
-	t.Run("disabled, Secrets are in the clear and the key is gone", func(t *testing.T) {
+	inTurn(t, "disabled, Secrets are in the clear and the key is gone", func(t *testing.T) {
 		e := c.changes(t, "disable")
 		if e.Enabled || len(e.Keys) != 1 {
 			t.Errorf("disabled: %+v", e)

@@ -189,7 +189,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 	seen := put("since", "1")
 	unfollow := c.follows(t, counterPath)
 
-	t.Run("killed before the data has changed its place, nothing is done", func(t *testing.T) {
+	inTurn(t, "killed before the data has changed its place, nothing is done", func(t *testing.T) {
 		c.killedWhile(t, "then", restore.Pausing, restore.Finishing)
 		if r, err := c.restored(); err != nil || r.Phase != restore.Failed {
 			t.Errorf("%+v, %v", r, err)
@@ -198,7 +198,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		has("since", "1")
 		seen = max(seen, put("since", "2"))
 	})
-	t.Run("a restore while it runs", func(t *testing.T) {
+	inTurn(t, "a restore while it runs", func(t *testing.T) {
 		plan := c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "then", "--dry-run")
 		plan.wants(t, 0)
 		if !strings.Contains(plan.out, "is put aside") {
@@ -234,7 +234,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		}
 	})
 	between := 0
-	t.Run("killed after that, it is done at the next start", func(t *testing.T) {
+	inTurn(t, "killed after that, it is done at the next start", func(t *testing.T) {
 		between = seen
 		r, err := c.restored()
 		if err != nil {
@@ -257,10 +257,10 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			seen = now
 		}
 	})
-	t.Run("the watcher was told to begin anew, and never saw time go back", func(t *testing.T) {
+	inTurn(t, "the watcher was told to begin anew, and never saw time go back", func(t *testing.T) {
 		t.Logf("%+v", unfollow(between, 3))
 	})
-	t.Run("an etcd that is full takes writes again by itself", func(t *testing.T) {
+	inTurn(t, "an etcd that is full takes writes again by itself", func(t *testing.T) {
 		full := false
 		for i := range 200 {
 			_, _, err := a.do(t.Context(), http.MethodPut, counterPath+"/value", configMap("value", strings.Repeat(strconv.Itoa(i%10), 700_000)))
@@ -296,7 +296,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		})
 		c.in(within(t, limit), "k1s", "etcd", "defrag").wants(t, 0)
 	})
-	t.Run("a restore while nothing runs", func(t *testing.T) {
+	inTurn(t, "a restore while nothing runs", func(t *testing.T) {
 		c.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
 		r := c.in(within(t, limit), "k1s", "etcd", "snapshot", "restore", "/var/lib/k1s/snapshots/then.db", "--yes")
 		if r.failure != nil || !strings.Contains(r.out, "The state is that of then") {
@@ -308,7 +308,7 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			t.Errorf("revision %d after %d", now, seen)
 		}
 	})
-	t.Run("one by schedule is there, and one only", func(t *testing.T) {
+	inTurn(t, "one by schedule is there, and one only", func(t *testing.T) {
 		eventually(t, limit, "one snapshot by schedule", func(ctx context.Context) error {
 			s, err := control.NewClient(c.where().ControlSocket).Snapshots(ctx)
 			complete, others := 0, 0

@@ -99,11 +99,12 @@ func pids(s control.Status) map[string]int {
 	return out
 }
 
-// kill ends a process the hard way.
+// kill ends a process the hard way. One that was there before these tests is not of theirs: a number from another PID namespace,
+// for example.
 func kill(t *testing.T, pid int) {
 	t.Helper()
-	if pid <= 1 {
-		t.Fatalf("pid %d", pid)
+	if p, self := processOf(pid), processOf(os.Getpid()); pid <= 1 || p.started != "" && p.ticks() < self.ticks() {
+		t.Fatalf("process %d was there before", pid)
 	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		t.Fatalf("killing %d: %v", pid, err)
@@ -128,6 +129,12 @@ func processOf(pid int) process {
 		return process{pid: pid}
 	}
 	return process{pid, fields[19]}
+}
+
+// ticks is when it started, 0 for none.
+func (p process) ticks() uint64 {
+	n, _ := strconv.ParseUint(p.started, 10, 64) // the kernel writes a number
+	return n
 }
 
 // alive tells whether it still runs.

@@ -148,7 +148,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		return c.k1s(within(t, limit), append([]string{"cluster"}, verb...)...)
 	}
 
-	t.Run("nodes are as they were asked for", func(t *testing.T) {
+	inTurn(t, "nodes are as they were asked for", func(t *testing.T) {
 		if out := c.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.disk}{.metadata.labels.made} {.status.capacity.pods} {.spec.taints[?(@.key=="k1s.test/for")].effect};{end}`); strings.TrimSpace(out) != "agent-0 fasthere 77 ;server-0 here 110 PreferNoSchedule;" {
 			t.Errorf("nodes: %s", out)
 		}
@@ -163,13 +163,13 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			}
 		}
 	})
-	t.Run("an agent is added that is like the others", func(t *testing.T) {
+	inTurn(t, "an agent is added that is like the others", func(t *testing.T) {
 		do("node", "add", c.name, "--label", "late=yes", patience).wants(t, 0, "node agent-1 is there")
 		if out := c.kubectl(t, "get", "node", "agent-1", "-o", `jsonpath={.metadata.labels.late}{.metadata.labels.made}{.metadata.labels.disk} {.status.capacity.pods}`); out != "yeshere 77" {
 			t.Errorf("agent-1: %s", out)
 		}
 	})
-	t.Run("ports, registry and volumes work on every node", func(t *testing.T) {
+	inTurn(t, "ports, registry and volumes work on every node", func(t *testing.T) {
 		s.rolledOut(t, "daemonset/shown")
 		s.ready(t, "writer")
 		w.answers(t, "http://127.0.0.1:8080/", "hello from ")
@@ -184,7 +184,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			t.Error("a port without an address appears at others than 127.0.0.1")
 		}
 	})
-	t.Run("images are loaded into the nodes chosen, once on the disk", func(t *testing.T) {
+	inTurn(t, "images are loaded into the nodes chosen, once on the disk", func(t *testing.T) {
 		oci := filepath.Join(w.dir, "oci.tar")
 		if err := os.WriteFile(oci, ownArchive(t, "k1s.io/test/loaded-oci:1", image.OCI), 0o600); err != nil {
 			t.Fatal(err)
@@ -210,7 +210,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 		}
 		do("image", "load", c.name, broken).wants(t, 2, "is no image archive", "hint:")
 	})
-	t.Run("what is in the way of another cluster is told before anything is made", func(t *testing.T) {
+	inTurn(t, "what is in the way of another cluster is told before anything is made", func(t *testing.T) {
 		r := do("create", "other", "-p", "8080:80", "-p", "192.0.2.2:9090:80", "-v", filepath.Join(w.dir, "nothing")+":/x")
 		r.wants(t, 2, "127.0.0.1:8080 (tcp)", "192.0.2.2:9090 (tcp)", "nothing")
 		do("create", c.name).wants(t, 1, "there is a cluster", "hint:")
@@ -218,7 +218,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			t.Errorf("it was made: %v", r)
 		}
 	})
-	t.Run("a killed node comes back, and the cluster after a stop with another port and other addresses", func(t *testing.T) {
+	inTurn(t, "a killed node comes back, and the cluster after a stop with another port and other addresses", func(t *testing.T) {
 		c.kubectl(t, "create", "configmap", "kept", "--from-literal=word=swordfish")
 		agents[0].nodeCommand(t, "kill").wants(t, 0, "agent-0 is killed")
 		if r := do("node", "ls", c.name); strings.Count(r.out, "running") != 2 {
@@ -250,7 +250,7 @@ func TestALocalClusterIsAsItsFileSays(t *testing.T) {
 			t.Errorf("with the kubeconfig that was merged: %v", r)
 		}
 	})
-	t.Run("logs are exported without secrets", func(t *testing.T) {
+	inTurn(t, "logs are exported without secrets", func(t *testing.T) {
 		dir := filepath.Join(w.dir, "logs")
 		r := do("logs", "export", c.name, dir)
 		r.wants(t, 0, "are in "+dir)

@@ -561,40 +561,40 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 		})
 	}
 
-	t.Run("the daemon, while it copies", func(t *testing.T) {
+	inTurn(t, "the daemon, while it copies", func(t *testing.T) {
 		was := pid()
 		begin()
 		killedWhile(was, migration.Copying)
 		still("k1s ended while it was copying")
 	})
-	t.Run("the database, while it copies", func(t *testing.T) {
+	inTurn(t, "the database, while it copies", func(t *testing.T) {
 		begin()
 		c.during(t, migration.Copying)
 		db.kill(t)
 		still("")
 		recovers()
 	})
-	t.Run("the daemon, while the API is stopped", func(t *testing.T) {
+	inTurn(t, "the daemon, while the API is stopped", func(t *testing.T) {
 		was := pid()
 		begin()
 		killedWhile(was, migration.Pausing, migration.Finishing)
 		still("k1s ended while it was")
 	})
-	t.Run("the database, while the API is stopped", func(t *testing.T) {
+	inTurn(t, "the database, while the API is stopped", func(t *testing.T) {
 		begin()
 		c.during(t, migration.Finishing)
 		db.kill(t)
 		still("")
 		recovers()
 	})
-	t.Run("the next attempt", func(t *testing.T) {
+	inTurn(t, "the next attempt", func(t *testing.T) {
 		s := c.migrates(t, toPostgres...)
 		if s.To.Engine != "PostgreSQL" {
 			t.Errorf("it went to %s", s.To)
 		}
 		n.check(t)
 	})
-	t.Run("the daemon, after the configuration was changed", func(t *testing.T) {
+	inTurn(t, "the daemon, after the configuration was changed", func(t *testing.T) {
 		was := pid()
 		if _, err := control.NewClient(c.where().ControlSocket).MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}); err != nil {
 			t.Fatal(err)
@@ -610,7 +610,7 @@ func TestAMoveThatIsKilledLeavesTheClusterWhereItWas(t *testing.T) {
 		c.running(t)
 		n.check(t)
 	})
-	t.Run("the control plane, while it copies", func(t *testing.T) {
+	inTurn(t, "the control plane, while it copies", func(t *testing.T) {
 		st := c.running(t)
 		if _, err := control.NewClient(c.where().ControlSocket).MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "sqlite", Replace: true}); err != nil {
 			t.Fatal(err)

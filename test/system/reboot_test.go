@@ -24,7 +24,7 @@ func TestEverythingIsBackAfterAReboot(t *testing.T) {
 	c.ports = map[int]int{frontNodePort: port}
 	s := survives(t, c)
 
-	t.Run("in good order", func(t *testing.T) {
+	inTurn(t, "in good order", func(t *testing.T) {
 		if all := c.processes(t); !slices.Contains(all, c.running(t).PID) || !slices.Contains(all, s.podProcess(t, "client").pid) {
 			t.Fatalf("the daemon or a pod is not among the processes of the cluster: %v", all)
 		}
@@ -41,7 +41,7 @@ func TestEverythingIsBackAfterAReboot(t *testing.T) {
 		c.starts(t)
 		s.works(t)
 	})
-	t.Run("after a power cut", func(t *testing.T) {
+	inTurn(t, "after a power cut", func(t *testing.T) {
 		eventually(t, limit, "every process to be dead", func(context.Context) error {
 			left := c.processes(t)
 			for _, pid := range left {
@@ -55,7 +55,7 @@ func TestEverythingIsBackAfterAReboot(t *testing.T) {
 		c.starts(t)
 		s.works(t)
 	})
-	t.Run("pods are started once, not again and again", func(t *testing.T) {
+	inTurn(t, "pods are started once, not again and again", func(t *testing.T) {
 		s.rolledOut(t, "deployment/web", "statefulset/store")
 		out := s.kubectl(t, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
 		for n := range strings.FieldsSeq(out) {

@@ -147,7 +147,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		s.untilOutput(t, limit, "the webhook", contains("created"), "create", "configmap", "fine-"+strconv.FormatInt(time.Now().UnixNano(), 36))
 	}
 	works(t)
-	t.Run("attach", func(t *testing.T) {
+	inTurn(t, "attach", func(t *testing.T) {
 		s.kubectl(t, "run", "echo", "--image=k1s.io/test/busybox:1", "--restart=Never", "-i", "--overrides="+here, "--attach=false", "--", "sh", "-c", "while read line; do echo you said $line; done")
 		s.ready(t, "echo")
 		in, out := converse(t, s, "attach", "-i", "echo")
@@ -161,7 +161,7 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 		}
 		t.Errorf("the answer did not come: %v", out.Err())
 	})
-	t.Run("port-forward", func(t *testing.T) {
+	inTurn(t, "port-forward", func(t *testing.T) {
 		_, out := converse(t, s, "port-forward", "--address=127.0.0.1", "pod/clock", ":8080")
 		port := 0
 		for port == 0 && out.Scan() {
@@ -178,11 +178,11 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 			return err
 		})
 	})
-	t.Run("what the API passes on", func(t *testing.T) {
+	inTurn(t, "what the API passes on", func(t *testing.T) {
 		s.untilOutput(t, limit, "a pod", is("web"), "get", "--raw", "/api/v1/namespaces/tunnel/pods/clock:8080/proxy/")
 		c.untilOutput(t, limit, "a kubelet's metrics", contains("node_memory_working_set_bytes"), "get", "--raw", "/api/v1/nodes/"+agent.node+"/proxy/metrics/resource")
 	})
-	t.Run("a webhook refuses", func(t *testing.T) {
+	inTurn(t, "a webhook refuses", func(t *testing.T) {
 		eventually(t, limit, "the refusal", func(ctx context.Context) error {
 			r := s.k1sWith(ctx, `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"bad","namespace":"tunnel","annotations":{"refuse":"yes"}}}`,
 				"cluster", "kubectl", c.name, "--", "create", "-f", "-")
@@ -194,8 +194,8 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 			return nil
 		})
 	})
-	t.Run("only nodes open tunnels", func(t *testing.T) { onlyNodesOpenTunnels(t, c, agent) })
-	t.Run("a node connects to its own only", func(t *testing.T) {
+	inTurn(t, "only nodes open tunnels", func(t *testing.T) { onlyNodesOpenTunnels(t, c, agent) })
+	inTurn(t, "a node connects to its own only", func(t *testing.T) {
 		// A pod that says its address is the agent's own, in the network of the agent's pods.
 		own := podIP[:strings.LastIndex(podIP, ".")] + ".1"
 		s.kubectl(t, "run", "liar", "--image=k1s.io/test/busybox:1", "--restart=Never", `--overrides={"apiVersion":"v1","spec":{"schedulerName":"nobody"}}`)
@@ -211,10 +211,10 @@ func serversNeedNoRoute(t *testing.T, c *Cluster, agent member) {
 			return err
 		})
 	})
-	t.Run("an aggregated API", func(t *testing.T) {
+	inTurn(t, "an aggregated API", func(t *testing.T) {
 		c.untilOutput(t, limit, "the agent's metrics", contains(agent.node), "top", "nodes")
 	})
-	t.Run("it comes back by itself", func(t *testing.T) {
+	inTurn(t, "it comes back by itself", func(t *testing.T) {
 		var as control.Status
 		eventually(t, limit, "the agent to tell of its tunnel", func(ctx context.Context) (err error) {
 			if as, err = agent.status(ctx); err == nil && (as.Tunnels == nil || len(as.Tunnels.Servers) != 1 || !as.Tunnels.Servers[0].Connected) {

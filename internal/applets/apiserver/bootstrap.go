@@ -32,9 +32,11 @@ import (
 // policy data and the reconciliation helpers.
 
 const (
-	hookTimeout = 30 * time.Second // as upstream
-	hookPause   = 50 * time.Millisecond
-	writers     = 8
+	// hookPatience is after which time the log tells what a hook waits for. Upstream's end the process then; on a machine that is too
+	// slow for it each restart begins anew, and the server never comes up. /readyz names hooks that are not done.
+	hookPatience = 30 * time.Second
+	hookPause    = 50 * time.Millisecond
+	writers      = 8
 )
 
 func hooks() map[string]genericapiserver.PostStartHookFunc {
@@ -44,13 +46,16 @@ func hooks() map[string]genericapiserver.PostStartHookFunc {
 			if err != nil {
 				return fmt.Errorf("making the loopback client: %w", err)
 			}
-			ctx, cancel := context.WithTimeout(hc, hookTimeout)
-			defer cancel()
-			err = wait.Until(ctx, hookPause, what+" to be written", func(ctx context.Context) error { return ensure(ctx, client) })
-			if err != nil && hc.Err() != nil {
-				return nil // the server is stopping; an error would abort the process instead
+			for hc.Err() == nil { // when the server is stopping an error would abort the process instead
+				ctx, cancel := context.WithTimeout(hc, hookPatience)
+				err := wait.Until(ctx, hookPause, what+" to be written", func(ctx context.Context) error { return ensure(ctx, client) })
+				cancel()
+				if err == nil {
+					return nil
+				}
+				klog.FromContext(hc).Error(err, "a hook goes on")
 			}
-			return err
+			return nil
 		}
 	}
 	return map[string]genericapiserver.PostStartHookFunc{
