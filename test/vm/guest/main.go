@@ -182,7 +182,10 @@ func diagnosis(ctx context.Context) string {
 echo "--- journal"; journalctl -u k1s -n 40 --no-pager -o cat
 echo "--- status"; k1s status
 echo "--- pods"; timeout 60 k1s kubectl get pods -A -o wide
-echo "--- events"; timeout 60 k1s kubectl get events -A --sort-by=.lastTimestamp | tail -n 15
+echo "--- events"; timeout 60 k1s kubectl get events -A --sort-by=.lastTimestamp | tail -n 30
+echo "--- endpoints"; timeout 60 k1s kubectl get endpointslices -A -o jsonpath='{range .items[*]}{.metadata.name} {.metadata.resourceVersion} {range .endpoints[*]}{.addresses} {.conditions} {end}{"\n"}{end}'
+echo "--- services as kube-proxy has written them"; PATH=/var/lib/k1s/payload/current:$PATH nft list map ip kube-proxy no-endpoint-services; PATH=/var/lib/k1s/payload/current:$PATH nft list map ip kube-proxy service-ips
+echo "--- what kube-proxy says"; grep -iE "sync|nft|proxier|endpointslice" /var/lib/k1s/log/node.log | grep -v flannel | tail -n 20
 echo "--- kernel"; dmesg | tail -n 10
 for f in /var/lib/k1s/log/*.log; do echo "--- $f"; tail -n 12 $f; done`)
 	return out
