@@ -46,7 +46,7 @@ func (d *Daemon) CollectBackup(ctx context.Context, r control.BackupRequest) (co
 		return control.Collected{}, err
 	}
 	d.mu.Lock()
-	moving, restoring, changing, stopped := d.moving.state.Active(), d.care.restore.Active(), d.secrets.state.Change != nil, d.stopped != nil
+	moving, restoring, changing, stopped := d.moving.active(), d.care.restore.Active(), d.secrets.state.Change != nil, d.stopped != nil
 	d.mu.Unlock()
 	switch {
 	case stopped:

@@ -113,6 +113,22 @@ func (s *store) all(t *testing.T) map[string]string {
 // job runs a copier; caughtUp is called when it has caught up.
 func job(t *testing.T, j migration.Job, caughtUp func()) (r *migration.Result, seen *migration.Seen, err error) {
 	t.Helper()
+	r, err = jobTelling(t, j, caughtUp, func(e migration.Event) {
+		if e.Seen != nil {
+			seen = e.Seen
+		}
+	})
+	return r, seen, err
+}
+
+// events is a job that waits for nothing.
+func events(t *testing.T, j migration.Job, told func(migration.Event)) (*migration.Result, error) {
+	t.Helper()
+	return jobTelling(t, j, nil, told)
+}
+
+func jobTelling(t *testing.T, j migration.Job, caughtUp func(), told func(migration.Event)) (r *migration.Result, err error) {
+	t.Helper()
 	in, input := io.Pipe()
 	output, out := io.Pipe()
 	done := make(chan error, 1)
@@ -142,13 +158,13 @@ func job(t *testing.T, j migration.Job, caughtUp func()) (r *migration.Result, s
 			}
 		case e.Result != nil:
 			r = e.Result
-		case e.Seen != nil:
-			seen = e.Seen
+		default:
+			told(e)
 		}
 	}
 	err = <-done
 	input.Close()
-	return r, seen, err
+	return r, err
 }
 
 func TestEverythingIsCopiedBetweenOurDatastoresAndTimeOnlyGoesForward(t *testing.T) {
