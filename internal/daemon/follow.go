@@ -220,8 +220,9 @@ func (d *Daemon) watchFollowing(ctx context.Context) {
 		}
 		d.mu.Lock()
 		f := d.moving.asked
+		goes := f != nil && f.err == nil
 		d.mu.Unlock()
-		if f != nil && f.err == nil {
+		if goes {
 			d.follows(ctx, f)
 		}
 	}

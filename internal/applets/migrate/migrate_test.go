@@ -113,22 +113,6 @@ func (s *store) all(t *testing.T) map[string]string {
 // job runs a copier; caughtUp is called when it has caught up.
 func job(t *testing.T, j migration.Job, caughtUp func()) (r *migration.Result, seen *migration.Seen, err error) {
 	t.Helper()
-	r, err = jobTelling(t, j, caughtUp, func(e migration.Event) {
-		if e.Seen != nil {
-			seen = e.Seen
-		}
-	})
-	return r, seen, err
-}
-
-// events is a job that waits for nothing.
-func events(t *testing.T, j migration.Job, told func(migration.Event)) (*migration.Result, error) {
-	t.Helper()
-	return jobTelling(t, j, nil, told)
-}
-
-func jobTelling(t *testing.T, j migration.Job, caughtUp func(), told func(migration.Event)) (r *migration.Result, err error) {
-	t.Helper()
 	in, input := io.Pipe()
 	output, out := io.Pipe()
 	done := make(chan error, 1)
@@ -158,13 +142,13 @@ func jobTelling(t *testing.T, j migration.Job, caughtUp func(), told func(migrat
 			}
 		case e.Result != nil:
 			r = e.Result
-		default:
-			told(e)
+		case e.Seen != nil:
+			seen = e.Seen
 		}
 	}
 	err = <-done
 	input.Close()
-	return r, err
+	return r, seen, err
 }
 
 func TestEverythingIsCopiedBetweenOurDatastoresAndTimeOnlyGoesForward(t *testing.T) {

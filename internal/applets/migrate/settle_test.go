@@ -3,8 +3,10 @@ package migrate
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/migration"
@@ -14,22 +16,14 @@ import (
 func settles(t *testing.T, j migration.Job) (migration.Register, error) {
 	t.Helper()
 	j.Mode, j.Root = migration.Settle, root
-	is, _, err := settled(t, j)
-	return is, err
-}
-
-// settled is job for a Settle.
-func settled(t *testing.T, j migration.Job) (is migration.Register, told bool, err error) {
-	t.Helper()
-	_, err = events(t, j, func(e migration.Event) {
-		if e.Settled != nil {
-			is, told = *e.Settled, true
-		}
-	})
-	if err == nil && !told {
-		t.Error("it tells nothing")
+	all, err := told(t, j)
+	if err != nil {
+		return migration.Register{}, err
 	}
-	return is, told, err
+	if len(all) != 1 || all[0].Settled == nil {
+		t.Fatalf("it told %+v", all)
+	}
+	return *all[0].Settled, nil
 }
 
 func TestServersAgreeInTheNewDatastoreOnce(t *testing.T) {
@@ -147,5 +141,21 @@ func TestADatastoreThatIsLeftIsFencedUntilItIsUsedAgain(t *testing.T) {
 		if left, used := fenceIn(t, c.from("s")), fenceIn(t, c.to("s")); left != "two" || used != "" {
 			t.Errorf("%s: the old one is fenced for %q, the new one for %q", c.mode, left, used)
 		}
+	}
+}
+
+func TestABackupMayBeRestoredToADatastoreThatWasLeft(t *testing.T) {
+	a, b := datastore(t, "sqlite"), datastore(t, "sqlite")
+	with(t, a("s"), func(s *store) { s.put(t, root+"/a", "1") })
+	with(t, b("s"), func(s *store) {
+		s.put(t, migration.FenceKey(root), string(migration.Fence{Attempt: "one", To: "there"}.Marshal()))
+	})
+	file := filepath.Join(t.TempDir(), "dump")
+	sum := dumped(t, a("l"), file)
+	if _, err := told(t, migration.Job{Mode: migration.Load, ID: migration.RestoreID("archive", "node"), Root: root, Target: b("t"), File: file, Summary: sum, At: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fenceIn(t, b("s")); got != "" {
+		t.Errorf("it is fenced for %q", got)
 	}
 }
