@@ -45,6 +45,7 @@ type oneServer struct {
 	https  *httptest.Server
 	addr   string // host:port
 	away   atomic.Bool
+	now    atomic.Pointer[Daemon] // that takes the place of the first one; nil for none
 }
 
 func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) *oneServer {
@@ -110,6 +111,9 @@ func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) 
 type movesOf struct{ s *oneServer }
 
 func (m movesOf) Answer(ctx context.Context, r join.MoveRequest) (join.MoveAnswer, *join.Order, error) {
+	if d := m.s.now.Load(); d != nil {
+		return movers{d}.Answer(ctx, r)
+	}
 	return movers{m.s.Daemon}.Answer(ctx, r)
 }
 

@@ -235,9 +235,6 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if !several { // those who join know of it
 		d.admitting.Lock()
 		defer d.admitting.Unlock()
-		if err := d.alone(ctx, in, "moving the datastore"); err != nil {
-			return control.Datastore{}, err
-		}
 		var err error
 		if others, err = d.otherMovers(ctx); err != nil {
 			return control.Datastore{}, err
@@ -470,6 +467,9 @@ func (m *move) run(ctx context.Context) (migration.State, error) {
 	}
 	d.mu.Lock()
 	d.moving.state, d.moving.progress = s, nil
+	if !s.Active() {
+		d.moving.order = nil
+	}
 	d.mu.Unlock()
 	if !s.Active() {
 		if cleaned := removeIfThere(d.o.Paths.DatastoreGoing()); cleaned != nil {
