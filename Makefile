@@ -227,8 +227,8 @@ faults: ## three servers and an agent under load, and everything that can happen
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run 'TestNoWriteIsLost/$(FAULTS)' ./test/system
 
-system-external: test-deps ## servers on a PostgreSQL, which goes away for a minute; one test, some minutes, as root
-	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 15m -run TestSeveralServersOnADatabaseOfOthers ./test/system
+system-external: test-deps ## three servers that move to a PostgreSQL, which goes away for a minute; one test, some minutes, as root
+	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 20m -run TestSeveralServersOnADatabaseOfOthers ./test/system
 
 STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces

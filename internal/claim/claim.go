@@ -189,4 +189,6 @@ type Report struct {
 	Foreign *Claim `json:"foreign,omitempty"`
 	// Half is the key by which only half of a backup is in the database: nothing is served from it, and whose it is does not matter yet.
 	Half string `json:"half,omitempty"`
+	// Left is where the state is by now, or is going, where the database was left for another one: nothing is served from it.
+	Left string `json:"left,omitempty"`
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,11 +70,20 @@ func printDatastore(w io.Writer, f printer.Format, d control.Datastore) error {
 			return err
 		}
 		if p := d.Move.Previous; p != nil && !d.Move.Active() {
-			_, err := fmt.Fprintf(w, "%s is kept as it was left; to go back to it: k1s datastore rollback\n", p)
-			return err
+			return printPrevious(w, *d.Move)
 		}
 		return nil
 	})
+}
+
+// printPrevious tells how to get back to what was left.
+func printPrevious(w io.Writer, s migration.State) error {
+	if len(s.Servers) > 0 && config.Engine(s.Previous.Engine) == config.EmbeddedEtcd {
+		_, err := fmt.Fprintf(w, "%s is kept as it was left, on each of the servers\n", s.Previous)
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s is kept as it was left; to go back to it: k1s datastore rollback\n", s.Previous)
+	return err
 }
 
 // size of a datastore for a person; 0 is unknown.
@@ -91,6 +101,9 @@ func size(n int64) string {
 func moveText(s migration.State, p *migration.Progress) string {
 	name := map[migration.Kind]string{migration.Migrate: "migration", migration.Rollback: "rollback"}[s.Kind]
 	what := fmt.Sprintf("The last %s, from %s to %s, ", name, s.From, s.To)
+	if s.Leader != "" {
+		what += "which was asked for on " + s.Leader + ", "
+	}
 	switch s.Phase {
 	case migration.Done:
 		what += "was done on " + s.Ended.UTC().Format(time.DateTime)
@@ -107,6 +120,7 @@ func moveText(s migration.State, p *migration.Progress) string {
 	}
 	text := fmt.Sprintf("%s from %s to %s: ", name, s.From, s.To) + map[migration.Phase]string{
 		migration.Copying:   "copying while the API serves",
+		migration.Fencing:   "stopping the control planes of " + strings.Join(s.Servers, ", ") + ", one after the other",
 		migration.Pausing:   "stopping the control plane",
 		migration.Finishing: "copying what was written meanwhile, and comparing everything",
 		migration.Switching: "changing the configuration",
@@ -141,6 +155,8 @@ func newDatastoreMigrateCmd(deps Deps, runF func(context.Context, datastoreMoveO
 			"The API serves while it is copied. Then the control plane is stopped for some seconds: what was written meanwhile is\n" +
 			"copied, everything is compared, the configuration is changed, and the control plane starts on the new datastore.\n" +
 			"Pods run on. The old datastore is kept as it was left, for k1s datastore rollback.\n\n" +
+			"Of several servers all go together, to a database of yours; each has to be there and has to reach it. The server on\n" +
+			"which this is asked for hands the URL and the certificates to the others, sealed.\n\n" +
 			"A URL with a password is given in a file (--to-file, which then stays part of the configuration) or in the\n" +
 			"variable " + envMoveTo + ", not on the command line. Whatever breaks off before the configuration is changed leaves\n" +
 			"the cluster on the old datastore; the same command then goes on with what is copied already.",
@@ -308,6 +324,10 @@ func printMovePlan(w io.Writer, p control.DatastorePlan) error {
 		}
 		fmt.Fprintln(w)
 	}
+	if len(p.Servers) > 0 {
+		_, err := fmt.Fprintf(w, "then:  the control planes of this server and of %s restart, and %s is written on each\n", strings.Join(p.Servers, ", "), p.DropIn)
+		return err
+	}
 	_, err := fmt.Fprintf(w, "then:  the control plane restarts, and %s is written\n", p.DropIn)
 	return err
 }
@@ -336,7 +356,7 @@ func printMoved(w io.Writer, s migration.State) error {
 		s.Result.Keys, size(s.Result.Bytes), s.Result.TargetRevision, s.Result.SourceRevision, s.Result.Late, s.PausedS)
 	_, err := fmt.Fprintf(w, "The state is in %s.\n", s.To)
 	if s.Previous != nil {
-		_, err = fmt.Fprintf(w, "%s is kept as it was left; to go back to it: k1s datastore rollback\n", s.Previous)
+		err = printPrevious(w, s)
 	}
 	return err
 }

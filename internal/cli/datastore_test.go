@@ -20,6 +20,11 @@ func TestWhatIsShownOfADatastoreAndItsMoves(t *testing.T) {
 	}}
 	running := migration.State{Kind: migration.Migrate, From: sqlite, To: etcd, Phase: migration.Copying}
 	failed := migration.State{Kind: migration.Migrate, From: sqlite, To: etcd, Phase: migration.Failed, Ended: noon, Error: "it is full"}
+	together := migration.State{
+		Kind: migration.Migrate, From: etcd, To: db, Phase: migration.Done, Ended: noon, Previous: &etcd, Servers: []string{"b", "c"}, Result: &migration.Result{Keys: 1},
+	}
+	followed := migration.State{Kind: migration.Migrate, From: etcd, To: db, Phase: migration.Done, Ended: noon, Leader: "a"}
+	fencing := migration.State{Kind: migration.Migrate, From: etcd, To: db, Phase: migration.Fencing, Servers: []string{"b", "c"}}
 	for want, show := range map[string]func(*bytes.Buffer) error{
 		`DATASTORE   ENDPOINT                           SIZE   REVISION
 PostgreSQL  postgres://[redacted]@db:5432/k1s  3 KiB  10107
@@ -42,6 +47,32 @@ sqlite     sqlite    -     7
 The last migration, from sqlite to etcd, failed on 2026-11-21 12:00:00, and the state is where it was: it is full
 `: func(b *bytes.Buffer) error {
 			return printDatastore(b, printer.Table, control.Datastore{Place: sqlite, Revision: 7, Move: &failed})
+		},
+		`DATASTORE   ENDPOINT                           SIZE  REVISION
+PostgreSQL  postgres://[redacted]@db:5432/k1s  -     7
+
+The last migration, from etcd to postgres://[redacted]@db:5432/k1s, was done on 2026-11-21 12:00:00 (1 keys).
+etcd is kept as it was left, on each of the servers
+`: func(b *bytes.Buffer) error {
+			return printDatastore(b, printer.Table, control.Datastore{Place: db, Revision: 7, Move: &together})
+		},
+		`DATASTORE   ENDPOINT                           SIZE  REVISION
+PostgreSQL  postgres://[redacted]@db:5432/k1s  -     7
+
+The last migration, from etcd to postgres://[redacted]@db:5432/k1s, which was asked for on a, was done on 2026-11-21 12:00:00.
+`: func(b *bytes.Buffer) error {
+			return printDatastore(b, printer.Table, control.Datastore{Place: db, Revision: 7, Move: &followed})
+		},
+		`migration from etcd to postgres://[redacted]@db:5432/k1s: stopping the control planes of b, c, one after the other
+`: func(b *bytes.Buffer) error {
+			_, err := b.WriteString(moveText(fencing, nil) + "\n")
+			return err
+		},
+		`from:  etcd
+to:    postgres://[redacted]@db:5432/k1s
+then:  the control planes of this server and of b, c restart, and /etc/k1s/config.d/zz.yaml is written on each
+`: func(b *bytes.Buffer) error {
+			return printMovePlan(b, control.DatastorePlan{Kind: migration.Migrate, From: etcd, To: db, DropIn: "/etc/k1s/config.d/zz.yaml", Servers: []string{"b", "c"}})
 		},
 		`PREFIX            KEYS  SIZE   EXPIRING  HASH  SAME
 /registry/events  4     1 KiB  4               yes

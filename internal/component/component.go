@@ -147,6 +147,8 @@ type Input struct {
 	Registries string
 	// Datastore identifies the DSN of a database of others and its TLS files, which are kept out of Specs; "" for none.
 	Datastore string
+	// Fence is the attempt to move the datastore for which the API server is not to serve; "" for none.
+	Fence string
 	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
 	AuditPolicy string
 	// Etcd is this server as a member of an embedded etcd of several; zero for the only one.

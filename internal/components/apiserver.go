@@ -146,6 +146,9 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		env[EnvClaim], env[EnvClaimNode], env[EnvClaimHad] = p.Claim(), in.Facts.NodeName, p.PKI("ca-cross.pem")
 		env[EnvClaimOf] = in.Datastore
 	}
+	if in.Fence != "" {
+		env[EnvFence] = in.Fence
+	}
 	env[EnvTunnels] = p.Tunnels()
 	maps.Copy(env, trustEnv(in))
 	if c.Network.Backend == "none" {
@@ -163,6 +166,10 @@ const (
 	EnvClaimHad  = "K1S_CLAIM_HAD"
 	EnvClaimOf   = "K1S_CLAIM_OF"
 )
+
+// EnvFence keeps an API server from serving while the state moves to another datastore: it is the attempt. It runs and waits for its end,
+// so that the rest of its process, such as the datastore that is left, serves those who copy.
+const EnvFence = "K1S_FENCE"
 
 // EnvJoin tells the API server at which socket the daemon answers machines that join; they come to the API's port.
 const EnvJoin = "K1S_JOIN_SOCKET"

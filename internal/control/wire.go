@@ -323,6 +323,8 @@ type DatastorePlan struct {
 	FreeBytes   uint64 `json:"freeBytes,omitempty"`
 	NeededBytes uint64 `json:"neededBytes,omitempty"`
 	DropIn      string `json:"dropIn"` // the file of the configuration that is written
+	// Servers are the others that go with it.
+	Servers []string `json:"servers,omitempty"`
 }
 
 // DatastoreRequest is the body of POST /v1/datastore. Its fields are those of spec.datastore. It may hold a password, and

@@ -46,7 +46,7 @@ func (d *Daemon) CollectBackup(ctx context.Context, r control.BackupRequest) (co
 		return control.Collected{}, err
 	}
 	d.mu.Lock()
-	moving, restoring, changing, stopped := d.moving.state.Active(), d.care.restore.Active(), d.secrets.state.Change != nil, d.stopped != nil
+	moving, restoring, changing, stopped := d.moving.active(), d.care.restore.Active(), d.secrets.state.Change != nil, d.stopped != nil
 	d.mu.Unlock()
 	switch {
 	case stopped:
@@ -206,7 +206,7 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 			}
 		}
 	}
-	keys, err := clusterKeys(p)
+	keys, err := clusterKeys(in)
 	if err != nil {
 		return control.Collected{}, err
 	}
@@ -216,7 +216,7 @@ func collect(ctx context.Context, in component.Input, name string, job migration
 		return control.Collected{}, err
 	}
 	// What is encrypted in the datastore belongs to the keys of its time.
-	again, err := clusterKeys(p)
+	again, err := clusterKeys(in)
 	if err != nil {
 		return control.Collected{}, err
 	}
@@ -267,7 +267,8 @@ func forgetStaging(p paths.Paths, now time.Time) error {
 
 // clusterKeys are the keys of the cluster by the names of the parts they become: its authorities, the key of service accounts, those of
 // Secrets, and what a database of others is reached with.
-func clusterKeys(p paths.Paths) (map[string][]byte, error) {
+func clusterKeys(in component.Input) (map[string][]byte, error) {
+	p := in.Paths
 	bundle, err := pki.ReadKept(p)
 	if err != nil {
 		return nil, errs.Hint(err, "a backup needs all of the cluster's keys; one that is kept elsewhere cannot be backed up from here")
@@ -276,10 +277,18 @@ func clusterKeys(p paths.Paths) (map[string][]byte, error) {
 	for file, content := range bundle {
 		out[backup.PKI+file] = content
 	}
-	for name, file := range map[string]string{
+	files := map[string]string{
 		backup.Encryption + "keys.json": p.EncryptionKeys(), backup.PKI + "datastore/endpoint": p.DatastorePKI("endpoint"), backup.PKI + "datastore/ca.crt": p.DatastorePKI("ca.crt"),
 		backup.PKI + "datastore/client.crt": p.DatastorePKI("client.crt"), backup.PKI + "datastore/client.key": p.DatastorePKI("client.key"),
-	} {
+	}
+	// Those of a server that has gone with others to another database are beside them.
+	c := in.Config.Spec.Datastore
+	for _, file := range []string{c.EndpointFile, c.CAFile, c.CertFile, c.KeyFile} {
+		if rest, ok := strings.CutPrefix(file, p.PKI("datastore")+"/"); ok {
+			files[backup.PKI+"datastore/"+rest] = file
+		}
+	}
+	for name, file := range files {
 		b, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

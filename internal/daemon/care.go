@@ -349,7 +349,7 @@ func (d *Daemon) watchSchedule(ctx context.Context) {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		d.mu.Lock()
-		in, busy := d.in, d.care.restore.Active() || d.moving.state.Active()
+		in, busy := d.in, d.care.restore.Active() || d.moving.active()
 		d.mu.Unlock()
 		now := time.Now()
 		next := time.Time{}

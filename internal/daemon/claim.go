@@ -68,7 +68,7 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		d.mu.Lock()
-		in, moving := d.in, d.moving.state.Active()
+		in, moving := d.in, d.moving.active()
 		d.mu.Unlock()
 		if !components.Engine(in).External() || moving { // a move that leads there finds out and goes back
 			d.board.Report("claim", nil)
@@ -82,7 +82,7 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 		switch {
 		case err != nil:
 			d.log.Warn("not known whose the database is", "err", err)
-		case r == nil, r.Half != "": // the API server goes on by itself when the rest is there
+		case r == nil, r.Half != "", r.Left != "": // the API server goes on by itself when that has changed
 			pause = lookForClaim
 		case r.Ours:
 			pause = lookAtClaim
@@ -100,8 +100,11 @@ func (d *Daemon) watchClaim(ctx context.Context) {
 	}
 }
 
-// halfProblems tell why the API server waits with a database in which only half of a backup is.
+// halfProblems tell why the API server waits with a database in which only half of a backup is, or which was left for another one.
 func halfProblems(r *claim.Report) []health.Problem {
+	if r != nil && r.Left != "" {
+		return []health.Problem{health.New(health.DatabaseLeft, "the cluster's state has moved from this database to %s", r.Left).Of("kube-apiserver")}
+	}
 	if r == nil || r.Half == "" {
 		return nil
 	}

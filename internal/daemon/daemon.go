@@ -297,6 +297,9 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 		if in.AuditPolicy, err = readAuditPolicy(spec.Audit); err != nil {
 			return nil, err
 		}
+		if in.Fence, err = fenced(in.Paths, place(spec.Datastore).Identity); err != nil {
+			return nil, err
+		}
 	}
 	d.mu.Lock()
 	d.in = in
@@ -427,6 +430,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchEncryption(ctx) })
 		wg.Go(func() { d.watchEtcd(ctx) })
 		wg.Go(func() { d.watchMoves(ctx) })
+		wg.Go(func() { d.watchFollowing(ctx) })
 		wg.Go(func() { d.watchRestores(ctx) })
 		wg.Go(func() { d.watchMember(ctx) })
 		wg.Go(func() { d.watchSchedule(ctx) })

@@ -141,7 +141,7 @@ func datastoreProblems(in component.Input) []health.Problem {
 
 // reasons tells of components that wait for the database what is the matter with it.
 func reasons(all []supervise.Status, problems []health.Problem) {
-	ofDatabase := []health.Code{health.DatabaseAway, health.DatabaseRefuses, health.DatabaseHalf}
+	ofDatabase := []health.Code{health.DatabaseAway, health.DatabaseRefuses, health.DatabaseHalf, health.DatabaseLeft}
 	for i, c := range all {
 		for _, p := range problems {
 			if slices.Contains(ofDatabase, p.Code) && c.Component == p.Component && c.State != supervise.Ready {

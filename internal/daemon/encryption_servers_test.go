@@ -45,6 +45,7 @@ type oneServer struct {
 	https  *httptest.Server
 	addr   string // host:port
 	away   atomic.Bool
+	now    atomic.Pointer[Daemon] // that takes the place of the first one; nil for none
 }
 
 func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) *oneServer {
@@ -106,14 +107,27 @@ func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) 
 	return s
 }
 
+// movesOf are the moves of the daemon that is a server's now.
+type movesOf struct{ s *oneServer }
+
+func (m movesOf) Answer(ctx context.Context, r join.MoveRequest) (join.MoveAnswer, *join.Order, error) {
+	if d := m.s.now.Load(); d != nil {
+		return movers{d}.Answer(ctx, r)
+	}
+	return movers{m.s.Daemon}.Answer(ctx, r)
+}
+
 func answer(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
 
 func (s *oneServer) handler() http.Handler {
 	o := s.shared
 	mux := http.NewServeMux()
 	mux.Handle(join.Prefix, (&join.Server{
-		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting,
+		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting, Moves: movesOf{s},
 	}).Handler())
+	mux.HandleFunc("GET /api/v1/namespaces", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, map[string]any{"items": []any{map[string]any{"metadata": map[string]any{"name": "kube-system", "uid": "1"}}}})
+	})
 	mux.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) { // it loads the file at once
 		raw, err := os.ReadFile(s.in.Paths.EncryptionConfig())
 		if err != nil {

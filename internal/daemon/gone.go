@@ -51,7 +51,7 @@ func (d *Daemon) underWay() string {
 	switch {
 	case d.stopped != nil:
 		return "this server is stopping"
-	case d.moving.state.Active():
+	case d.moving.active():
 		return "the datastore is being moved"
 	case d.care.restore.Active():
 		return "a snapshot of etcd is being restored"

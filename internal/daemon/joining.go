@@ -166,7 +166,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 		private = append(private, p)
 	}
 	s := &join.Server{
-		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Bootstrap: d.bootstrap,
+		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Moves: movers{d}, Bootstrap: d.bootstrap,
 		Secrets:   func() ([]byte, error) { return d.keysState().Marshal(), nil },
 		Admitting: &d.admitting,
 		// Read for each machine: certificates are renewed, and nobody joins often.

@@ -171,7 +171,7 @@ func (d *Daemon) unmoved() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.moving.state.Active():
+	case d.moving.active():
 		return errs.New(errs.NotRunning, "the datastore is being moved")
 	case d.care.restore.Active():
 		return errs.New(errs.NotRunning, "a snapshot of etcd is being restored")

@@ -23,6 +23,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
@@ -46,7 +47,18 @@ type moveState struct {
 	state    migration.State
 	progress *migration.Progress
 	wake     chan *move // holds one
+
+	// order is for those that go with this server while it leads; stopped are those that have told that they have.
+	order   *join.Order
+	stopped map[string]bool
+	// following is what this server keeps while it goes with another one; asked what that one asked for last.
+	following *migration.Following
+	asked     *following
+	follow    chan struct{} // holds one: there is something to do about asked
 }
+
+// active tells that the datastore is being moved, by this server or by another one.
+func (m moveState) active() bool { return m.state.Active() || m.following != nil }
 
 // moveIDBytes make the id of a move.
 const moveIDBytes = 8
@@ -63,7 +75,11 @@ func place(d config.Datastore) migration.Place {
 
 // prepareMove reads how far the last move came, and decides what is to become of it.
 func (d *Daemon) prepareMove(in component.Input) error {
-	m := moveState{wake: make(chan *move, 1)}
+	m := moveState{wake: make(chan *move, 1), follow: make(chan struct{}, 1)}
+	var err error
+	if m.following, err = readFollowing(in.Paths); err != nil {
+		return err
+	}
 	b, err := os.ReadFile(in.Paths.Migration())
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -86,7 +102,10 @@ func (d *Daemon) prepareMove(in component.Input) error {
 	d.mu.Lock()
 	d.moving = m
 	d.mu.Unlock()
-	return os.RemoveAll(in.Paths.Moving(""))
+	if !m.state.Active() {
+		err = removeIfThere(in.Paths.DatastoreGoing())
+	}
+	return errors.Join(err, os.RemoveAll(in.Paths.Moving("")), forgetOrders(in, m))
 }
 
 func keepMove(p paths.Paths, s migration.State) error {
@@ -102,8 +121,8 @@ func (d *Daemon) watchMoves(ctx context.Context) {
 	s, wake, in := d.moving.state, d.moving.wake, d.in
 	d.mu.Unlock()
 	var m *move
-	if s.Active() { // only its last phase is left
-		m = &move{d: d, to: in, from: in}
+	if s.Active() { // only its last phases are left
+		m = d.resumed(in, s)
 	}
 	for {
 		for m != nil && ctx.Err() == nil {
@@ -120,6 +139,19 @@ func (d *Daemon) watchMoves(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case m = <-wake:
+			continue
+		default:
+		}
+		var again <-chan time.Time
+		if !d.unfenced(ctx) {
+			again = time.After(goOnAfter)
+		}
+		m = nil
+		select {
+		case <-ctx.Done():
+			return
+		case m = <-wake:
+		case <-again:
 		}
 	}
 }
@@ -170,6 +202,8 @@ type before struct {
 	CAFile       string  `json:"caFile,omitempty"`
 	CertFile     string  `json:"certFile,omitempty"`
 	KeyFile      string  `json:"keyFile,omitempty"`
+	// Servers were the others that left it together with this one.
+	Servers []string `json:"servers,omitempty"`
 }
 
 // MoveDatastore implements control.Backend.
@@ -194,10 +228,15 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if restoring {
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "a snapshot of etcd is being restored"), "wait for its end: k1s etcd status")
 	}
+	if known.following != nil {
+		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "%s moves the datastore", known.following.Leader), "watch it there: k1s datastore")
+	}
+	var others map[string]string
 	if !several { // those who join know of it
 		d.admitting.Lock()
 		defer d.admitting.Unlock()
-		if err := d.alone(ctx, in, "moving the datastore"); err != nil {
+		var err error
+		if others, err = d.otherMovers(ctx); err != nil {
 			return control.Datastore{}, err
 		}
 	}
@@ -205,6 +244,9 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	defer d.changing.Unlock()
 	m, err := d.newMove(in, known.state, r)
 	if err != nil {
+		return control.Datastore{}, err
+	}
+	if err := m.together(ctx, others); err != nil {
 		return control.Datastore{}, err
 	}
 	if several {
@@ -221,6 +263,7 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if err != nil {
 		return control.Datastore{}, err
 	}
+	s = s.Together(slices.Sorted(maps.Keys(others)), hex.EncodeToString(random))
 	m.resumes = s.Marked
 	if r.DryRun {
 		plan, err := m.plan(ctx, s)
@@ -237,20 +280,26 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if d.care.restore.Active() || d.moving.state.Active() || d.moving.state.ID != known.state.ID || d.moving.state.Phase != known.state.Phase {
 		return control.Datastore{}, errs.New(errs.Exists, "somebody else has begun to move the datastore")
 	}
+	if d.moving.following != nil {
+		return control.Datastore{}, errs.New(errs.Exists, "another server has begun to move the datastore")
+	}
+	if len(s.Servers) > 0 {
+		if err := m.keepGoing(); err != nil {
+			return control.Datastore{}, err
+		}
+	}
 	if err := keepMove(in.Paths, s); err != nil {
 		return control.Datastore{}, err
 	}
-	d.moving.state, d.moving.progress = s, nil
+	d.moving.state, d.moving.progress, d.moving.stopped = s, nil, map[string]bool{}
 	d.moving.wake <- m // holds one, and nothing is on its way
 	return control.Datastore{Place: s.From, Move: &s}, nil
 }
 
 // newMove checks what can be checked without the datastores.
 func (d *Daemon) newMove(in component.Input, last migration.State, r control.DatastoreRequest) (*move, error) {
-	for _, arg := range []string{"etcd-servers", "etcd-servers-overrides"} {
-		if _, set := in.Config.Spec.Components["kube-apiserver"].Args[arg]; set {
-			return nil, errs.New(errs.Unsupported, "cannot move the datastore: spec.components.kube-apiserver.args sets %s, so k1s does not know where everything is", arg)
-		}
+	if err := writesElsewhere(in); err != nil {
+		return nil, err
 	}
 	m := &move{d: d, from: in, to: in, replace: r.Replace}
 	to := &m.to.Config.Spec.Datastore
@@ -278,6 +327,10 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 			return nil, fmt.Errorf("reading the configuration of before the migration: %w", err)
 		}
 		*to = config.Datastore{Endpoint: config.DSN(b.Endpoint), EndpointFile: b.EndpointFile, CAFile: b.CAFile, CertFile: b.CertFile, KeyFile: b.KeyFile}
+		if len(b.Servers) > 0 && to.Endpoint.Engine() == config.EmbeddedEtcd {
+			return nil, errs.Hint(errs.New(errs.Unsupported, "cannot go back to the etcd that this server and others (%s) had left: its members do not start without each other", strings.Join(b.Servers, ", ")),
+				"on the only server that is left: k1s datastore migrate --to etcd --replace, which takes along what was written since; then let the others join again")
+		}
 		if b.DropIn != nil {
 			m.dropIn = []byte(*b.DropIn)
 		}
@@ -297,6 +350,16 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 		return nil, err
 	}
 	return m, m.mayConfigure()
+}
+
+// writesElsewhere is an error where the API server is told by its own arguments where to write.
+func writesElsewhere(in component.Input) error {
+	for _, arg := range []string{"etcd-servers", "etcd-servers-overrides"} {
+		if _, set := in.Config.Spec.Components["kube-apiserver"].Args[arg]; set {
+			return errs.New(errs.Unsupported, "cannot move the datastore: spec.components.kube-apiserver.args sets %s, so k1s does not know where everything is", arg)
+		}
+	}
+	return nil
 }
 
 // mayConfigure finds out before anything is done whether the configuration can be changed at the end.
@@ -377,6 +440,9 @@ type move struct {
 	copier   *copierProcess
 	began    bool // to start the control plane on the new one
 	id       string
+	reload   bool     // how the new datastore is reached is read when it is needed
+	attempt  string   // of several servers; "" for one
+	others   []string // the other servers
 	kind     migration.Kind
 }
 
@@ -390,7 +456,7 @@ func (m *move) run(ctx context.Context) (migration.State, error) {
 	d.mu.Unlock()
 	d.planning.Lock()
 	defer d.planning.Unlock()
-	m.id, m.kind = s.ID, s.Kind
+	m.id, m.kind, m.attempt, m.others = s.ID, s.Kind, s.Attempt, s.Servers
 	s, err := migration.Run(ctx, m, s)
 	if m.copier != nil {
 		m.copier.kill()
@@ -401,7 +467,15 @@ func (m *move) run(ctx context.Context) (migration.State, error) {
 	}
 	d.mu.Lock()
 	d.moving.state, d.moving.progress = s, nil
+	if !s.Active() {
+		d.moving.order = nil
+	}
 	d.mu.Unlock()
+	if !s.Active() {
+		if cleaned := removeIfThere(d.o.Paths.DatastoreGoing()); cleaned != nil {
+			d.log.Warn("how the new datastore is reached is not removed", "err", cleaned)
+		}
+	}
 	attrs := []any{"kind", string(s.Kind), "from", s.From.String(), "to", s.To.String(), "phase", string(s.Phase)}
 	if s.Phase == migration.Failed {
 		err = errors.Join(err, removeIfThere(d.o.Paths.DatastoreBefore(s.ID)))
@@ -470,9 +544,13 @@ func private(in component.Input, name string) (migration.Store, error) {
 
 // job describes both sides.
 func (m *move) job(mode migration.Mode) (migration.Job, error) {
-	j := migration.Job{Mode: mode, ID: m.id, Root: components.Root(m.from), Live: components.Served(m.from), Replace: m.replace}
+	j := migration.Job{Mode: mode, ID: m.id, Root: components.Root(m.from), Live: components.Served(m.from), Replace: m.replace, Fence: m.fence()}
 	var err, also error
-	j.Source, err = private(m.from, "source")
+	if len(m.others) > 0 && components.UsesEtcd(m.from) {
+		j.Source = j.Live // its members run on: what the majority has is what was acknowledged
+	} else {
+		j.Source, err = private(m.from, "source")
+	}
 	j.Target, also = private(m.to, "target")
 	if err = errors.Join(err, also); err == nil && components.Engine(m.to).External() {
 		j.Node = m.from.Facts.NodeName
@@ -485,7 +563,7 @@ func (m *move) job(mode migration.Mode) (migration.Job, error) {
 
 // plan looks at both sides.
 func (m *move) plan(ctx context.Context, s migration.State) (_ control.DatastorePlan, err error) {
-	p := control.DatastorePlan{Kind: s.Kind, From: s.From, To: s.To, DropIn: m.from.Paths.DatastoreDropIn(), Since: m.leftAt}
+	p := control.DatastorePlan{Kind: s.Kind, From: s.From, To: s.To, Servers: s.Servers, DropIn: m.from.Paths.DatastoreDropIn(), Since: m.leftAt}
 	if !m.d.planning.TryLock() {
 		return p, errs.New(errs.Exists, "somebody else looks at a move of the datastore just now")
 	}
@@ -597,6 +675,9 @@ func (m *move) progress(p migration.Progress) {
 }
 
 func (m *move) Pause(ctx context.Context) error {
+	if len(m.others) > 0 && components.UsesEtcd(m.from) {
+		return m.d.stopServing(ctx, m.attempt)
+	}
 	plan, err := components.Plan(m.from)
 	if err != nil {
 		return err
@@ -628,14 +709,33 @@ func (m *move) Finish(ctx context.Context) (migration.Result, error) {
 	return *e.Result, err
 }
 
-func (m *move) Switch() error {
+func (m *move) Switch(ctx context.Context) error {
+	if len(m.others) == 0 {
+		return m.configure()
+	}
+	is, err := m.settle(ctx, migration.Forward)
+	switch {
+	case err != nil:
+		return migration.InDoubt{Err: fmt.Errorf("it is not known whether the servers have agreed: %w", err)}
+	case is.Of(m.attempt) == migration.Forward:
+	default: // nobody but this server could have written that, and it has not
+		return errs.Hint(errs.New(errs.Failure, "the other servers have gone back meanwhile: this one was away for too long"), "run the command again: it goes on with what is copied already")
+	}
+	if err := m.configure(); err != nil {
+		return migration.InDoubt{Err: fmt.Errorf("the servers have agreed, and this one cannot go with it yet: %w", err)}
+	}
+	return nil
+}
+
+// configure changes the configuration, or leaves it as it is.
+func (m *move) configure() error {
 	p := m.from.Paths
 	old, err := os.ReadFile(p.DatastoreDropIn())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	was := m.from.Config.Spec.Datastore
-	b := before{At: m.Now(), Endpoint: was.Endpoint.Reveal(), EndpointFile: was.EndpointFile, CAFile: was.CAFile, CertFile: was.CertFile, KeyFile: was.KeyFile}
+	b := before{At: m.Now(), Endpoint: was.Endpoint.Reveal(), EndpointFile: was.EndpointFile, CAFile: was.CAFile, CertFile: was.CertFile, KeyFile: was.KeyFile, Servers: m.others}
 	if was.EndpointFile != "" {
 		b.Endpoint = "sqlite" // beside a file nothing else may be said
 	}
@@ -647,8 +747,11 @@ func (m *move) Switch() error {
 	if err != nil {
 		return err
 	}
-	if err := writeIfChanged(p.DatastoreBefore(m.id), raw, 0o600); err != nil {
-		return fmt.Errorf("keeping the configuration of the datastore that is left: %w", err)
+	// One that goes on may have been here before.
+	if at, _, err := m.d.configured(); err != nil || place(at.Spec.Datastore).Identity != place(m.to.Config.Spec.Datastore).Identity {
+		if err := writeIfChanged(p.DatastoreBefore(m.id), raw, 0o600); err != nil {
+			return fmt.Errorf("keeping the configuration of the datastore that is left: %w", err)
+		}
 	}
 	if err := m.writeDropIn(m.dropIn); err != nil {
 		return errors.Join(err, m.Unswitch())
@@ -673,15 +776,18 @@ func (m *move) writeDropIn(content []byte) error {
 		}
 		return durable.SyncDir(path.Dir(file))
 	}
-	if err := durable.WriteFile(file, content, 0o600); err != nil {
+	err := os.MkdirAll(path.Dir(file), 0o755)
+	if err == nil {
+		err = durable.WriteFile(file, content, 0o600)
+	}
+	if err != nil {
 		return fmt.Errorf("changing the configuration: %w", err)
 	}
 	return nil
 }
 
 // use makes the daemon one of that datastore, and starts its control plane.
-func (m *move) use(ctx context.Context, in component.Input) error {
-	d := m.d
+func (d *Daemon) use(ctx context.Context, in component.Input) error {
 	plan, err := components.Plan(in)
 	if err != nil {
 		return err
@@ -689,7 +795,7 @@ func (m *move) use(ctx context.Context, in component.Input) error {
 	d.mu.Lock()
 	current := d.in
 	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
-	current.Etcd = in.Etcd
+	current.Etcd, current.Fence = in.Etcd, in.Fence
 	if err := leaveMembers(in); err != nil {
 		d.mu.Unlock()
 		return err
@@ -722,7 +828,7 @@ func (m *move) Resume(ctx context.Context) error {
 	if m.d.stopRequest() != nil {
 		return nil // the node ends
 	}
-	return m.use(ctx, m.from)
+	return m.d.use(ctx, m.from)
 }
 
 const apiserver = "kube-apiserver"
@@ -730,9 +836,9 @@ const apiserver = "kube-apiserver"
 func (m *move) Start(ctx context.Context) error {
 	d, now := m.d, time.Now()
 	// Later tries cannot tell whether an earlier one has served; and of one that goes on after a restart less is known.
-	mayGoBack := !m.began && m.served != nil
+	mayGoBack := !m.began && m.served != nil && len(m.others) == 0
 	m.began = true
-	if err := m.use(ctx, m.to); err != nil {
+	if err := d.use(ctx, m.to); err != nil {
 		return err
 	}
 	open, cancel := context.WithTimeoutCause(ctx, openWithin, fmt.Errorf("not within %s", openWithin))

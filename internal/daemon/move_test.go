@@ -58,7 +58,7 @@ func TestWhatIsWrittenNamesTheNewDatastoreWhateverTheFilesSaid(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.id = "x"
-			if err := m.Switch(); err != nil {
+			if err := m.Switch(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			now, _, err := d.configured()
@@ -81,7 +81,7 @@ func TestWhatIsWrittenNamesTheNewDatastoreWhateverTheFilesSaid(t *testing.T) {
 				t.Fatal(err)
 			}
 			back.id = "y"
-			if err := back.Switch(); err != nil {
+			if err := back.Switch(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if again, _, err := d.configured(); err != nil || again.Spec.Datastore != in.Config.Spec.Datastore {
@@ -101,7 +101,7 @@ func TestASwitchThatIsTakenBackLeavesTheConfigurationOfBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.id = "x"
-	if err := m.Switch(); err != nil {
+	if err := m.Switch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if now, _, err := d.configured(); err != nil || now.Spec.Datastore != (config.Datastore{Endpoint: "etcd"}) {

@@ -655,8 +655,11 @@ func archive(dir string, now time.Time) error {
 // bootstrap is what another server needs to be one.
 func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	d.mu.Lock()
-	in, replacing := d.in, d.rotating.state
+	in, replacing, move, follows := d.in, d.rotating.state, d.moving.state, d.moving.following != nil
 	d.mu.Unlock()
+	if to := config.Engine(move.To.Engine); follows || move.Active() && (to.External() || components.Engine(in).External()) {
+		return join.Bootstrap{}, errs.New(errs.NotRunning, "the datastore is being moved to %s; a server can join after that", move.To)
+	}
 	if replacing.Active() {
 		return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", replacing.Stage), "%s", replacing.Sooner())
 	}

@@ -457,7 +457,7 @@ func (d *Daemon) RestoreSnapshot(ctx context.Context, r control.RestoreRequest) 
 	if err != nil {
 		return control.Restored{}, err
 	}
-	if d.moving.state.Active() {
+	if d.moving.active() {
 		return control.Restored{}, errs.New(errs.Exists, "somebody has begun to move the datastore")
 	}
 	o := d.newRestore(in, state)
@@ -474,7 +474,7 @@ func (d *Daemon) mayRestore() error {
 	switch {
 	case d.care.wake == nil || d.stopped != nil:
 		return errs.Hint(errs.New(errs.NotRunning, "the node is not running yet, or not any more"), "try again when it runs: k1s status")
-	case d.moving.state.Active():
+	case d.moving.active():
 		return errs.Hint(errs.New(errs.Exists, "the datastore is being moved"), "wait for its end: k1s datastore")
 	}
 	return nil

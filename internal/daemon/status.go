@@ -36,11 +36,14 @@ const askAPI = 2 * time.Second
 // Status implements control.Backend.
 func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
-	in, api, doing, readyAt, stopped, move, restoring := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore
+	in, api, doing, readyAt, stopped, move, restoring, follows := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore, d.moving.following
 	d.mu.Unlock()
 	spec := in.Config.Spec
 	if doing == "" && move.Active() {
 		doing = "moving the datastore to " + move.To.String() + ": " + string(move.Phase)
+	}
+	if follows != nil {
+		doing = follows.Leader + " moves the datastore to " + follows.To.String() + ": waiting until it is decided that it has"
 	}
 	if doing == "" && restoring.Active() {
 		doing = restoreDoing(restoring)

@@ -79,7 +79,7 @@ func (d *Daemon) watchMember(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		d.mu.Lock()
-		in, busy := d.in, d.care.restore.Active() || d.moving.state.Active()
+		in, busy := d.in, d.care.restore.Active() || d.moving.active()
 		d.mu.Unlock()
 		if components.UsesEtcd(in) && !busy {
 			d.lookAfterMember(ctx, in)

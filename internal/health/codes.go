@@ -68,6 +68,8 @@ const (
 	DatabaseAway       Code = "database-away"
 	DatabaseRefuses    Code = "database-refuses"
 	DatabaseHalf       Code = "database-half-restored"
+	DatabaseLeft       Code = "database-left"
+	DatastoreMove      Code = "datastore-move"
 	EtcdNoSpace        Code = "etcd-no-space"
 	EtcdNearlyFull     Code = "etcd-nearly-full"
 	EtcdCorrupt        Code = "etcd-corrupt"
@@ -164,6 +166,8 @@ func registry() []section {
 			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
 			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},
 			{DatabaseHalf, Error, "A restore of a backup to a database of others broke off, so only half of the cluster is in it. The API server waits and serves nothing from it: what belongs to objects that are still to come would be deleted.", "stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included"},
+			{DatabaseLeft, Error, "The servers have moved the cluster's state from this database to another one, and this server is still configured for the one that was left. The API server serves nothing from it: what it would write there is lost to the others.", "name the new datastore in spec.datastore as on the other servers, or k1s node remove this server there and join again; to go back: k1s datastore rollback on the server that was asked for the migration"},
+			{DatastoreMove, Error, "Another server moves the datastore, and this one has stopped its API server for that. It does not know yet what was decided, or cannot do what follows from it.", "start the server that moves it. After ten minutes without it this one takes the old datastore into use again, if the new one says that nothing else was decided; so that has to answer"},
 			{EtcdNoSpace, Error, "The embedded etcd has used up its quota: the API can be read, and objects can be deleted, but nothing can be written. Where that helps k1s forgets old revisions and gives the space back by itself.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed (k1s kubectl delete); see docs/how-to/etcd.md"},
 			{EtcdNearlyFull, Warning, "Most of the embedded etcd's quota is in use. When it is used up nothing can be written.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed; see docs/how-to/etcd.md"},
 			{EtcdCorrupt, Error, "The members of the embedded etcd do not have the same data, which means that a disk or a memory has changed something. It takes no writes, and nothing is done by itself.", "take a snapshot of a server whose data is right and restore it there (k1s etcd snapshot); the others join again; see docs/how-to/etcd.md"},

@@ -37,6 +37,8 @@ const (
 	pathMember = Prefix + "member"
 	// POST: KeysRequest in, Keys out; the keys of Secrets, for a server that has come late for them
 	pathKeys = Prefix + "keys"
+	// POST: MoveRequest in, MoveAnswer out; how servers move together to another datastore
+	pathMove = Prefix + "move"
 )
 
 // ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,

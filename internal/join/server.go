@@ -61,6 +61,8 @@ type Server struct {
 	Bootstrap func(context.Context) (Bootstrap, error)
 	// Secrets are the keys of Secrets, as they are kept.
 	Secrets func() ([]byte, error)
+	// Moves answers servers that move together to another datastore.
+	Moves Moves
 	// Authority signs, with the CA's key; CA is what anybody may see, see pki.Published.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
@@ -142,6 +144,21 @@ func (s *Server) Handler() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(k)
+	})
+	mux.HandleFunc("POST "+pathMove, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			s.refuse(w, errs.New(errs.Invalid, "reading the request about a move of the datastore: %w", err))
+			return
+		}
+		a, err := s.move(r.Context(), body, r.Header.Get(signatureHeader))
+		if err != nil {
+			s.Log.Warn("another server is not answered about a move of the datastore", "from", r.Header.Get("X-Forwarded-For"), "err", err)
+			s.refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
 	})
 	return mux
 }

@@ -42,6 +42,9 @@ const (
 	Pass Mode = "pass"
 	// Dump writes the source, as it is at one revision, to a file.
 	Dump Mode = "dump"
+	// Settle looks at what the servers agree by in the target, and writes what is Wanted where nothing is decided. In the end it
+	// takes the fence of an attempt that was given up out of the source.
+	Settle Mode = "settle"
 	// Load writes such a file to a target that is empty, or has what the same load left, compares it, and makes its revision greater than
 	// any that somebody may know.
 	Load Mode = "load"
@@ -71,6 +74,11 @@ type Job struct {
 	// Had, PEM, are the CAs the cluster had before: a database that was taken in the name of one of them is this cluster's.
 	Had  []byte `json:"had,omitempty"`
 	Node string `json:"node,omitempty"`
+	// Attempt is what several servers agree about, and Want what this one wants to be decided; Open begins it, "" only looks.
+	Attempt string   `json:"attempt,omitempty"`
+	Want    Decision `json:"want,omitempty"`
+	// Fence is to be put into the source before the rest is copied, or to be taken out of it by Settle; nil for none.
+	Fence *Fence `json:"fence,omitempty"`
 }
 
 // Store is how a datastore is reached. At most one of Kine and Etcd is set: then the copier runs it itself.
@@ -98,6 +106,7 @@ type Event struct {
 	Seen     *Seen         `json:"seen,omitempty"`
 	Result   *Result       `json:"result,omitempty"`
 	Dumped   *dump.Summary `json:"dumped,omitempty"`
+	Settled  *Register     `json:"settled,omitempty"`
 	// Warning is what did not go well and is no reason to fail.
 	Warning string `json:"warning,omitempty"`
 }

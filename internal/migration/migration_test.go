@@ -69,7 +69,8 @@ func (w *world) Finish(context.Context) (Result, error) {
 	}
 	return Result{Keys: 7}, w.do("finish")
 }
-func (w *world) Switch() error {
+func (w *world) Fence(context.Context) error { return w.do("fence") }
+func (w *world) Switch(context.Context) error {
 	err := w.do("switch")
 	if err == nil {
 		w.config = "b"
@@ -169,6 +170,20 @@ func TestAStartThatMayHaveServedIsNeverTakenBack(t *testing.T) {
 	}
 	w.fail = ""
 	if s, err = Run(t.Context(), w, s); err != nil || s.Phase != Done || s.Error != "" {
+		t.Errorf("the next try: %+v, %v", s, err)
+	}
+}
+
+// A full disk, most likely: the API serves from the new datastore already.
+func TestAnEndThatCannotBeKeptIsNotTakenBack(t *testing.T) {
+	w := newWorld()
+	w.fail, w.with = "keep done", errors.New("no space left")
+	s, err := Run(t.Context(), w, begun(t))
+	if err == nil || s.Phase != Starting || w.config != "b" || w.serves != "b" {
+		t.Errorf("%+v, %v; configured %q, served from %q", s, err, w.config, w.serves)
+	}
+	w.fail = ""
+	if s, err = Run(t.Context(), w, s); err != nil || s.Phase != Done || w.serves != "b" {
 		t.Errorf("the next try: %+v, %v", s, err)
 	}
 }

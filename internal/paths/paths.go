@@ -123,6 +123,11 @@ func (p Paths) DatastoreStatus() string { return path.Join(p.Run, "datastore.jso
 // Moving is where a move of the datastore keeps its sockets and what opens them, one time after the other.
 func (p Paths) Moving(name string) string { return path.Join(p.Run, "datastore-move", name) }
 
+// DatastoreGoing is how the datastore is reached to which several servers are on their way, for the one that leads; Following what one
+// that goes with it keeps.
+func (p Paths) DatastoreGoing() string { return path.Join(p.Data, "datastore", "going.json") }
+func (p Paths) Following() string      { return path.Join(p.Data, "datastore", "following.json") }
+
 // Migration keeps how far the last move of the datastore has come, and DatastoreBefore the configuration that a rollback
 // of the move with that id brings back; it may hold a password.
 func (p Paths) Migration() string { return path.Join(p.Data, "datastore", "migration.json") }

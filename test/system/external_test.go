@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/migration"
 )
 
 // externalVar asks for the test of several servers on a database of others, which takes some minutes.
@@ -58,8 +60,8 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	if os.Getenv(externalVar) == "" {
 		t.Skipf("%s is not set: it takes minutes, see make system-external", externalVar)
 	}
-	c := created(t, "ext", withImages(t, "--agents", "1")...)
-	first, second, agent := member{c, "server-0"}, member{c, "server-1"}, member{c, "agent-0"}
+	c := created(t, "ext", withImages(t, "--servers", "3", "--agents", "1")...)
+	first, second, third, agent := member{c, "server-0"}, member{c, "server-1"}, member{c, "server-2"}, member{c, "agent-0"}
 	// The database is on the machine of the agent, which nobody kills.
 	nodes := c.describe(t).Nodes
 	at := nodes[slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == agent.node })]
@@ -67,15 +69,8 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	db.start(t, "5432")
 	app := everywhere{c.namespace(t, "everywhere")}
 	app.apply(t, "everywhere.yaml")
-	app.reach(t, 2)
-
-	first.reaches(t, db, db.dsn(databasePassword))
-	moved := first.in(within(t, changeLimit), "k1s", "datastore", "migrate", "--to-file", "/etc/k1s/datastore",
-		"--ca-file", "/etc/k1s/db/ca.crt", "--cert-file", "/etc/k1s/db/client.crt", "--key-file", "/etc/k1s/db/client.key", "--yes")
-	if err := moved.error(); err != nil {
-		t.Fatal(err)
-	}
-	c.k1s(within(t, changeLimit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node server-1 is there")
+	app.reach(t, 4)
+	t.Run("three servers move from their etcd to it together", func(t *testing.T) { c.movesTogether(t, []member{first, second, third}, db) })
 	var addrs []string
 	for _, n := range c.describe(t).Nodes {
 		if n.Name != agent.node {
@@ -83,7 +78,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		}
 	}
 	c.serverAddresses(t, addrs...)
-	app.reach(t, 3)
+	app.reach(t, 4)
 	n := newCounters(t, c.anyServer(t))
 	stop := n.start()
 	goesOn := func(what string) {
@@ -103,8 +98,8 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		})
 		n.check(t)
 	}
-	t.Run("one dies, whichever it is, and the other goes on", func(t *testing.T) {
-		goesOn("with two")
+	t.Run("one dies, whichever it is, and the others go on", func(t *testing.T) {
+		goesOn("with all")
 		for _, s := range []member{first, second} {
 			s.dies(t)
 			goesOn("without " + s.node)
@@ -112,7 +107,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 			s.untilState(t, control.Running)
 			goesOn("with " + s.node + " again")
 		}
-		app.reach(t, 3)
+		app.reach(t, 4)
 	})
 	t.Run("the keys of Secrets change on both", func(t *testing.T) {
 		if err := second.in(within(t, changeLimit), "k1s", "encryption", "enable").error(); err != nil {
@@ -158,7 +153,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 			})
 		}
 		goesOn("with the database again")
-		app.reach(t, 3)
+		app.reach(t, 4)
 		if after := c.containers(t); after != before {
 			t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
 		}
@@ -166,6 +161,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	stop()
 	n.check(t)
 	t.Run("of two first servers on one database one founds a cluster", func(t *testing.T) {
+		third.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		second.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		// On the database of the cluster that is there, it is the second.
 		config := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore: {endpoint: null, endpointFile: /etc/k1s/datastore, caFile: /etc/k1s/db/ca.crt, certFile: /etc/k1s/db/client.crt, keyFile: /etc/k1s/db/client.key}\n"
@@ -200,4 +196,112 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		winner.in(within(t, limit), "k1s", "stop", "--pods").wants(t, 0)
 		(<-ended).result.wants(t, 0)
 	})
+}
+
+// movesTogether moves servers from the etcd they have to a database, under reads and writes at each of them: first the daemon of the one
+// that leads is killed before they have agreed, then that of one that follows while it waits.
+func (c *Cluster) movesTogether(t *testing.T, servers []member, db *database) {
+	leads, follows := servers[0], servers[1]
+	var all []string
+	for _, s := range servers {
+		all = append(all, s.node)
+		s.untilState(t, control.Running)
+	}
+	leads.reaches(t, db, db.dsn(databasePassword))
+	r := c.registers(t, servers)
+	r.goOn(t, "in etcd", all...)
+	isIn := func(engine string) {
+		t.Helper()
+		for _, s := range servers {
+			s.untilState(t, control.Running)
+			eventually(t, limit, s.node+" to be in "+engine, func(ctx context.Context) error {
+				d, err := s.client().Datastore(ctx)
+				if err == nil && d.Engine != engine {
+					err = fmt.Errorf("it is in %s", d.Engine)
+				}
+				return err
+			})
+		}
+		r.goOn(t, "in "+engine, all...)
+	}
+	begin := func() {
+		t.Helper()
+		_, err := leads.client().MoveDatastore(within(t, limit), control.DatastoreRequest{
+			Action: migration.Migrate, EndpointFile: "/etc/k1s/datastore", CAFile: "/etc/k1s/db/ca.crt", CertFile: "/etc/k1s/db/client.crt", KeyFile: "/etc/k1s/db/client.key",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// ended waits until the one that leads is at the end of it.
+	ended := func(phase migration.Phase) {
+		t.Helper()
+		eventually(t, 2*limit, "the move to be "+string(phase), func(ctx context.Context) error {
+			d, err := leads.client().Datastore(ctx)
+			if err == nil && (d.Move == nil || d.Move.Phase != phase) {
+				err = fmt.Errorf("it is %+v", d.Move)
+			}
+			return err
+		})
+	}
+	// killedWhen kills a daemon as soon as something is there on its disk.
+	killedWhen := func(s member, file, words string) {
+		t.Helper()
+		st, err := s.status(within(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := processOf(st.PID)
+		path := s.disk(file)
+		eventually(t, limit, words+" in "+file+" of "+s.node, func(context.Context) error {
+			b, err := os.ReadFile(path)
+			if err == nil && !strings.Contains(string(b), words) {
+				err = fmt.Errorf("it has %.100q", b)
+			}
+			return err
+		})
+		kill(t, st.PID)
+		eventually(t, limit, "the daemon of "+s.node+" to be dead, and another one to run", func(ctx context.Context) error {
+			if p.alive() {
+				return errors.New("it is alive")
+			}
+			now, err := s.status(ctx)
+			if err == nil && processOf(now.PID) == p {
+				err = errors.New("it is still the old one")
+			}
+			return err
+		})
+	}
+	begin()
+	killedWhen(leads, "var/lib/k1s/datastore/migration.json", `"phase": "fencing"`)
+	ended(migration.Failed)
+	isIn("etcd")
+
+	begin()
+	killedWhen(follows, "var/lib/k1s/datastore/following.json", `"attempt"`)
+	ended(migration.Done)
+	isIn("PostgreSQL")
+	d, err := leads.client().Datastore(within(t, limit))
+	if err != nil || d.Move.Result == nil || d.Move.Result.Keys < 100 || d.Move.Result.TargetRevision <= d.Move.Result.SourceRevision {
+		t.Errorf("%+v, %v", d.Move, err)
+	} else {
+		for _, row := range d.Move.Result.Rows {
+			if !row.Equal() {
+				t.Errorf("%s differs: %+v", row.Prefix, row)
+			}
+		}
+		t.Logf("%d keys, %d late, the control plane of %s was away for %.2fs", d.Move.Result.Keys, d.Move.Result.Late, leads.node, d.Move.PausedS)
+	}
+	for _, s := range servers {
+		if fs, err := filepath.Glob(s.disk("var/lib/k1s/datastore/") + "/[fg]o*.json"); err != nil || len(fs) > 0 {
+			t.Errorf("left on %s: %q, %v", s.node, fs, err)
+		}
+		found := s.in(within(t, limit), "sh", "-c", "grep -rlsF --exclude-dir=payload --exclude-dir=containerd "+databasePassword+" /var/lib/k1s /run/k1s /etc/k1s || true")
+		for file := range strings.FieldsSeq(found.out) {
+			if mode := strings.TrimSpace(s.in(within(t, limit), "stat", "-c", "%a", file).out); mode != "600" || strings.HasSuffix(file, ".log") {
+				t.Errorf("the password is in %s of %s, which has mode %s", file, s.node, mode)
+			}
+		}
+	}
+	r.check(t)
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	"k1s.io/k1s/internal/applets/kubeglobals"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/errs"
 )
 
@@ -69,6 +70,11 @@ func Run(ctx context.Context, args []string) error {
 				klog.ErrorS(err, "Connections to the datastore not closed")
 			}
 		}()
+	}
+	if attempt := os.Getenv(components.EnvFence); attempt != "" {
+		klog.InfoS("Serving nothing: the state moves to another datastore", "attempt", attempt)
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
 	if err := claimDatabase(ctx, completed); err != nil {
 		return err

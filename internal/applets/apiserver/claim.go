@@ -63,9 +63,9 @@ func claimDatabase(ctx context.Context, o options.CompletedOptions) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if report.Half != "" {
+		if report.Half != "" || report.Left != "" {
 			report.Of = os.Getenv(components.EnvClaimOf)
-			if err := tellHalf(file, report); err != nil {
+			if err := tellWaiting(file, report); err != nil {
 				return err
 			}
 		}
@@ -101,8 +101,8 @@ func tell(ctx context.Context, file string, report []byte, ours bool) error {
 	}
 }
 
-// tellHalf tells the daemon why nothing is served. It is asked again and again, so that every daemon is told.
-func tellHalf(file string, report ownership.Report) error {
+// tellWaiting tells the daemon why nothing is served. It is asked again and again, so that every daemon is told.
+func tellWaiting(file string, report ownership.Report) error {
 	raw, err := json.Marshal(report)
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func tellHalf(file string, report ownership.Report) error {
 		return nil
 	}
 	if err := durable.WriteFile(file, raw, 0o600); err != nil {
-		return fmt.Errorf("telling that half of a backup is in the database: %w", err)
+		return fmt.Errorf("telling why nothing is served from the database: %w", err)
 	}
 	return nil
 }
@@ -128,7 +128,8 @@ func claimOnce(ctx context.Context, o options.CompletedOptions, ours ownership.O
 }
 
 // claimIn claims a database that has all of a cluster in it, or nothing. One with half of a backup is this cluster's too, and must not be
-// served: what belongs to objects that are still to come would be deleted.
+// served: what belongs to objects that are still to come would be deleted. Nor must one that was left for another one: what is written
+// there is lost.
 func claimIn(ctx context.Context, kv clientv3.KV, root string, ours ownership.Ours) (ownership.Report, error) {
 	switch mark, err := kv.Get(ctx, migration.MarkKey(root)); {
 	case claiming.Refused(err): // then nobody could write it either
@@ -136,6 +137,17 @@ func claimIn(ctx context.Context, kv clientv3.KV, root string, ours ownership.Ou
 		return ownership.Report{}, err
 	case len(mark.Kvs) > 0 && migration.HalfRestored(string(mark.Kvs[0].Value)):
 		return ownership.Report{Half: migration.MarkKey(root)}, errs.New(errs.Failure, "half of a backup is in the database (its key %s): stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included", migration.MarkKey(root))
+	}
+	switch left, err := kv.Get(ctx, migration.FenceKey(root)); {
+	case claiming.Refused(err):
+	case err != nil:
+		return ownership.Report{}, err
+	case len(left.Kvs) > 0:
+		var f migration.Fence
+		if err := json.Unmarshal(left.Kvs[0].Value, &f); err != nil || f.To == "" {
+			f.To = "another datastore"
+		}
+		return ownership.Report{Left: f.To}, errs.New(errs.Failure, "the cluster's state has moved from this database to %s (its key %s), or is on its way there", f.To, migration.FenceKey(root))
 	}
 	is, err := claiming.Make(ctx, kv, root, ours)
 	var foreign *ownership.Foreign

@@ -120,6 +120,19 @@ func TestHalfOfABackupIsNotServed(t *testing.T) {
 	}
 }
 
+func TestADatabaseThatWasLeftIsNotServed(t *testing.T) {
+	key := migration.FenceKey("/registry")
+	for value, want := range map[string]string{
+		string(migration.Fence{Attempt: "a", To: "postgres://db:5432"}.Marshal()): "postgres://db:5432",
+		"nonsense": "another datastore",
+	} {
+		k := &keys{has: map[string]string{key: value}}
+		if report, err := claimIn(t.Context(), k, "/registry", ownership.Ours{}); err == nil || !strings.Contains(err.Error(), want) || report != (ownership.Report{Left: want}) || k.writes != 0 {
+			t.Errorf("%s: it is %+v, after %d writes, %v", value, report, k.writes, err)
+		}
+	}
+}
+
 func TestThatHalfOfABackupIsThereIsToldToEveryDaemon(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "claim.json")
 	half := ownership.Report{Of: "db", Half: migration.MarkKey("/registry")}
@@ -132,7 +145,7 @@ func TestThatHalfOfABackupIsThereIsToldToEveryDaemon(t *testing.T) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
-		if err := tellHalf(file, half); err != nil {
+		if err := tellWaiting(file, half); err != nil {
 			t.Fatal(err)
 		}
 		var told ownership.Report

@@ -205,6 +205,10 @@ func (c *copier) load(ctx context.Context) error {
 		return err
 	}
 	r.SourceRevision, r.TargetRevision = c.Summary.Revision, now
+	// It may have been left for another one once.
+	if err := c.target.unfence(ctx, c.Root, ""); err != nil {
+		return fmt.Errorf("taking the new datastore into use: %w", err)
+	}
 	// From here on it may be used: nobody may take it for his own half of a load.
 	if _, at, merr := c.target.mark(ctx, c.Root); merr != nil {
 		return merr

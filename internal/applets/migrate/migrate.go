@@ -99,6 +99,8 @@ func (c *copier) run(ctx context.Context) error {
 		return c.differ(ctx)
 	case migration.Pass:
 		return c.pass(ctx)
+	case migration.Settle:
+		return c.settle(ctx)
 	case migration.Dump:
 		return c.dump(ctx)
 	case migration.Load:
@@ -250,6 +252,9 @@ func (c *copier) copy(ctx context.Context) error {
 	case <-c.finish:
 	}
 	if err := c.open(ctx, &c.source, "old", c.Source, 0); err != nil {
+		return err
+	}
+	if err := c.leave(ctx); err != nil {
 		return err
 	}
 	n, err := c.round(ctx, c.source, true)
@@ -413,11 +418,15 @@ func (c *copier) compare(ctx context.Context, late int) error {
 		now = last + 1
 	}
 	r.Late, r.SourceRevision, r.TargetRevision = late, last, now
-	return c.end(r)
+	return c.end(ctx, r)
 }
 
-// end closes both sides, so that what they hold is on their disks, before it tells the result.
-func (c *copier) end(r migration.Result) error {
+// end closes both sides, so that what they hold is on their disks, before it tells the result. A target that was left once is not left any
+// more.
+func (c *copier) end(ctx context.Context, r migration.Result) error {
+	if err := c.target.unfence(ctx, c.Root, ""); err != nil {
+		return fmt.Errorf("taking the new datastore into use: %w", err)
+	}
 	err := errors.Join(c.source.close(), c.target.close())
 	c.source, c.target = nil, nil
 	if err != nil {
@@ -455,6 +464,9 @@ func (c *copier) pass(ctx context.Context) error {
 	if err := c.open(ctx, &c.target, "old", c.Target, 0); err != nil {
 		return err
 	}
+	if err := c.leave(ctx); err != nil {
+		return err
+	}
 	now, last, err := c.source.read(ctx, c.Root, nil)
 	if err != nil {
 		return fmt.Errorf("reading the present datastore: %w", err)
@@ -472,5 +484,5 @@ func (c *copier) pass(ctx context.Context) error {
 	}
 	r, _ := migration.Verify(migration.Compare(c.Root, now, before))
 	r.SourceRevision, r.TargetRevision = last, rev
-	return c.end(r)
+	return c.end(ctx, r)
 }
