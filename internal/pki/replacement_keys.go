@@ -3,6 +3,7 @@ package pki
 import (
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -60,6 +61,13 @@ func (b Bundle) replaces(all []Replacement) error {
 		if r.Name == ServiceAccount {
 			if ours, err := encodePublic(key.Public()); err != nil || string(ours) != string(b[files[1]]) {
 				return bad(files[1], "does not belong to the key")
+			}
+			block, _ := pem.Decode(b[files[2]])
+			if block == nil {
+				return bad(files[2], "cannot be read")
+			}
+			if old, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil || fingerprint(old) != r.Old {
+				return bad(files[2], "is not the key that is replaced")
 			}
 			continue
 		}
