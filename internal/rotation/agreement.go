@@ -118,6 +118,8 @@ type Own struct {
 func Follow(own Own, r *Record) (Duty, error) {
 	local := own.State
 	switch {
+	case r == nil && local.Serial == 0 && !local.Active() && own.Holds != "": // they were made, and it was never agreed about
+		return End, nil
 	case r == nil && local.Serial == 0 && !local.Active():
 		return Rest, nil
 	case r == nil, r.Serial < local.Serial:
