@@ -535,6 +535,9 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
+	if in.Several {
+		return d.rotateTogether(ctx, in, api, r)
+	}
 	if r.Finish || r.Abort {
 		if err := d.endRotation(in, r); err != nil {
 			return control.Rotation{}, err
@@ -604,7 +607,7 @@ func noOtherServes(ctx context.Context, in component.Input, api *kubeapi.Client)
 	}
 	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
 	if others := slices.DeleteFunc(all, func(s string) bool { return s == own }); len(others) > 0 {
-		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible yet while other servers run: the API is also served at %s", strings.Join(others, ", ")),
+		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible while other servers run that this one does not know: the API is also served at %s", strings.Join(others, ", ")),
 			"stop k1s there, also if that server was removed from the cluster; what has stopped is not counted any more after 15 seconds")
 	}
 	return nil

@@ -134,7 +134,7 @@ func (d *Daemon) authorities() (join.Authorities, error) {
 		return join.Authorities{}, err
 	}
 	return join.Authorities{
-		State: s.state.Marshal(), Runs: in.Trust, Ready: d.working(), Moving: s.moving, Holds: holds(in.Paths), Trusts: pki.Pins(trusted), Keys: keys,
+		Node: in.Facts.NodeName, State: s.state.Marshal(), Runs: in.Trust, Ready: d.working(), Moving: s.moving, Holds: holds(in.Paths), Trusts: pki.Pins(trusted), Keys: keys,
 	}, nil
 }
 
@@ -196,7 +196,7 @@ func (w replacer) ask(ctx context.Context, servers map[string]string) []rotation
 	cas, caErr := pki.ReadTrusted(in.Paths)
 	err = errors.Join(err, caErr)
 	names := slices.Sorted(maps.Keys(servers))
-	out := make([]rotation.Report, len(names))
+	out, told := make([]rotation.Report, len(names)), make([]string, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
 		at := servers[name]
@@ -211,11 +211,18 @@ func (w replacer) ask(ctx context.Context, servers map[string]string) []rotation
 				a, err = join.Client{Server: at, CAs: cas}.Authorities(ctx, identity, in.Facts.NodeName)
 			}
 			out[i] = report(name, a, err)
-			out[i].Unknown = name == at
+			out[i].Unknown, told[i] = name == at, a.Node
 		})
 	}
 	all.Wait()
-	return out
+	var known []rotation.Report
+	for i, r := range out {
+		if at, ok := servers[told[i]]; r.Unknown && ok && at != told[i] {
+			continue // one of them, which has its API at an address of its own choice too
+		}
+		known = append(known, r)
+	}
+	return known
 }
 
 // report is what a server has told, for the decisions.

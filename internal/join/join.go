@@ -130,6 +130,8 @@ type AuthoritiesRequest struct {
 
 // Authorities is what a server tells of itself while the cluster's authorities are replaced.
 type Authorities struct {
+	// Node is the server: its API may be at another address than the one it is known by.
+	Node string `json:"node"`
 	// State is the stage it keeps, see rotation.State.Marshal; there is no key in it.
 	State json.RawMessage `json:"state"`
 	// Runs is the stage its control plane was started with and works in, see rotation.State.Epoch; "" while it does not.

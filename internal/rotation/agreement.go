@@ -181,7 +181,7 @@ func Guide(r Record, servers []Report, now time.Time) (Record, []string) {
 	for _, s := range servers {
 		switch {
 		case s.Err != nil && s.Server == r.Turn:
-			waits = append(waits, fmt.Sprintf("%s restarts its control plane, or is away (%v); if it does not come back: k1s node remove %s", s.Server, s.Err, s.Server))
+			waits = append(waits, fmt.Sprintf("%s restarts its control plane, and does not answer yet (%v); if it does not come back: k1s node remove %s", s.Server, s.Err, s.Server))
 		case s.Err != nil && s.Unknown:
 			waits = append(waits, fmt.Sprintf("the API server at %s is of no server that the cluster knows, and does not answer (%v); if it was removed and runs on, it has to be stopped there", s.Server, s.Err))
 		case s.Err != nil:

@@ -546,7 +546,7 @@ func TestNoServerHasATurnWhileAnotherIsAway(t *testing.T) {
 	}{
 		"the first begins":                       {all: idle, want: "a"},
 		"it goes over":                           {turn: "a", all: change(idle, 0, func(r *Report) { r.Moving = true }), want: "a", waits: "a goes over to the stage"},
-		"it restarts":                            {turn: "a", all: change(idle, 0, func(r *Report) { r.Err = errWaits }), want: "a", waits: "a restarts its control plane, or is away (waits); if it does not come back: k1s node remove a"},
+		"it restarts":                            {turn: "a", all: change(idle, 0, func(r *Report) { r.Err = errWaits }), want: "a", waits: "a restarts its control plane, and does not answer yet (waits); if it does not come back: k1s node remove a"},
 		"it starts":                              {turn: "a", all: change(idle, 0, func(r *Report) { *r = there[0]; r.Ready = false }), want: "a", waits: "the control plane of a is not ready"},
 		"it is there, and still moves":           {turn: "a", all: change(idle, 0, func(r *Report) { *r = there[0]; r.Moving = true }), want: "a", waits: "a server goes over to another stage in this moment"},
 		"then the next one":                      {turn: "a", all: change(idle, 0, func(r *Report) { *r = there[0] }), want: "b"},
