@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -36,7 +37,8 @@ func newCertsRotateCmd(deps Deps, runF func(context.Context, certsRotateOptions)
 			"kubeconfigs until the old one goes, nodes and tokens also after that. At each of the three steps the control plane\n" +
 			"restarts once, which takes a second or two; pods are not touched. The old CA is trusted for ten minutes at least, and tokens\n" +
 			"that the old key of service accounts has signed for a day, because running programs learn of the new ones by then. When this command is interrupted, or k1s is, the\n" +
-			"replacement goes on when k1s runs.",
+			"replacement goes on when k1s runs. Several servers do it together: each step ends when all of them have taken it, one restarts at\n" +
+			"a time, and every one of them can be asked, or told to finish it or to call it off.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
@@ -129,7 +131,7 @@ func followRotation(ctx context.Context, o certsRotateOptions, c *control.Client
 	for {
 		hurry := o.finish || o.keep == 0
 		rests := r.State.Stage == rotation.Overlapping && !hurry || r.State.Stage == rotation.Draining && !r.State.DropTokens
-		if !r.State.Active() || rests && len(r.Behind) == 0 {
+		if !r.State.Active() && r.Note == "" || rests && len(r.Behind) == 0 && r.Note == "" {
 			return r, nil
 		}
 		if s := rotationProgress(r) + rotationWait(r); s != last {
@@ -219,7 +221,37 @@ func printRotation(w io.Writer, r control.Rotation) error {
 	if _, err := io.WriteString(w, head.String()+"\n"); err != nil {
 		return err
 	}
-	return printRotationNodes(w, r)
+	return errors.Join(printRotationServers(w, r), printRotationNodes(w, r))
+}
+
+// printRotationServers tells how far each of several servers is.
+func printRotationServers(w io.Writer, r control.Rotation) error {
+	if len(r.Servers) == 0 {
+		return nil
+	}
+	var rows [][]string
+	for _, s := range r.Servers {
+		does := "waits for its turn"
+		switch {
+		case s.Error != "":
+			does = "does not answer: " + s.Error
+		case !s.Ready:
+			does = "its control plane starts"
+		case s.There:
+			does = "there"
+		case s.Turn:
+			does = "goes over"
+		}
+		if s.Leader {
+			does += ", leads"
+		}
+		rows = append(rows, []string{s.Name, orDash(s.Stage), does})
+	}
+	if err := printer.Columns(w, []string{"SERVER", "STAGE", "IS"}, rows); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "\n")
+	return err
 }
 
 func printRotationNodes(w io.Writer, r control.Rotation) error {
@@ -267,6 +299,9 @@ func printRotationPlan(w io.Writer, r control.Rotation) error {
 		return err
 	}
 	var b strings.Builder
+	if len(r.Servers) > 1 {
+		fmt.Fprintf(&b, "\n%d servers do it together: a step ends when all of them have taken it, and one control plane restarts at a time\n", len(r.Servers))
+	}
 	fmt.Fprintf(&b, "\n1. nodes that are there, and pods, learn to trust the new CA beside the old one; the control plane restarts\n"+
 		"2. the new one signs: every certificate is issued anew, and the control plane restarts\n"+
 		"3. after %s, or with --finish, and ten minutes at least, the old one is not trusted any more; the control plane restarts\n", printer.Age(max(r.State.Keep, rotation.Settle)))

@@ -176,6 +176,24 @@ type Rotation struct {
 	Away     []string       `json:"away,omitempty"`
 	Nodes    []RotationNode `json:"nodes,omitempty"`
 	Warnings []string       `json:"warnings,omitempty"`
+	// Servers are all of a cluster of several, and how far each is; State is where they are brought to.
+	Servers []RotationServer `json:"servers,omitempty"`
+}
+
+// RotationServer is what one of several servers has said of itself, in this moment.
+type RotationServer struct {
+	Name string `json:"name"`
+	// Number and Stage are those it keeps, and Ready tells that its control plane works.
+	Number int    `json:"number,omitempty"`
+	Stage  string `json:"stage,omitempty"`
+	Ready  bool   `json:"ready"`
+	// There tells that it keeps and runs the stage of all.
+	There bool `json:"there"`
+	// Turn tells that it is the one that may go over to the stage now, Leader that it decides how it goes on.
+	Turn   bool `json:"turn,omitempty"`
+	Leader bool `json:"leader,omitempty"`
+	// Error is why nothing is known of it.
+	Error string `json:"error,omitempty"`
 }
 
 // RotationNode is what a node has said of itself.

@@ -68,6 +68,7 @@ type Daemon struct {
 	renewing sync.Mutex // held while certificates and what is made from them are written
 	planning sync.Mutex // held while a move of the datastore is looked at
 	keyring  sync.Mutex // held while this server's keys of Secrets follow from what all agree about
+	together sync.Mutex // held while this server's authorities follow from what all agree about, and while that is begun
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
@@ -86,6 +87,11 @@ type Daemon struct {
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
+
+	// restart starts the control plane anew as an input says, and works tells whether it does its work; nil for by the supervisor, which
+	// tests have not.
+	restart func(context.Context, component.Input) error
+	works   func() bool
 
 	// openEtcd is etcdClient, or what a test has in its place.
 	openEtcd func(component.Input) (*etcdapi.Client, error)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -30,11 +31,13 @@ import (
 
 // objects are what the API servers of a cluster have in common.
 type objects struct {
-	mu      sync.Mutex // guards what follows
-	rev     int
-	record  *kubeapi.ConfigMap
-	secrets map[string]kubeapi.Secret // of kube-system, by name
-	servers []string                  // endpoints of the service kubernetes
+	mu        sync.Mutex // guards what follows
+	rev       int
+	maps      map[string]kubeapi.ConfigMap // of kube-system, by name
+	secrets   map[string]kubeapi.Secret    // of kube-system, by name
+	servers   []string                     // endpoints of the service kubernetes
+	published string                       // the CA that pods are given
+	restarts  int                          // how many control planes start in this moment
 }
 
 // oneServer is a daemon and an API server that does what a daemon asks of it.
@@ -46,6 +49,8 @@ type oneServer struct {
 	addr   string // host:port
 	away   atomic.Bool
 	now    atomic.Pointer[Daemon] // that takes the place of the first one; nil for none
+	shown  atomic.Pointer[tls.Certificate]
+	pool   atomic.Pointer[x509.CertPool] // whose clients the API server believes since it was started
 }
 
 func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) *oneServer {
@@ -67,13 +72,18 @@ func newServer(t *testing.T, shared *objects, name, ip string, keys pki.Bundle) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := tls.LoadX509KeyPair(pki.CertFile(p, pki.APIServer), pki.KeyFile(p, pki.APIServer))
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.https = httptest.NewUnstartedServer(nil)
 	s.https.Listener.Close()
-	s.https.Listener, s.https.TLS, s.addr = l, &tls.Config{Certificates: []tls.Certificate{cert}}, l.Addr().String()
+	s.https.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	s.reads(t)
+	s.https.Listener, s.addr = l, l.Addr().String()
+	s.https.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		// Between two files the one before is shown, as by an API server.
+		if cert, err := tls.LoadX509KeyPair(pki.CertFile(p, pki.APIServer), pki.KeyFile(p, pki.APIServer)); err == nil {
+			s.shown.Store(&cert)
+		}
+		return &tls.Config{Certificates: []tls.Certificate{*s.shown.Load()}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: s.pool.Load()}, nil
+	}}
 	if s.api, err = serverClient(in, s.addr); err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +127,16 @@ func (m movesOf) Answer(ctx context.Context, r join.MoveRequest) (join.MoveAnswe
 	return movers{m.s.Daemon}.Answer(ctx, r)
 }
 
+// reads is what an API server does when it starts.
+func (s *oneServer) reads(t *testing.T) {
+	t.Helper()
+	pool, err := pki.Pool(pki.CertFile(s.o.Paths, pki.CA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.pool.Store(pool)
+}
+
 func answer(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
 
 func (s *oneServer) handler() http.Handler {
@@ -124,6 +144,7 @@ func (s *oneServer) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(join.Prefix, (&join.Server{
 		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting, Moves: movesOf{s},
+		Authorities: s.authorities, NewAuthorities: s.newAuthorities,
 	}).Handler())
 	mux.HandleFunc("GET /api/v1/namespaces", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"items": []any{map[string]any{"metadata": map[string]any{"name": "kube-system", "uid": "1"}}}})
@@ -180,31 +201,52 @@ func (s *oneServer) handler() http.Handler {
 		if err := json.NewDecoder(r.Body).Decode(&m); err != nil {
 			s.t.Error(err)
 		}
-		was := ""
-		if o.record != nil {
-			was = o.record.Metadata.ResourceVersion
-		}
-		if m.Metadata.ResourceVersion != was {
+		if m.Metadata.ResourceVersion != o.maps[m.Metadata.Name].Metadata.ResourceVersion {
 			w.WriteHeader(http.StatusConflict)
 			return
 		}
-		o.rev++
-		m.Metadata.ResourceVersion = fmt.Sprint(o.rev)
-		o.record = &m
+		o.put(m)
 		answer(w, m)
 	}
 	mux.HandleFunc("POST "+ofSystem+"configmaps", write)
-	mux.HandleFunc("PUT "+ofSystem+"configmaps/"+recordName, write)
-	mux.HandleFunc("GET "+ofSystem+"configmaps/"+recordName, func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("PUT "+ofSystem+"configmaps/{name}", write)
+	mux.HandleFunc("GET "+ofSystem+"configmaps/{name}", func(w http.ResponseWriter, r *http.Request) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.record == nil {
+		m, ok := o.maps[r.PathValue("name")]
+		if !ok {
 			w.WriteHeader(http.StatusNotFound)
 			return
 		}
-		answer(w, o.record)
+		answer(w, m)
+	})
+	mux.HandleFunc("GET /api/v1/configmaps", func(w http.ResponseWriter, _ *http.Request) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		answer(w, map[string]any{"items": []any{map[string]any{"metadata": map[string]string{"namespace": "default"}, "data": map[string]string{"ca.crt": o.published}}}})
+	})
+	mux.HandleFunc("GET /api/v1/nodes", func(w http.ResponseWriter, _ *http.Request) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		var items []any
+		for name := range o.secrets {
+			items = append(items, map[string]any{"metadata": map[string]string{"name": nodeOfSecret(name)}, "status": map[string]any{"conditions": []any{map[string]string{"type": "Ready", "status": "True"}}}})
+		}
+		answer(w, map[string]any{"items": items})
 	})
 	return mux
+}
+
+// put keeps a ConfigMap; o.mu is held.
+func (o *objects) put(m kubeapi.ConfigMap) {
+	o.rev++
+	m.Metadata.ResourceVersion = fmt.Sprint(o.rev)
+	o.maps[m.Metadata.Name] = m
+}
+
+// newObjects are those of a cluster without servers.
+func newObjects() *objects {
+	return &objects{secrets: map[string]kubeapi.Secret{}, maps: map[string]kubeapi.ConfigMap{}}
 }
 
 // agree lets servers do what they do again and again, until none has anything to do.
@@ -246,7 +288,7 @@ func (s *oneServer) asked(t *testing.T, action encryption.Action) {
 }
 
 func TestServersChangeTheKeysOfSecretsTogether(t *testing.T) {
-	shared := &objects{secrets: map[string]kubeapi.Secret{}}
+	shared := newObjects()
 	a := newServer(t, shared, "server-0", "127.0.0.1", nil)
 	keys, err := pki.ReadBundle(a.in.Paths)
 	if err != nil {
@@ -265,7 +307,7 @@ func TestServersChangeTheKeysOfSecretsTogether(t *testing.T) {
 	if file := providers(t, b.in.Paths); !strings.Contains(file, first.Secret.Reveal()) || file != providers(t, a.in.Paths) {
 		t.Error("their API servers do not get the same")
 	}
-	if text := shared.record.Data[recordKey]; strings.Contains(text, first.Secret.Reveal()) || !strings.Contains(text, first.Name) {
+	if text := shared.maps[recordName].Data[recordKey]; strings.Contains(text, first.Secret.Reveal()) || !strings.Contains(text, first.Name) {
 		t.Errorf("they agree about %s", text)
 	}
 	e, err := b.Encryption(t.Context())

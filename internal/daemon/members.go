@@ -265,6 +265,7 @@ func (d *Daemon) becomeSeveral(ctx context.Context) error {
 	d.in.Several = true
 	d.mu.Unlock()
 	d.wakeEncryption() // the others may change keys from now on
+	d.wakeRotation()   // and authorities
 	return nil
 }
 

@@ -663,6 +663,16 @@ func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	if replacing.Active() {
 		return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", replacing.Stage), "%s", replacing.Sooner())
 	}
+	// What is agreed about begins on the other servers first, maybe.
+	if in.Several {
+		r, err := (replacer{d}).record(ctx)
+		if err != nil {
+			return join.Bootstrap{}, err
+		}
+		if r != nil && r.State.Active() {
+			return join.Bootstrap{}, errs.Hint(errs.New(errs.NotRunning, "the cluster's CA is being replaced (%s); a server can join after that", r.State.Stage), "%s", r.State.Sooner())
+		}
+	}
 	var b join.Bootstrap
 	c := in.Config.Spec.Datastore
 	switch e := components.Engine(in); {

@@ -20,7 +20,6 @@ import (
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
-	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/token"
@@ -268,7 +267,7 @@ func (s seats) Promote(context.Context, join.Member) error { return s.refuse }
 
 // One of the servers may be away for good, or its address somebody else's by now.
 func TestWhatAServerDecidesCountsMoreThanThatAnotherOneIsAway(t *testing.T) {
-	shared := &objects{secrets: map[string]kubeapi.Secret{}}
+	shared := newObjects()
 	a := newServer(t, shared, "server-0", "127.0.0.1", nil)
 	keys, err := pki.ReadBundle(a.in.Paths)
 	if err != nil {

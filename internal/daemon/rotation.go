@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -45,6 +46,20 @@ type rotationState struct {
 	waits []string
 	note  string // why nothing is known now
 	wake  chan struct{}
+	// agreed is the stage to which several servers are brought together, as it was read last, and moving tells that this one goes over to it.
+	agreed rotation.State
+	moving bool
+	// ledAt is when this server has last decided how it goes on, and ledSerial of what.
+	ledAt     time.Time
+	ledSerial int64
+}
+
+// shown is the state that users and other servers are told of.
+func (r rotationState) shown(several bool) rotation.State {
+	if several && r.agreed.Number > 0 {
+		return r.agreed
+	}
+	return r.state
 }
 
 // readRotation reads the state; a missing file is the zero state.
@@ -105,6 +120,9 @@ func (d *Daemon) prepareRotation(ctx context.Context, in *component.Input) error
 	d.rotating = rotationState{state: s, wake: make(chan struct{}, 1)}
 	d.mu.Unlock()
 	in.Trust = s.Epoch()
+	if !s.Active() && in.Several && holds(in.Paths) != "" {
+		return nil // whether it has begun only the others can tell
+	}
 	if !s.Active() {
 		return forgetUnkept(ctx, in.Paths)
 	}
@@ -125,7 +143,7 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 	d.mu.Lock()
 	wake, s := d.rotating.wake, d.rotating.state
 	d.mu.Unlock()
-	if s.Number == 0 {
+	if s.Number == 0 && !d.isSeveral() {
 		select { // the first one
 		case <-ctx.Done():
 			return
@@ -136,6 +154,21 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 		return
 	}
 	for {
+		if d.isSeveral() {
+			var later <-chan time.Time
+			if pause := d.replaceTogether(ctx); pause > 0 {
+				later = time.After(pause)
+			} else {
+				continue
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-wake:
+			case <-later:
+			}
+			continue
+		}
 		d.mu.Lock()
 		s := d.rotating.state
 		d.mu.Unlock()
@@ -185,7 +218,7 @@ func (d *Daemon) noteRotation(waits []string, err error) {
 	}
 	d.mu.Lock()
 	d.rotating.waits, d.rotating.note = waits, note
-	s, f := d.rotating.state, d.rotating.facts
+	s, f := d.rotating.shown(d.in.Several), d.rotating.facts
 	d.mu.Unlock()
 	var problems []health.Problem
 	slow := s.Active() && time.Since(s.Since) > slowStage && time.Since(ends(s)) > slowStage
@@ -257,18 +290,26 @@ func (r rotator) Install(ctx context.Context, s rotation.State) error {
 		return nil
 	}
 	in.Trust = s.Epoch()
-	plan, err := components.Plan(in)
-	if err != nil {
-		return err
-	}
 	d.log.Info("the control plane restarts: it reads authorities only then", "stage", string(s.Stage))
-	if err := d.sup.Apply(ctx, plan); err != nil {
+	if err := d.restarted(ctx, in); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.in.Trust = in.Trust
 	d.mu.Unlock()
 	return nil
+}
+
+// restarted starts what has changed anew. It returns when that is under way.
+func (d *Daemon) restarted(ctx context.Context, in component.Input) error {
+	if d.restart != nil {
+		return d.restart(ctx, in)
+	}
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	return d.sup.Apply(ctx, plan)
 }
 
 func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rotation.State) error {
@@ -286,7 +327,7 @@ func (d *Daemon) installRotation(ctx context.Context, in component.Input, s rota
 }
 
 func (r rotator) Look(ctx context.Context, s rotation.State) (rotation.Facts, error) {
-	f, err := lookAtTrust(ctx, r.d.client(), r.d.o.Paths, r.d.self())
+	f, err := lookAtTrust(ctx, r.d.client(), r.d.o.Paths, r.d.self(), nil)
 	if err == nil && len(f.Extended) > 0 {
 		// They count as told of until they are seen to be gone: the API server might put them back.
 		if _, err := extended(ctx, r.d.client(), r.d.o.Paths, true); err != nil {
@@ -312,8 +353,9 @@ func (d *Daemon) self() string {
 	return d.in.Facts.NodeName
 }
 
-// lookAtTrust finds out what the nodes have said of themselves, and what pods are given.
-func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self string) (rotation.Facts, error) {
+// lookAtTrust finds out what the nodes have said of themselves, and what pods are given. told are the pins that other servers have said
+// they trust; they do not join as agents do, and what stands in the cluster about them may be of another time.
+func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self string, told map[string][]string) (rotation.Facts, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("no answer within %s", lookTime))
 	defer cancel()
 	f := rotation.Facts{Now: time.Now()}
@@ -343,7 +385,9 @@ func lookAtTrust(ctx context.Context, api *kubeapi.Client, p paths.Paths, self s
 	if err != nil {
 		return f, fmt.Errorf("asking which nodes are there: %w", err)
 	}
-	f.Nodes = trustOf(bindings, nodes, self, pki.PinsOf(want))
+	trusts := map[string][]string{self: pki.PinsOf(want)}
+	maps.Copy(trusts, told)
+	f.Nodes = trustOf(bindings, nodes, trusts)
 	return f, nil
 }
 
@@ -380,8 +424,8 @@ func extended(ctx context.Context, api *kubeapi.Client, p paths.Paths, remove bo
 	return stale, nil
 }
 
-// trustOf brings together what is known of nodes. ours are the pins this server trusts; it has certificates of the first.
-func trustOf(bindings []join.Binding, nodes []join.Node, self string, ours []string) []rotation.Node {
+// trustOf brings together what is known of nodes. told are the pins that servers trust; they have certificates of the first.
+func trustOf(bindings []join.Binding, nodes []join.Node, told map[string][]string) []rotation.Node {
 	ready := map[string]bool{}
 	for _, n := range nodes {
 		ready[n.Name] = n.Ready
@@ -389,8 +433,8 @@ func trustOf(bindings []join.Binding, nodes []join.Node, self string, ours []str
 	out := make([]rotation.Node, 0, len(bindings))
 	for _, b := range bindings {
 		n := rotation.Node{Name: b.Node, Server: b.Role == token.Server, Present: ready[b.Node], Trusts: strings.Fields(b.Trusts), Issuer: b.Issuer}
-		if b.Node == self && len(ours) > 0 {
-			n.Trusts, n.Issuer = ours, ours[0]
+		if pins := told[b.Node]; len(pins) > 0 && n.Server {
+			n.Trusts, n.Issuer = pins, pins[0]
 		}
 		out = append(out, n)
 	}
@@ -443,11 +487,14 @@ func (d *Daemon) Rotation(ctx context.Context) (control.Rotation, error) {
 	if err != nil {
 		return control.Rotation{}, err
 	}
+	if in.Several {
+		return d.rotationTogether(ctx, in, api)
+	}
 	d.mu.Lock()
 	s := d.rotating
 	d.mu.Unlock()
 	out := control.Rotation{State: s.state, Waits: s.waits, Note: s.note}
-	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName)
+	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName, nil)
 	if err != nil {
 		f, out.Note = s.facts, err.Error()
 	}
@@ -488,6 +535,9 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
+	if in.Several {
+		return d.rotateTogether(ctx, in, api, r)
+	}
 	if r.Finish || r.Abort {
 		if err := d.endRotation(in, r); err != nil {
 			return control.Rotation{}, err
@@ -519,7 +569,7 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 		return control.Rotation{}, err
 	}
 	next.DropTokens = r.DropTokens
-	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName)
+	f, err := lookAtTrust(ctx, api, in.Paths, in.Facts.NodeName, nil)
 	if err != nil {
 		return control.Rotation{}, err
 	}
@@ -557,7 +607,7 @@ func noOtherServes(ctx context.Context, in component.Input, api *kubeapi.Client)
 	}
 	own := net.JoinHostPort(in.Facts.NodeIP.String(), strconv.Itoa(in.Config.Spec.API.Port))
 	if others := slices.DeleteFunc(all, func(s string) bool { return s == own }); len(others) > 0 {
-		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible yet while other servers run: the API is also served at %s", strings.Join(others, ", ")),
+		return errs.Hint(errs.New(errs.Unsupported, "replacing the cluster's CA is not possible while other servers run that this one does not know: the API is also served at %s", strings.Join(others, ", ")),
 			"stop k1s there, also if that server was removed from the cluster; what has stopped is not counted any more after 15 seconds")
 	}
 	return nil

@@ -123,6 +123,45 @@ func (c Client) Keys(ctx context.Context, identity crypto.Signer, node string) (
 	return plain, nil
 }
 
+// Authorities asks another server how far it is with the replacement of the cluster's authorities. Errors are as those of Ask.
+func (c Client) Authorities(ctx context.Context, identity crypto.Signer, node string) (Authorities, error) {
+	return c.authorities(ctx, identity, AuthoritiesRequest{Node: node})
+}
+
+// AuthorityKeys asks another server for the keys of the new authorities, as pki.ReadReplacement reads them. Errors are as those
+// of Ask; of kind errs.NotFound where it has none.
+func (c Client) AuthorityKeys(ctx context.Context, identity crypto.Signer, node string) (pki.Bundle, error) {
+	own, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the keys of the new authorities: %w", err)
+	}
+	a, err := c.authorities(ctx, identity, AuthoritiesRequest{Node: node, Seal: own.PublicKey().Bytes()})
+	if err != nil {
+		return nil, err
+	}
+	if a.Envelope == nil {
+		return nil, &Unreachable{c.Server, errors.New("there are no keys in its answer")}
+	}
+	plain, err := a.Envelope.unsealed(authoritiesInfo, token.Token{}, node, own)
+	var b pki.Bundle
+	if err == nil {
+		err = json.Unmarshal(plain, &b)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Denied, "the keys of the new authorities cannot be unsealed: %w", err)
+	}
+	return b, nil
+}
+
+func (c Client) authorities(ctx context.Context, identity crypto.Signer, r AuthoritiesRequest) (Authorities, error) {
+	var a Authorities
+	var err error
+	if r.Identity, err = x509.MarshalPKIXPublicKey(identity.Public()); err != nil {
+		return a, fmt.Errorf("asking about the cluster's authorities: %w", err)
+	}
+	return a, c.post(ctx, pathAuthorities, identity, r, nil, &a)
+}
+
 // post sends what is to be signed and reads the answer.
 func (c Client) post(ctx context.Context, path string, identity crypto.Signer, what any, t *token.Token, into any) error {
 	roots := c.CAs

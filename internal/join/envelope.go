@@ -40,7 +40,7 @@ type Datastore struct {
 // Envelope is a Bootstrap on its way. Who sees it needs both the token's secret and the key that the machine made for
 // this one request to open it, so that neither a token that is found later opens what was recorded before, nor
 // somebody who reads along inside of TLS learns anything. A server that has joined shows no token; for it the keys of
-// Secrets are sealed with the key of its request alone.
+// Secrets, and those of new authorities, are sealed with the key of its request alone.
 //
 // The key is HKDF-SHA-256 (RFC 5869) of the X25519 shared secret (RFC 7748) followed by the token's secret; the cipher is
 // AES-256-GCM with the nonce in front of the ciphertext.
@@ -51,10 +51,12 @@ type Envelope struct {
 }
 
 const (
-	sealInfo   = "k1s bootstrap v1"
-	keysInfo   = "k1s keys of secrets v1"
-	saltLength = 32
-	keyLength  = 32 // AES-256
+	sealInfo = "k1s bootstrap v1"
+	keysInfo = "k1s keys of secrets v1"
+	// authoritiesInfo is of the keys of authorities that are to take the place of those in a Bootstrap.
+	authoritiesInfo = "k1s new authorities v1"
+	saltLength      = 32
+	keyLength       = 32 // AES-256
 )
 
 // seal closes an envelope for the machine that has made the request: recipient is its half of X25519.

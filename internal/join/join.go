@@ -39,6 +39,9 @@ const (
 	pathKeys = Prefix + "keys"
 	// POST: MoveRequest in, MoveAnswer out; how servers move together to another datastore
 	pathMove = Prefix + "move"
+	// POST: AuthoritiesRequest in, Authorities out; how far a server is with the replacement of the cluster's authorities, and
+	// the keys of the new ones
+	pathAuthorities = Prefix + "authorities"
 )
 
 // ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,
@@ -115,6 +118,38 @@ type KeysRequest struct {
 // Keys are the keys of Secrets on their way.
 type Keys struct {
 	Envelope Envelope `json:"envelope"`
+}
+
+// AuthoritiesRequest asks another server how far it is with the replacement of the cluster's authorities. It is signed with the
+// identity key of a server that is known.
+type AuthoritiesRequest struct {
+	Node     string `json:"node"`
+	Identity []byte `json:"identity"`
+	// Seal is the X25519 key, made for this request, that the keys of the new authorities are to be sealed for; none where they
+	// are not asked for.
+	Seal []byte `json:"seal,omitempty"`
+}
+
+// Authorities is what a server tells of itself while the cluster's authorities are replaced.
+type Authorities struct {
+	// Node is the server: its API may be at another address than the one it is known by.
+	Node string `json:"node"`
+	// State is the stage it keeps, see rotation.State.Marshal; there is no key in it.
+	State json.RawMessage `json:"state"`
+	// Runs is the stage its control plane was started with and works in, see rotation.State.Epoch; "" while it does not.
+	Runs string `json:"runs,omitempty"`
+	// Ready tells that the control plane works.
+	Ready bool `json:"ready,omitempty"`
+	// Moving tells that it is going over to another stage in this moment.
+	Moving bool `json:"moving,omitempty"`
+	// Holds is the pin of the new CA whose key it has, with those of the other new authorities; "" for none.
+	Holds string `json:"holds,omitempty"`
+	// Trusts are the pins of the CAs it trusts, the one that signs first.
+	Trusts []string `json:"trusts,omitempty"`
+	// Keys are the pins of the private keys that it signs with, by the name of the authority.
+	Keys map[string]string `json:"keys,omitempty"`
+	// Envelope has the keys of the new authorities in it, where they were asked for.
+	Envelope *Envelope `json:"envelope,omitempty"`
 }
 
 // Membership is how to start as a member.

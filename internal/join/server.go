@@ -63,6 +63,10 @@ type Server struct {
 	Secrets func() ([]byte, error)
 	// Moves answers servers that move together to another datastore.
 	Moves Moves
+	// Authorities is how far this server is with the replacement of the cluster's authorities, NewAuthorities are the keys of the
+	// new ones, for other servers; an error of kind errs.NotFound says that this one has none.
+	Authorities    func() (Authorities, error)
+	NewAuthorities func() (pki.Bundle, error)
 	// Authority signs, with the CA's key; CA is what anybody may see, see pki.Published.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
@@ -154,6 +158,21 @@ func (s *Server) Handler() http.Handler {
 		a, err := s.move(r.Context(), body, r.Header.Get(signatureHeader))
 		if err != nil {
 			s.Log.Warn("another server is not answered about a move of the datastore", "from", r.Header.Get("X-Forwarded-For"), "err", err)
+			s.refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
+	mux.HandleFunc("POST "+pathAuthorities, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			s.refuse(w, errs.New(errs.Invalid, "reading the request about the cluster's authorities: %w", err))
+			return
+		}
+		a, err := s.authorities(r.Context(), body, r.Header.Get(signatureHeader))
+		if err != nil {
+			s.Log.Warn("nothing is told of the cluster's authorities", "from", r.Header.Get("X-Forwarded-For"), "err", err)
 			s.refuse(w, err)
 			return
 		}
@@ -374,6 +393,40 @@ func (s *Server) keys(ctx context.Context, body []byte, signature string) (Keys,
 	}
 	s.Log.Info("the keys of secrets given to a server", "node", r.Node)
 	return Keys{Envelope: e}, nil
+}
+
+// authorities tells a server how far this one is with the replacement of the cluster's authorities, and gives it the keys of the new ones. As
+// with the keys of Secrets: it has those of the cluster, and one that was removed is none any more.
+func (s *Server) authorities(ctx context.Context, body []byte, signature string) (Authorities, error) {
+	var r AuthoritiesRequest
+	if err := json.Unmarshal(body, &r); err != nil {
+		return Authorities{}, errs.New(errs.Invalid, "the request about the cluster's authorities cannot be read: %w", err)
+	}
+	if err := signedBy(r.Identity, pathAuthorities, body, signature); err != nil {
+		return Authorities{}, err
+	}
+	if _, err := s.known(ctx, r.Node, r.Identity); err != nil {
+		return Authorities{}, err
+	}
+	a, err := s.Authorities()
+	if err != nil || r.Seal == nil {
+		return a, err
+	}
+	keys, err := s.NewAuthorities()
+	if err != nil {
+		return Authorities{}, err
+	}
+	plain, err := json.Marshal(keys)
+	if err != nil {
+		return Authorities{}, fmt.Errorf("sealing the keys of the new authorities: %w", err)
+	}
+	e, err := sealed(plain, authoritiesInfo, token.Token{}, r.Node, r.Seal)
+	if err != nil {
+		return Authorities{}, err
+	}
+	s.Log.Info("the keys of the new authorities given to a server", "node", r.Node)
+	a.Envelope = &e
+	return a, nil
 }
 
 // admit finds out whether the machine is the node already, or has a token with which it may become it. The answer is the

@@ -427,3 +427,45 @@ func TestAServerGetsTheKeysOfSecretsAndNobodyElse(t *testing.T) {
 		t.Error("it opens as the keys of a cluster")
 	}
 }
+
+func TestAServerGetsTheKeysOfNewAuthoritiesAndNobodyElse(t *testing.T) {
+	c, _ := ofServers(t)
+	c.server.Authorities = func() (Authorities, error) {
+		return Authorities{State: []byte(`{"version":1}`), Runs: "1-trusting", Ready: true}, nil
+	}
+	c.server.NewAuthorities = func() (pki.Bundle, error) { return pki.Bundle{"new/ca.key": []byte("a new key")}, nil }
+	m := newServer(t, "server-1")
+	if _, _, err := m.joinAsServer(t, c, c.token(t, token.Server, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	agent := newMachine(t, "agent-0")
+	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	cas, err := pki.ReadTrusted(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := Client{Server: c.addr, CAs: cas}
+	if a, err := client.Authorities(t.Context(), m.identity, "server-1"); err != nil || a.Runs != "1-trusting" || !a.Ready || a.Envelope != nil {
+		t.Errorf("how far it is: %+v, %v", a, err)
+	}
+	if got, err := client.AuthorityKeys(t.Context(), m.identity, "server-1"); err != nil || string(got["new/ca.key"]) != "a new key" {
+		t.Errorf("the keys: %v, %v", got, err)
+	}
+	stranger := newServer(t, "server-2")
+	for who, ask := range map[string]func() error{
+		"an agent, for keys":         func() error { _, err := client.AuthorityKeys(t.Context(), agent.identity, "agent-0"); return err },
+		"an agent":                   func() error { _, err := client.Authorities(t.Context(), agent.identity, "agent-0"); return err },
+		"an agent, as somebody else": func() error { _, err := client.AuthorityKeys(t.Context(), agent.identity, "server-1"); return err },
+		"a stranger":                 func() error { _, err := client.AuthorityKeys(t.Context(), stranger.identity, "server-2"); return err },
+	} {
+		if err := ask(); !errs.Is(err, errs.Denied) || !errors.As(err, new(*NoServer)) {
+			t.Errorf("%s: %v", who, err)
+		}
+	}
+	c.server.NewAuthorities = func() (pki.Bundle, error) { return nil, errs.New(errs.NotFound, "this server has none") }
+	if got, err := client.AuthorityKeys(t.Context(), m.identity, "server-1"); !errs.Is(err, errs.NotFound) || got != nil {
+		t.Errorf("there are none: %v, %v", got, err)
+	}
+}

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -325,18 +324,8 @@ func (c *change) make(p paths.Paths, now time.Time) error {
 		files = append(files, out{"cross/" + c.Name + ".crt", encodeCert(cross), 0o644})
 	}
 	for _, f := range files {
-		file := p.PKI(rotationDir, f.name)
-		if err := os.MkdirAll(path.Dir(file), 0o700); err != nil {
+		if err := writeBelow(p, p.PKI(rotationDir, f.name), f.data, f.mode); err != nil {
 			return err
-		}
-		if err := durable.WriteFile(file, f.data, f.mode); err != nil {
-			return err
-		}
-		// The state that is kept next says that they are there, and nobody can go on without them.
-		for dir := path.Dir(file); dir != p.PKI(); dir = path.Dir(dir) {
-			if err := durable.SyncDir(dir); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -86,6 +86,8 @@ type State struct {
 	Aborted bool `json:"aborted,omitempty"`
 	// Ended is when the last one was complete.
 	Ended time.Time `json:"ended,omitzero"`
+	// Serial is that of the Record it follows; 0 where there never was more than one server.
+	Serial int64 `json:"serial,omitempty"`
 }
 
 // Active tells that there is something to do, or to wait for.
@@ -147,7 +149,7 @@ func (s State) Begin(all []Authority, keep time.Duration, now time.Time) (State,
 		return s, errs.New(errs.Usage, "the old CA cannot be trusted for %s", keep)
 	}
 	now = now.UTC().Truncate(time.Second)
-	return State{Number: s.Number + 1, Stage: Trusting, Began: now, Since: now, Keep: keep, Authorities: all, Ended: s.Ended}, nil
+	return State{Number: s.Number + 1, Stage: Trusting, Began: now, Since: now, Keep: keep, Authorities: all, Ended: s.Ended, Serial: s.Serial}, nil
 }
 
 // MayBegin is an error of kind errs.Exists while there is a replacement on its way.
@@ -408,13 +410,25 @@ func Unmarshal(b []byte) (State, error) {
 	if err := dec.Decode(&f); err != nil {
 		return State{}, err
 	}
-	switch {
-	case f.Version != version:
+	if f.Version != version {
 		return State{}, fmt.Errorf("it has version %d, and this k1s knows %d", f.Version, version)
-	case !slices.Contains([]Stage{None, Trusting, Overlapping, Draining, Removing, Aborting}, f.Stage):
-		return State{}, fmt.Errorf("it has a stage %q, which this k1s does not know", f.Stage)
-	case f.Active() && (f.ca().New == "" || f.Number == 0):
-		return State{}, fmt.Errorf("it does not say what is replaced by what")
+	}
+	if err := f.usable(); err != nil {
+		return State{}, err
 	}
 	return f.State, nil
 }
+
+// usable is an error where a state could not be gone on with.
+func (s State) usable() error {
+	switch {
+	case !slices.Contains([]Stage{None, Trusting, Overlapping, Draining, Removing, Aborting}, s.Stage):
+		return fmt.Errorf("it has a stage %q, which this k1s does not know", s.Stage)
+	case s.Active() && (s.ca().New == "" || s.Number == 0):
+		return fmt.Errorf("it does not say what is replaced by what")
+	}
+	return nil
+}
+
+// NewCA is the pin of the CA that comes; "" for none.
+func (s State) NewCA() string { return s.ca().New }

@@ -4,8 +4,10 @@ package system
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/rotation"
 )
 
 // process is the pid of the process a component is in.
@@ -63,7 +66,8 @@ func TestNoWriteIsLost(t *testing.T) {
 	r := c.registers(t, servers)
 	everybody := []string{"server-0", "server-1", "server-2", balanced}
 	r.goOn(t, "before", everybody...)
-	defer r.check(t)
+	check := sync.OnceFunc(func() { r.check(t) })
+	defer check()
 	nothing := func() {}
 	running := func() {
 		for _, s := range servers {
@@ -229,6 +233,167 @@ K1S_NODE_IP=10.88.0.77 setsid k1s server </dev/null >>/var/log/moved.log 2>&1 &`
 			knows(t, servers, "https://"+subnet+"10:2380", "https://"+subnet+"11:2380", "https://"+subnet+"12:2380")
 			app.reach(t, 4)
 		}
+	})
+	// The last one: the clients have certificates of the old CA.
+	t.Run("the CA is replaced on all servers", func(t *testing.T) { caOfAll(t, r, check, servers, agent, app) })
+}
+
+// rotates is how far the replacement of the CA is, as one of the servers says.
+func (m member) rotates(ctx context.Context) (control.Rotation, error) {
+	r := m.in(ctx, "k1s", "certs", "rotate-ca", "--status", "-o", "json")
+	var out control.Rotation
+	if err := r.error(); err != nil {
+		return out, err
+	}
+	return out, json.Unmarshal([]byte(r.out), &out)
+}
+
+// replaceLimit is for six control planes that start one after the other.
+const replaceLimit = 3 * limit
+
+// caOfAll replaces the CA of several servers under load; the daemon of one is killed while another one goes over. With check the load ends: its
+// clients are of the old CA, which is trusted by nobody in the end.
+func caOfAll(t *testing.T, r *registers, check func(), servers []member, agent member, app everywhere) {
+	first := servers[0].trusts(t)
+	before := app.uids(t)
+	last := servers[2]
+	for _, m := range servers {
+		m.in(within(t, limit), "cp", "/etc/k1s/admin.kubeconfig", "/run/old.kubeconfig").wants(t, 0)
+	}
+	at := func(stage rotation.Stage) {
+		t.Helper()
+		for _, m := range servers {
+			eventually(t, limit, m.node+" to say that all are in "+string(stage), func(ctx context.Context) error {
+				now, err := m.rotates(ctx)
+				if err == nil && (now.State.Stage != stage || len(now.Behind) > 0 || len(now.Servers) != len(servers)) {
+					err = fmt.Errorf("%s; behind are %v; it waits for %q %s", now.State, now.Behind, now.Waits, now.Note)
+				}
+				return err
+			})
+		}
+	}
+	began := time.Now()
+	// One of three is away at a time, so the clients at the cluster's port go on all the time, and the others' do again and again.
+	r.fault(t, "the CA is replaced", nil, func() {
+		eventually(t, limit, "all servers to be in order", func(ctx context.Context) error {
+			return servers[0].in(ctx, "k1s", "certs", "rotate-ca", "--dry-run").error()
+		})
+		ctx := within(t, replaceLimit)
+		asked := background(func() result { return servers[0].in(ctx, "k1s", "certs", "rotate-ca", "--yes") })
+		eventually(t, limit, "the first server to trust the new CA", func(context.Context) error {
+			if got := servers[0].trusts(t); len(got) != 2 {
+				return fmt.Errorf("trusted are %v", got)
+			}
+			return nil
+		})
+		s, err := last.status(within(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kill(t, s.PID)
+		asked().wants(t, 0)
+	}, func() {})
+	at(rotation.Overlapping)
+	t.Logf("MEASURED three servers sign with the new CA %.1fs after they were asked", time.Since(began).Seconds())
+	for _, m := range append(slices.Clone(servers), agent) {
+		if got := m.trusts(t); len(got) != 2 || got[1] != first[0] {
+			t.Errorf("%s trusts %v, the first CA is %v", m.node, got, first)
+		}
+	}
+	if after := app.uids(t); after != before {
+		t.Errorf("pods were started anew: before\n%s\nafter\n%s", before, after)
+	}
+	check()
+
+	ctx := within(t, replaceLimit)
+	ended := background(func() result {
+		return servers[1].in(ctx, "k1s", "certs", "rotate-ca", "--finish", "--drop-tokens", "--yes")
+	})
+	eventually(t, limit, "the old CA to be on its way out", func(ctx context.Context) error {
+		now, err := last.rotates(ctx)
+		if err == nil && !now.State.Hurry {
+			err = fmt.Errorf("%s", now.State)
+		}
+		return err
+	})
+	// Who would have read the new CA again by now does it when it starts.
+	for _, m := range append(slices.Clone(servers), agent) {
+		now, err := m.status(within(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, pid := range pids(now) {
+			if (name == "kubelet" || name == "kube-proxy") && pid > 1 {
+				kill(t, pid)
+			}
+		}
+		m.untilState(t, control.Running)
+	}
+	tenMinutesPass(t, servers[1])
+	t.Log(ended())
+	for _, m := range servers {
+		eventually(t, replaceLimit, m.node+" to be at the end", func(ctx context.Context) error {
+			now, err := m.rotates(ctx)
+			_, left := os.Stat(m.disk("var/lib/k1s/pki/rotation"))
+			if err == nil && (now.State.Active() || now.State.Ended.IsZero() || !errors.Is(left, fs.ErrNotExist)) {
+				err = fmt.Errorf("%s; behind are %v; it waits for %q %s", now.State, now.Behind, now.Waits, now.Note)
+			}
+			return err
+		})
+		m.untilState(t, control.Running)
+	}
+	second := servers[0].trusts(t)
+	if len(second) != 1 || second[0] == first[0] {
+		t.Errorf("trusted are %v, the first CA is %v", second, first)
+	}
+	for _, m := range append(slices.Clone(servers), agent) {
+		if got := m.trusts(t); !slices.Equal(got, second) {
+			t.Errorf("%s trusts %v, want %v", m.node, got, second)
+		}
+	}
+	for _, m := range servers {
+		for _, f := range []string{"front-proxy-ca.crt", "etcd/ca.crt", "sa.pub"} {
+			b, err := os.ReadFile(m.disk("var/lib/k1s/pki/" + f))
+			if err != nil || strings.Count(string(b), "-----BEGIN") != 1 {
+				t.Errorf("%s has more than the new one in %s, or nothing: %s, %v", m.node, f, b, err)
+			}
+		}
+		if got := m.in(within(t, limit), "k1s", "kubectl", "--kubeconfig", "/run/old.kubeconfig", "get", "nodes"); got.code == 0 {
+			t.Errorf("%s accepts a kubeconfig of the old CA", m.node)
+		}
+		for _, f := range clusterKeys { // they have come by another way
+			if key := decoded(t, m.disk("var/lib/k1s/pki/"+f)); servers[0].inEtcd(t, string(key)) {
+				t.Errorf("etcd has %s of %s", f, m.node)
+			}
+		}
+	}
+	knows(t, servers)
+	app.reach(t, 4)
+}
+
+// tenMinutesPass, as far as the servers agree about them: running programs have learned of the new CA by then.
+func tenMinutesPass(t *testing.T, m member) {
+	t.Helper()
+	eventually(t, limit, "the time to be over that running programs have", func(ctx context.Context) error {
+		got := m.in(ctx, "k1s", "kubectl", "-n", "kube-system", "get", "configmap", "k1s-rotation", "-o", "jsonpath={.data.record}")
+		if err := got.error(); err != nil {
+			return err
+		}
+		rec, err := rotation.UnmarshalRecord([]byte(got.out))
+		if err != nil || rec.State.Stage != rotation.Overlapping {
+			return err
+		}
+		if rec.Joint && time.Since(rec.State.Since) < rotation.Settle || time.Since(rec.BehindAt) < rotation.Settle {
+			rec.Serial, rec.BehindAt, rec.State.Since = rec.Serial+1, time.Time{}, rec.State.Since.Add(-rotation.Settle)
+			patch, err := json.Marshal(map[string]any{"data": map[string]string{"record": string(rec.Marshal())}})
+			if err == nil {
+				err = m.in(ctx, "k1s", "kubectl", "-n", "kube-system", "patch", "configmap", "k1s-rotation", "--type", "merge", "-p", string(patch)).error()
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return fmt.Errorf("they are in %s", rec.State.Stage)
 	})
 }
 
