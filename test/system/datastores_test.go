@@ -120,11 +120,13 @@ spec:
 `), "/etc/k1s/config.d/90-datastore.yaml")
 }
 
-// serves starts the node's daemon; it ends when the returned function is called, and with the test.
-func (c *Cluster) serves(t *testing.T) (stop func()) {
+// serves starts the node's daemon, with more in its environment; it ends when the returned function is called, and with the test.
+func (c *Cluster) serves(t *testing.T, environ ...string) (stop func()) {
 	t.Helper()
 	ended := make(chan result, 1)
-	go func() { ended <- c.in(context.Background(), "k1s", "server") }()
+	go func() {
+		ended <- c.in(context.Background(), append(append([]string{"env"}, environ...), "k1s", "server")...)
+	}()
 	done := false
 	stop = func() {
 		if done {
