@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/payload"
 	"k1s.io/k1s/internal/restore"
 )
 
@@ -211,6 +213,62 @@ func TestWhatSpeaksAgainstARestoreHasToBeAllowed(t *testing.T) {
 		if hint, _ := errs.HintOf(err); (err == nil) != (c.hint == "") || !strings.Contains(hint, c.hint) {
 			t.Errorf("%+v %+v: %v", c.plan, c.r, err)
 		}
+	}
+}
+
+// etcd that is stopped, or has no majority, does not say who its members are.
+func TestWhoIsLeftOutByARestoreIsKnownWithoutEtcd(t *testing.T) {
+	in := careful(t, "")
+	asked := func() []string {
+		d := &Daemon{o: Options{Paths: in.Paths}, in: in, log: slog.New(slog.DiscardHandler)}
+		var p control.RestorePlan
+		d.lookForPlan(t.Context(), in, &p)
+		return p.Others
+	}
+	if got := asked(); len(got) != 0 {
+		t.Errorf("of one server %q", got)
+	}
+	in.Several = true
+	if got := asked(); len(got) != 1 || !strings.Contains(got[0], "not known") {
+		t.Errorf("of one that has forgotten the others %q", got)
+	}
+	if err := os.WriteFile(in.Paths.Server(), []byte(`{"several": true, "joined": {"servers": ["192.0.2.2:6443"]}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := asked(); !slices.Equal(got, []string{"192.0.2.2:6443"}) {
+		t.Errorf("of one of several %q", got)
+	}
+}
+
+// A server that is off, and one of several: the others may go on, and its member has the name that it joined with.
+func TestARestoreOnAServerThatIsOffKnowsThatItIsOneOfSeveral(t *testing.T) {
+	in := careful(t, `read job; case "$job" in
+*'"do":"look"'*) echo '{"entries":[{"name":"then","where":"/then.db","state":"bare"}]}';;
+*) echo "$job" > "$0.job"; echo '{"error":{"error":"out of luck"}}';;
+esac`)
+	if err := os.WriteFile(filepath.Join(in.Payload, ".index.json"), []byte(`{"files": [{"name": "k1s-pods", "link": "k1s-kube"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(payload.EnvSource, in.Payload)
+	light := filepath.Join(t.TempDir(), "k1s")
+	if err := errors.Join(os.WriteFile(light, []byte("light"), 0o755), os.WriteFile(in.Paths.Server(), []byte(`{"several": true, "joined": {"servers": ["192.0.2.2:6443"], "settings": {}}, "etcd": {"name": "node-0a1b2c3d", "answered": true}}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	in.Config.Spec.Node.IP = "192.0.2.1"
+	o := Options{Config: in.Config, Paths: in.Paths, Executable: light, Log: slog.New(slog.DiscardHandler)}
+	r := control.RestoreRequest{Snapshot: "/then.db", Foreign: true}
+	never := func(control.RestorePlan) error { return errors.New("it is asked for") }
+	_, err := RestoreOffline(t.Context(), o, r, never)
+	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "192.0.2.2:6443") || !strings.Contains(hint, "--alone") {
+		t.Errorf("%v (%s)", err, hint)
+	}
+	r.Alone = true
+	if _, err := RestoreOffline(t.Context(), o, r, func(control.RestorePlan) error { return nil }); err == nil || !strings.Contains(err.Error(), "out of luck") {
+		t.Errorf("%v", err)
+	}
+	job, err := os.ReadFile(filepath.Join(in.Payload, components.Program+".job"))
+	if err != nil || !strings.Contains(string(job), `"member":"node-0a1b2c3d"`) {
+		t.Errorf("%s %v", job, err)
 	}
 }
 

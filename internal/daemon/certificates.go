@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/pki"
 )
 
@@ -92,6 +94,63 @@ func (d *Daemon) renewCertificates(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// certificateEvent is the reason of events about certificates that end soon.
+const certificateEvent = "CertificateExpiring"
+
+// tellOfCertificates makes an event of the node of what a user has to do something about: when that is new, and every renewEvery, which is how long
+// an API server keeps events. warn makes one.
+func (d *Daemon) tellOfCertificates(ctx context.Context, warn func(context.Context, kubeapi.NodeEvent) error) {
+	tick := time.NewTicker(lookAtWall)
+	defer tick.Stop()
+	d.mu.Lock()
+	node := d.in.Facts.NodeName
+	d.mu.Unlock()
+	told, last := "", time.Time{}
+	for {
+		now, text := time.Now(), certificateText(d.board.List())
+		if text != "" && (text != told || lookDue(last, now)) {
+			err := warn(ctx, kubeapi.NodeEvent{Node: node, Reason: certificateEvent, Message: text, At: now})
+			if err == nil {
+				told, last = text, now
+			} else if ctx.Err() == nil { // the API is away, and k1s status shows it all the same
+				d.log.Debug("no event tells of certificates that end, trying again in a minute", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// certificateText is what an event says of the problems that are about certificates; "" for none.
+func certificateText(all []health.Problem) string {
+	var out []string
+	for _, p := range all {
+		if p.Code == health.CertExpiring {
+			out = append(out, p.Text+" ("+p.Remedy+")")
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// warnOfCertificates is tellOfCertificates with the cluster's API, once that answers.
+func (d *Daemon) warnOfCertificates(ctx context.Context) {
+	api := "kube-apiserver"
+	if !d.o.Config.Spec.ControlPlane() {
+		api = "balancer"
+	}
+	if d.sup.Wait(ctx, api, component.Ready) != nil {
+		return
+	}
+	d.tellOfCertificates(ctx, func(ctx context.Context, e kubeapi.NodeEvent) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, lookTime, errors.New("the API server took more than "+lookTime.String()))
+		defer cancel()
+		return d.client().WarnOfNode(ctx, e)
+	})
 }
 
 // renew issues certificates that are due, or all of them.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/kubeapi"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
 )
@@ -111,4 +113,53 @@ func TestCertificatesThatCannotBeRenewedAreTold(t *testing.T) {
 	if got := certificateProblems(r, now); len(got) != 1 || !strings.Contains(got[0].Text, "CA expires on 2027-04-22") {
 		t.Errorf("of a CA that ends: %+v", got)
 	}
+}
+
+func TestCertificatesThatEndAreAnEventForAsLongAsTheyDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &Daemon{log: slog.New(slog.DiscardHandler), board: health.NewBoard(time.Now)}
+		d.in.Facts.NodeName = "n"
+		var told []kubeapi.NodeEvent
+		away := false
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			d.tellOfCertificates(ctx, func(_ context.Context, e kubeapi.NodeEvent) error {
+				if away {
+					return errors.New("nobody answers")
+				}
+				told = append(told, e)
+				return nil
+			})
+		}()
+		for _, c := range []struct {
+			name    string
+			problem []health.Problem
+			away    bool
+			want    int // events in two hours and a half
+		}{
+			{"nothing is the matter", nil, false, 0},
+			{"something else is", []health.Problem{health.New(health.DiskLow, "little is free")}, false, 0},
+			{"the CA ends", []health.Problem{health.New(health.CertExpiring, "the cluster's CA expires on 2027-04-22")}, false, 3},
+			{"the API is away", []health.Problem{health.New(health.CertExpiring, "certificates are due")}, true, 0},
+			{"and is back", []health.Problem{health.New(health.CertExpiring, "certificates are due")}, false, 3},
+			{"it is over", nil, false, 0},
+		} {
+			told, away = nil, c.away
+			d.board.Report("certificates", c.problem)
+			time.Sleep(150*time.Minute + time.Second)
+			synctest.Wait()
+			if len(told) != c.want {
+				t.Errorf("%s: %d events, want %d: %+v", c.name, len(told), c.want, told)
+			}
+			for _, e := range told {
+				if e.Node != "n" || e.Reason != "CertificateExpiring" || !strings.HasPrefix(e.Message, c.problem[0].Text+" (") || !strings.Contains(e.Message, "k1s certs") {
+					t.Errorf("%s: %+v", c.name, e)
+				}
+			}
+		}
+		stop()
+		<-done
+	})
 }

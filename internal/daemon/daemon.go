@@ -428,6 +428,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.announceReady(ctx) })
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
+	wg.Go(func() { d.warnOfCertificates(ctx) })
 	wg.Go(func() { d.watchDisk(ctx, platform.DiskProblems) })
 	if !d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchTrust(ctx) })

@@ -480,8 +480,22 @@ func (d *Daemon) mayRestore() error {
 	return nil
 }
 
+// leftOut are the other servers, as far as this one's disk knows them. They count where etcd does not say who its members are: one without a
+// majority does not, and nor does one that is stopped, and just then the others may go on without this server.
+func leftOut(in component.Input) []string {
+	if !in.Several {
+		return nil
+	}
+	known := knownServers(in.Paths)
+	if len(known) == 0 {
+		return []string{"servers whose addresses are not known here"}
+	}
+	return known
+}
+
 // lookForPlan adds what etcd says, if it answers: a restore may be what it needs to.
 func (d *Daemon) lookForPlan(ctx context.Context, in component.Input, p *control.RestorePlan) {
+	p.Others = leftOut(in)
 	c, err := etcdClient(in)
 	if err != nil {
 		return
@@ -491,7 +505,7 @@ func (d *Daemon) lookForPlan(ctx context.Context, in component.Input, p *control
 	if err != nil {
 		return
 	}
-	p.Revision = s.Revision
+	p.Revision, p.Others = s.Revision, nil
 	for _, m := range f.Members {
 		if !m.Self {
 			p.Others = append(p.Others, m.Name)
@@ -516,6 +530,9 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 		return control.Restored{}, err
 	}
 	defer unlock()
+	if err := asServer(&in); err != nil { // what its member is called, and whether there are others
+		return control.Restored{}, err
+	}
 	if !components.UsesEtcd(in) {
 		return control.Restored{}, errs.Hint(notEtcd(in), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}
@@ -540,6 +557,7 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 	if err != nil {
 		return control.Restored{}, err
 	}
+	plan.Others = leftOut(in)
 	if r.DryRun {
 		return control.Restored{Plan: &plan}, nil
 	}

@@ -159,7 +159,7 @@ func registry() []section {
 			{PayloadRepaired, Info, "A file of the unpacked programs was missing or changed and has been unpacked again.", "check the disk when it happens more than once"},
 			{ComponentCrashloop, Error, "A component ends again and again; it is restarted with growing pauses.", "read its log: k1s logs COMPONENT"},
 			{ComponentDegraded, Warning, "A component runs but its readiness check fails.", "read its log: k1s logs COMPONENT"},
-			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not.", "see: k1s certs; renew with: k1s certs renew, and a certificate authority with: k1s certs rotate-ca"},
+			{CertExpiring, Warning, "A certificate ends soon. Those k1s issues are renewed by themselves; a certificate authority is not. It is an event of the node as well, CertificateExpiring, every hour.", "see: k1s certs; renew with: k1s certs renew, and a certificate authority with: k1s certs rotate-ca"},
 			{CAUnusable, Error, "A certificate authority or the service account key is there but cannot be used. k1s never replaces one: all nodes and tokens depend on it.", "restore the pki directory from a backup"},
 			{CARotation, Warning, "Replacing the cluster's CA does not go on, or nodes that are there have no certificates of the new one. The old one is trusted meanwhile.", "see for whom it waits: k1s certs rotate-ca --status; a node that is gone for good: k1s node remove NAME"},
 			{DatabaseCorrupt, Error, "The cluster's database is damaged.", "restore it from a backup"},

@@ -15,11 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -282,6 +284,27 @@ func TestCertificatesAreRenewedBeforeAnythingFails(t *testing.T) {
 		works(t)
 		if now := c.running(t); !maps.Equal(pids(was), pids(now)) {
 			t.Errorf("something was restarted: %v, now %v", pids(was), pids(now))
+		}
+	})
+	inTurn(t, "an authority that ends soon is told, and is an event of the node", func(t *testing.T) {
+		was := c.running(t)
+		ends := time.Now().AddDate(0, 0, 100)
+		plantIn(t, c.pki, []string{"ca"}, time.Now().AddDate(-9, 0, 0), ends, "ca") // it has its key, so nobody has to learn it
+		kill(t, was.PID)
+		c.otherDaemon(t, was)
+		c.says(t, health.CertExpiring)
+		c.untilOutput(t, limit, "an event of it", contains("the cluster's CA expires on "+ends.UTC().Format(time.DateOnly)),
+			"get", "events", "-n", "default", "--field-selector", "reason=CertificateExpiring,involvedObject.kind=Node,type=Warning", "-o", `jsonpath={range .items[*]}{.involvedObject.name}: {.message}{"\n"}{end}`)
+		for _, path := range []string{"/metrics", "/api/v1/nodes/server-0/proxy/metrics"} { // of the API server and of the kubelet
+			c.untilOutput(t, limit, "metrics of certificates at "+path, func(out string) bool {
+				for line := range strings.Lines(out) {
+					if rest, ok := strings.CutPrefix(line, `k1s_certificate_expiration_timestamp_seconds{authority="true",name="ca"} `); ok {
+						at, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+						return err == nil && int64(at) == ends.Unix()
+					}
+				}
+				return false
+			}, "get", "--raw", path)
 		}
 	})
 }

@@ -138,6 +138,33 @@ func (m member) joinsAgain(t *testing.T, at member, ip string) {
 	m.untilState(t, control.Running)
 }
 
+// startsAnew kills an agent's daemon and its way to the servers, and waits until both run again.
+func startsAnew(t *testing.T, agent member) {
+	t.Helper()
+	var was control.Status
+	var balancer control.Component
+	eventually(t, limit, "the daemon of "+agent.node+" to answer", func(ctx context.Context) (err error) {
+		if was, err = agent.status(ctx); err == nil {
+			balancer, err = componentOf(was, "balancer")
+		}
+		return err
+	})
+	ended := processOf(balancer.PID)
+	kill(t, was.PID)
+	kill(t, balancer.PID)
+	eventually(t, limit, "another daemon on "+agent.node+", and another way to the servers", func(ctx context.Context) error {
+		now, err := agent.status(ctx)
+		if err != nil {
+			return err
+		}
+		b, err := componentOf(now, "balancer")
+		if err == nil && (now.PID == was.PID || ended.alive() || b.State != "ready") {
+			err = fmt.Errorf("daemon %d, was %d; the balancer is %s %s", now.PID, was.PID, b.State, b.Note)
+		}
+		return err
+	})
+}
+
 func TestServersJoinAndOneMayDie(t *testing.T) {
 	t.Parallel()
 	// With an audit log, so that it can be seen that nothing of what is handed over is in it.
@@ -198,17 +225,38 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		app.reach(t, 4)
 	})
 	inTurn(t, "nothing that is handed over is kept in the clear", func(t *testing.T) { nothingInTheClear(t, servers) })
-	inTurn(t, "a server with other settings is refused", func(t *testing.T) {
+	inTurn(t, "a server with other settings, and one of another version, is refused", func(t *testing.T) {
 		s := servers[1]
 		token := s.in(within(t, limit), "k1s", "token", "create", "--role", "server")
 		s.must(t, token)
-		c.k1sWith(within(t, limit), token.out, "cluster", "exec", c.name, agent.node, "--", "sh", "-c",
-			beside("K1S_ROLE=server K1S_NODE_NAME=server-9 K1S_NODE_IP=10.88.0.99 K1S_SERVER=https://10.88.0.11:6443 K1S_NETWORK_SERVICE_CIDR=10.44.0.0/16 k1s server")).
-			wants(t, 2, `spec.network.serviceCIDR is "10.44.0.0/16" here and "10.43.0.0/16" in the cluster`)
-		// It was refused before it was given the keys, so nothing is kept of it and there is nothing to remove.
+		kubernetes := strings.TrimSpace(c.kubectl(t, "get", "node", s.node, "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"))
+		newer := otherMinor(t, kubernetes)
+		const other = "var/tmp/k1s-other"
+		ofAnotherVersion(t, agent.disk(other), kubernetes, newer)
+		if says := agent.in(within(t, limit), "/"+other, "version"); !strings.Contains(says.out, "Kubernetes "+newer) {
+			t.Errorf("what is to be of another version says %v", says)
+		}
+		// joins starts a server beside the agent.
+		joins := func(program string, environ ...string) result {
+			return c.k1sWith(within(t, limit), token.out, "cluster", "exec", c.name, agent.node, "--", "sh", "-c",
+				beside("K1S_ROLE=server K1S_NODE_NAME=server-9 K1S_NODE_IP=10.88.0.99 K1S_SERVER=https://10.88.0.11:6443 "+strings.Join(environ, " ")+" "+program+" server"))
+		}
+		joins("k1s", "K1S_NETWORK_SERVICE_CIDR=10.44.0.0/16", "K1S_CLUSTER_DOMAIN=example.org").wants(t, 2,
+			`spec.network.serviceCIDR is "10.44.0.0/16" here and "10.43.0.0/16" in the cluster`, `spec.cluster.domain is "example.org" here and "cluster.local" in the cluster`)
+		joins("/"+other, "K1S_PAYLOAD=/opt/k1s/k1s").wants(t, 1, "this machine has Kubernetes "+newer+" and the cluster's servers "+kubernetes+"; a server joins with the same minor version", "use the k1s the servers have")
+		// They were refused before they were given the keys, so nothing is kept of them and there is nothing to remove.
 		s.in(within(t, limit), "k1s", "kubectl", "get", "secret", "-n", "kube-system", "k1s-node-server-9").wants(t, 1, "not found")
 		if all := etcdMembers(t, servers); len(all) != 3 {
 			t.Errorf("members of etcd: %+v", all)
+		}
+		// Nor is an agent let in whose kubelet is newer than the API server.
+		forAgents := s.in(within(t, limit), "k1s", "token", "create")
+		s.must(t, forAgents)
+		c.k1sWith(within(t, limit), forAgents.out, "cluster", "exec", c.name, agent.node, "--", "sh", "-c",
+			beside("K1S_NODE_NAME=agent-9 K1S_NODE_IP=10.88.0.99 K1S_SERVER=https://10.88.0.11:6443 K1S_PAYLOAD=/opt/k1s/k1s /"+other+" agent")).
+			wants(t, 1, "this machine has Kubernetes "+newer+", which is newer than the servers' "+kubernetes, "upgrade the servers first")
+		if out := c.kubectl(t, "get", "secrets", "-n", "kube-system", "-o", "name"); strings.Contains(out, "agent-9") || strings.Contains(out, "server-9") {
+			t.Errorf("the cluster knows who was refused:\n%s", out)
 		}
 		goesOn("after that")
 	})
@@ -227,6 +275,9 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 			before := members()
 			s.dies(t)
 			goesOn("without " + s.node)
+			if s == servers[0] { // at which the agent has joined: only what it has kept leads it to the others
+				startsAnew(t, agent)
+			}
 			app.served(t, agent)
 			if s.node == "server-1" { // one that joined needs its token no more, and whatever is in its place does not matter
 				if err := os.WriteFile(s.disk("etc/token"), []byte("no token\n"), 0o600); err != nil {

@@ -75,7 +75,7 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 			c.hidesPassword(t, databasePassword)
 
 			stop() // pods run on
-			c.serves(t)
+			stop = c.serves(t)
 			c.running(t)
 			c.hasKept(t)
 
@@ -99,8 +99,41 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 					t.Errorf("%s was restarted %d times: %s", p.Name, p.Restarts, p.LastExit)
 				}
 			}
+			c.in(within(t, limit), "k1s", "backup", "create", "--name", "kept").wants(t, 0)
+			c.in(within(t, limit), "k1s", "backup", "verify", keptBackup).wants(t, 0)
+			if name == "postgresql" { // the only one here with another database, which is empty
+				c.goesRound(t, name, stop, strings.TrimSuffix(db.dsn(databasePassword), "k1s")+"another")
+			}
 		})
 	}
+}
+
+const keptBackup = "/var/lib/k1s/backups/kept.tar.zst"
+
+// goesRound restores a backup of what storesAndWatches has stored, which was made of a database of others, into SQLite and then into an empty
+// database at a URL. stop stops the node's daemon.
+func (c *Cluster) goesRound(t *testing.T, engine string, stop func(), empty string) {
+	t.Helper()
+	back := func(engine string, target ...string) {
+		t.Helper()
+		stop()
+		c.in(within(t, limit), append([]string{"k1s", "backup", "restore", keptBackup, "--yes"}, target...)...).wants(t, 0)
+		stop = c.serves(t)
+		c.running(t)
+		c.hasKept(t)
+		if d, err := control.NewClient(c.where().ControlSocket).Datastore(t.Context()); err != nil || !strings.EqualFold(d.Engine, engine) {
+			t.Errorf("the state is in %s: %v", d.Engine, err)
+		}
+	}
+	c.kubectl(t, "delete", "configmap", "one", "-n", "kept")
+	stop()
+	c.in(within(t, limit), "k1s", "backup", "restore", keptBackup, "--yes").wants(t, 1, "the datastore to restore to is not empty")
+	back("sqlite", "--to", "sqlite")
+	c.kubectl(t, "delete", "configmap", "one", "-n", "kept")
+	stop()
+	c.put(t, []byte(empty+"\n"), "/etc/k1s/another")
+	c.in(within(t, limit), "chmod", "600", "/etc/k1s/another").wants(t, 0)
+	back(engine, "--to-file", "/etc/k1s/another", "--ca-file", "/etc/k1s/db/ca.crt", "--cert-file", "/etc/k1s/db/client.crt", "--key-file", "/etc/k1s/db/client.key")
 }
 
 // named configures the database with a URL in a file.
@@ -120,11 +153,13 @@ spec:
 `), "/etc/k1s/config.d/90-datastore.yaml")
 }
 
-// serves starts the node's daemon; it ends when the returned function is called, and with the test.
-func (c *Cluster) serves(t *testing.T) (stop func()) {
+// serves starts the node's daemon, with more in its environment; it ends when the returned function is called, and with the test.
+func (c *Cluster) serves(t *testing.T, environ ...string) (stop func()) {
 	t.Helper()
 	ended := make(chan result, 1)
-	go func() { ended <- c.in(context.Background(), "k1s", "server") }()
+	go func() {
+		ended <- c.in(context.Background(), append(append([]string{"env"}, environ...), "k1s", "server")...)
+	}()
 	done := false
 	stop = func() {
 		if done {

@@ -10,7 +10,7 @@
 //	cluster.go        one cluster: kubectl, exec, status, and what is shown when a test fails
 //	faults.go         what has to outlive a fault, and how to make one
 //	registers.go      clients whose history is checked: is there one order of all they did and saw?
-//	successor.go      the next version of the k1s under test, to upgrade to
+//	successor.go      the next version of the k1s under test, to upgrade to, and one that says it is of another Kubernetes
 //	watcher.go        what a watch has to tell of, and whether it did
 //	bare.go           a machine with nothing on it, for servers that must not start
 //	network.go        network namespaces in which a test has sockets and programs of its own

@@ -180,12 +180,18 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 	c.settled(t)
 	before := c.containers(t)
 	put("value", "then")
+	client := control.NewClient(c.where().ControlSocket)
+	token, err := client.CreateToken(t.Context(), control.TokenRequest{Role: "agent", Description: "of before"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	saved := c.in(within(t, limit), "k1s", "etcd", "snapshot", "save", "then", "-o", "json")
 	var s control.Snapshots
 	if err := json.Unmarshal([]byte(saved.out), &s); err != nil || len(s.Snapshots) != 1 || s.Snapshots[0].State != etcdcare.Complete || s.Snapshots[0].CA == "" {
 		t.Fatalf("%v, %v", err, saved)
 	}
 	put("value", "now")
+	c.in(within(t, limit), "k1s", "token", "revoke", token.ID).wants(t, 0, "revoked")
 	seen := put("since", "1")
 	unfollow := c.follows(t, counterPath)
 
@@ -212,6 +218,11 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 		c.running(t)
 		has("value", "then")
 		has("since", "")
+		// No snapshot needs the token that was good when it was taken. But what is revoked is part of the state.
+		if all, err := client.Tokens(t.Context()); err != nil || len(all) != 1 || all[0].ID != token.ID {
+			t.Errorf("its tokens: %+v, %v", all, err)
+		}
+		c.in(within(t, limit), "k1s", "token", "revoke", token.ID).wants(t, 0, "revoked")
 		if now := put("after", "1"); now <= seen {
 			t.Errorf("revision %d after %d", now, seen)
 		} else {
@@ -326,4 +337,5 @@ func TestTheEmbeddedEtcdIsLookedAfter(t *testing.T) {
 			return err
 		})
 	})
+	inTurn(t, "snapshots go to S3", func(t *testing.T) { snapshotsInS3(t, c, put, has) })
 }

@@ -3,11 +3,13 @@
 package system
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -17,6 +19,41 @@ import (
 
 	"k1s.io/k1s/internal/payload"
 )
+
+// otherMinor is a version of the next minor of Kubernetes that takes as many characters.
+func otherMinor(t *testing.T, version string) string {
+	t.Helper()
+	var major, minor, patch int
+	if _, err := fmt.Sscanf(version, "v%d.%d.%d", &major, &minor, &patch); err != nil {
+		t.Fatalf("the version %q: %v", version, err)
+	}
+	next := fmt.Sprintf("v%d.%d.%d", major, minor+1, patch)
+	if len(next) != len(version) {
+		t.Fatalf("%s takes another number of characters than %s", next, version)
+	}
+	return next
+}
+
+// ofAnotherVersion writes the k1s under test, without its payload, to a file, as one that says it is of another version of
+// Kubernetes. Both versions have to take as many characters, so that everything in the program stays where it is.
+func ofAnotherVersion(t *testing.T, file, version, other string) {
+	t.Helper()
+	raw, err := os.ReadFile(the.program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As in successor; a program that has its payload elsewhere is all there is.
+	if p, err := payload.Open(the.program); err != nil || p.Source() == the.program {
+		raw = raw[:int64(len(raw))-int64(binary.LittleEndian.Uint64(raw[len(raw)-64:]))]
+	}
+	changed := bytes.ReplaceAll(raw, []byte(version), []byte(other))
+	if bytes.Equal(changed, raw) {
+		t.Fatalf("%s is nowhere in %s", version, the.program)
+	}
+	if err := os.WriteFile(file, changed, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // addition is the file that the payload of a successor has more.
 const addition = "addition.txt"

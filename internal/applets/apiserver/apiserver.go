@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"k1s.io/k1s/internal/applets/certmetrics"
 	"k1s.io/k1s/internal/applets/kubeglobals"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/errs"
@@ -59,6 +60,7 @@ func Run(ctx context.Context, args []string) error {
 	if problems := completed.Validate(); len(problems) > 0 {
 		return errs.As(errs.Usage, utilerrors.NewAggregate(problems))
 	}
+	certmetrics.Show(completed.SecureServing.ServerCert.CertKey.CertFile)
 	klog.InfoS("Starting kube-apiserver", "version", utilversion.Get().GitVersion)
 	if os.Getenv(EnvUpstreamHooks) == "" {
 		closeConnections, err := shareConnections()

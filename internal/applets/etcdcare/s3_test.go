@@ -2,33 +2,23 @@ package etcdcare
 
 import (
 	"context"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 
-	"github.com/johannesboyne/gofakes3"
-	"github.com/johannesboyne/gofakes3/backend/s3mem"
-
+	"k1s.io/k1s/internal/applets/etcdcare/s3test"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/etcdcare"
 )
 
-const (
-	accessKey = "AKIAEXAMPLE"
-	secretKey = "tops3cret"
-	s3Bucket  = "snapshots"
-)
-
 // farServer is an S3 server with TLS and a certificate of its own, in memory.
 type farServer struct {
-	*httptest.Server
+	*s3test.Server
 	caFile string
 	// cutAfter is after how many bytes of a database's upload the connection ends; 0 for never.
 	cutAfter atomic.Int64
@@ -37,20 +27,8 @@ type farServer struct {
 
 func s3Serves(t *testing.T) *farServer {
 	t.Helper()
-	backend := s3mem.New()
-	if err := backend.CreateBucket(s3Bucket); err != nil {
-		t.Fatal(err)
-	}
-	inner := gofakes3.New(backend, gofakes3.WithLogger(gofakes3.DiscardLog())).Server()
 	s := &farServer{}
-	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// It knows no credentials itself. Whether a signature is right is minio's and Amazon's business.
-		if !strings.Contains(r.Header.Get("Authorization"), "Credential="+accessKey+"/") {
-			w.Header().Set("Content-Type", "application/xml")
-			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprint(w, `<Error><Code>InvalidAccessKeyId</Code><Message>The access key ID does not exist.</Message></Error>`)
-			return
-		}
+	s.Server = s3test.Start(t, nil, func(_ http.ResponseWriter, r *http.Request) bool {
 		if n := s.cutAfter.Load(); n > 0 && r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, etcdcare.FileEnd) {
 			_, _ = io.CopyN(io.Discard, r.Body, n)
 			panic(http.ErrAbortHandler)
@@ -59,19 +37,17 @@ func s3Serves(t *testing.T) *farServer {
 			_, _ = io.CopyN(io.Discard, r.Body, 1000)
 			panic(http.ErrAbortHandler)
 		}
-		inner.ServeHTTP(w, r)
-	}))
-	s.StartTLS()
-	t.Cleanup(s.Close)
+		return false
+	})
 	s.caFile = filepath.Join(t.TempDir(), "ca.crt")
-	if err := os.WriteFile(s.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+	if err := os.WriteFile(s.caFile, s.CA(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
 func (s *farServer) s3() etcdcare.S3 {
-	return etcdcare.S3{Endpoint: s.URL, Bucket: s3Bucket, Folder: "clusters/edge", Region: "us-east-1", CAFile: s.caFile, PathStyle: true, AccessKey: accessKey, SecretKey: secretKey}
+	return etcdcare.S3{Endpoint: s.URL, Bucket: s3test.Bucket, Folder: "clusters/edge", Region: s3test.Region, CAFile: s.caFile, PathStyle: true, AccessKey: s3test.AccessKey, SecretKey: s3test.SecretKey}
 }
 
 func TestASnapshotGoesToS3AndComesBack(t *testing.T) {
@@ -138,7 +114,7 @@ func TestWhatIsWrongWithS3IsTold(t *testing.T) {
 		}
 		return f
 	}
-	fine := "[default]\naws_access_key_id = " + accessKey + "\naws_secret_access_key = " + secretKey + "\n"
+	fine := "[default]\naws_access_key_id = " + s3test.AccessKey + "\naws_secret_access_key = " + s3test.SecretKey + "\n"
 	for _, c := range []struct {
 		name   string
 		change func(*etcdcare.S3)
@@ -152,6 +128,7 @@ func TestWhatIsWrongWithS3IsTold(t *testing.T) {
 		{"no file", func(s *etcdcare.S3) { s.AccessKey, s.CredentialsFile = "", "/nowhere" }, "/nowhere", ""},
 		{"no credentials", func(s *etcdcare.S3) { s.AccessKey = "" }, "no credentials", "AWS_ACCESS_KEY_ID"},
 		{"wrong credentials", func(s *etcdcare.S3) { s.AccessKey = "AKIAOTHER" }, "does not accept the credentials", "credentials"},
+		{"a wrong secret", func(s *etcdcare.S3) { s.SecretKey = "an0therword" }, "does not accept the credentials for the bucket \"snapshots\": SignatureDoesNotMatch", "credentials"},
 		{"no bucket of that name", func(s *etcdcare.S3) { s.Bucket = "elsewhere" }, `there is no bucket "elsewhere"`, "bucket"},
 		{"another authority", func(s *etcdcare.S3) { s.CAFile = "" }, "is not trusted", "caFile"},
 		{"no authority", func(s *etcdcare.S3) { s.CAFile = "/nowhere" }, "/nowhere", ""},
@@ -176,7 +153,7 @@ func TestWhatIsWrongWithS3IsTold(t *testing.T) {
 			}
 			hint, _ := errs.HintOf(err)
 			t.Logf("%v (%s)", err, hint)
-			if !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "not in S3") || !strings.Contains(hint+"-", c.hint) || strings.Contains(err.Error()+hint, secretKey) {
+			if !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "not in S3") || !strings.Contains(hint+"-", c.hint) || strings.Contains(err.Error()+hint, s3test.SecretKey) {
 				t.Errorf("%v (%s)", err, hint)
 			}
 			if l, err := asks(t, etcdcare.Job{Do: etcdcare.List, Dir: dir, S3: far}); err != nil || len(l.Entries) != 1 || len(l.Warnings) != 1 {

@@ -30,6 +30,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
 
+	"k1s.io/k1s/internal/applets/certmetrics"
 	"k1s.io/k1s/internal/applets/kubeglobals"
 	"k1s.io/k1s/internal/errs"
 )
@@ -49,6 +50,7 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	certmetrics.Show(server.TLSCertFile)
 	deps, err := app.UnsecuredDependencies(ctx, server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("constructing dependencies: %w", err)
