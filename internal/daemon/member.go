@@ -129,7 +129,12 @@ func adopt(in *component.Input, settings map[string]json.RawMessage) error {
 	if err := config.Adopt(&in.Config, settings); err != nil {
 		return err
 	}
-	return config.Invalid(config.Validate(in.Config, config.Known{}))
+	// What is checked is what may be written, and there a URL is in its file or beside it, not both.
+	written := in.Config
+	if d := &written.Spec.Datastore; d.EndpointFile != "" {
+		d.Endpoint = config.Default().Spec.Datastore.Endpoint
+	}
+	return config.Invalid(config.Validate(written, config.Known{}))
 }
 
 // address finds out where servers are.

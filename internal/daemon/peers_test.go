@@ -102,6 +102,17 @@ func TestAServerRemembersTheOthers(t *testing.T) {
 	if err := got.into(&in); err != nil || !in.Several || in.Etcd.Name != "server-1-0a1b2c3d" || in.Etcd.InitialCluster != "a=b" {
 		t.Errorf("%+v, %v", in.Etcd, err)
 	}
+	// What reads the datastore's URL from a file has it beside the file's name by now.
+	in.Config.Spec.Datastore = config.Datastore{EndpointFile: filepath.Join(p.Data, "dsn")}
+	if err := os.WriteFile(in.Config.Spec.Datastore.EndpointFile, []byte("postgres://k1s:p@10.0.0.9/k1s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := resolveDatastore(&in.Config); err != nil {
+		t.Fatal(err)
+	}
+	if err := got.into(&in); err != nil || in.Config.Spec.Datastore.Endpoint.Reveal() != "postgres://k1s:p@10.0.0.9/k1s" {
+		t.Errorf("a URL in a file: %v", err)
+	}
 	// A server whose own configuration says otherwise than its cluster does not start.
 	in.Config.Spec.Network.PodCIDR = "10.50.0.0/16"
 	if err := got.into(&in); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "spec.network.podCIDR") {
