@@ -61,7 +61,7 @@ func serve(ctx context.Context, s settings) error {
 		served = honest{backend}
 	}
 	register(g, server.New(lists{Backend: served, asOf: s.Scheme == "nats"}, scheme, s.notifyInterval, s.version))
-	watches := newWatchServer(backend, slog.Default())
+	watches := newWatchServer(backend, s.Scheme != "nats", slog.Default())
 	etcdserverpb.RegisterWatchServer(g, watches)
 
 	var notifying sync.WaitGroup

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,15 +35,17 @@ const betweenProgress = 100 * time.Millisecond
 // See https://etcd.io/docs/v3.6/learning/api/#watch-api for what is asked of such a service.
 type watchServer struct {
 	backend server.Backend
-	log     *slog.Logger
-	ids     atomic.Int64 // of watches; unique over all streams
+	// asks tells that the backend can be asked what there is after a revision, see since.
+	asks bool
+	log  *slog.Logger
+	ids  atomic.Int64 // of watches; unique over all streams
 
 	mu      sync.Mutex // guards streams
 	streams map[*stream]struct{}
 }
 
-func newWatchServer(backend server.Backend, log *slog.Logger) *watchServer {
-	return &watchServer{backend: backend, log: log, streams: map[*stream]struct{}{}}
+func newWatchServer(backend server.Backend, asks bool, log *slog.Logger) *watchServer {
+	return &watchServer{backend: backend, asks: asks, log: log, streams: map[*stream]struct{}{}}
 }
 
 // notify tells every watch that wants to know how far it is, until ctx ends.
@@ -72,12 +76,13 @@ func (s *watchServer) notify(ctx context.Context, every time.Duration) {
 			continue
 		}
 		for _, st := range streams {
-			st.tell(revision)
+			st.tell(ctx, revision)
 		}
 	}
 }
 
-// synced returns the revision of the database once its events have been handed to the watches.
+// synced returns the revision of the database once its events are on their way to the watches: kine has read them, and some of its
+// goroutines pass them on. Whether a watch has had them, see through.
 func (s *watchServer) synced(ctx context.Context) (int64, error) {
 	revision, err := s.backend.CurrentRevision(ctx)
 	if err != nil {
@@ -93,6 +98,30 @@ func (s *watchServer) synced(ctx context.Context) (int64, error) {
 		return 0, context.Cause(ctx)
 	case <-handed:
 		return revision, nil
+	}
+}
+
+// since is what has happened in a range after a revision, as it stands in the database, whatever has been handed to whom.
+func (s *watchServer) since(ctx context.Context, key, end string, revision int64) ([]*server.Event, error) {
+	looking, stop := context.WithCancel(ctx)
+	found := s.backend.Watch(looking, key, end, revision+1) // it has looked when it returns
+	stop()                                                  // so nothing follows what it has found but the end
+	if found.CompactRevision != 0 {
+		return nil, server.ErrCompacted
+	}
+	var all []*server.Event
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case err := <-found.Errorc:
+			return nil, err
+		case batch, ok := <-found.Events:
+			if !ok {
+				return all, nil
+			}
+			all = append(all, batch...)
+		}
 	}
 }
 
@@ -149,6 +178,31 @@ type watch struct {
 	wantsTicks bool               // progress without asking
 	// ticks hands over a revision the database has reached. Only a watch that has nothing to send takes it.
 	ticks chan int64
+	// delivered is the revision of the last event that was sent, complete one up to which there is none besides.
+	delivered, complete atomic.Int64
+}
+
+// through tells whether the client has all events of w up to a revision. An API server that is told so too early answers with lists as of
+// that revision which lack what is on its way to it yet, and whoever goes on from such a list never hears of it.
+func (s *watchServer) through(ctx context.Context, w *watch, revision int64) bool {
+	after := max(w.delivered.Load(), w.complete.Load())
+	if !s.asks || after >= revision {
+		return true
+	}
+	events, err := s.since(ctx, w.key, w.end, after)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("not known how far a watch is", "key", w.key, "after", after, "err", err)
+		}
+		return false
+	}
+	for _, e := range events {
+		if r := e.KV.ModRevision; r <= revision && r > w.delivered.Load() {
+			return false
+		}
+	}
+	w.complete.Store(revision)
+	return true
 }
 
 // send tells the client, unless r says how far it is and it has been told of something newer meanwhile: a client
@@ -201,6 +255,7 @@ func (st *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest
 		}
 		w.from = now + 1
 	}
+	w.complete.Store(w.from - 1)
 	st.mu.Lock()
 	st.watches[w.id] = w
 	st.mu.Unlock()
@@ -261,6 +316,8 @@ func (st *stream) run(ctx context.Context, w *watch, now int64) {
 		reached = revision
 		if err := st.send(&etcdserverpb.WatchResponse{Header: header(revision), WatchId: w.id, Events: toEvents(events)}); err != nil {
 			st.cancel(w.id, 0, 0, err)
+		} else if len(events) > 0 {
+			w.delivered.Store(revision)
 		}
 	}
 	var err error
@@ -315,18 +372,23 @@ func (st *stream) said(err error) {
 	}
 }
 
-// tell hands the revision to all watches that want it unasked and have nothing else to send.
-func (st *stream) tell(revision int64) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for _, w := range st.watches {
-		if w.wantsTicks {
+// tell hands the revision to all watches that want it unasked and have had everything up to it.
+func (st *stream) tell(ctx context.Context, revision int64) {
+	for _, w := range st.all() {
+		if st.through(ctx, w, revision) && w.wantsTicks {
 			select {
 			case w.ticks <- revision:
 			default:
 			}
 		}
 	}
+}
+
+// all are the stream's watches.
+func (st *stream) all() []*watch {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return slices.Collect(maps.Values(st.watches))
 }
 
 // progress answers a request for progress, soon and once for all requests until then.
@@ -353,7 +415,7 @@ func (st *stream) answer(ctx context.Context) {
 		}
 		if err != nil {
 			st.log.Error("no answer to a request for progress", "err", err)
-		} else if st.idle() {
+		} else if st.idle() && !slices.ContainsFunc(st.all(), func(w *watch) bool { return !st.through(ctx, w, revision) }) {
 			st.said(st.send(&etcdserverpb.WatchResponse{Header: header(revision), WatchId: clientv3.InvalidWatchID}))
 		}
 		t := time.NewTimer(betweenProgress)
