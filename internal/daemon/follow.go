@@ -546,9 +546,9 @@ func forgetOrders(in component.Input, m moveState) error {
 	if m.following != nil {
 		used = append(used, in.Paths.DatastorePKI(path.Join(m.following.Attempt, "x")))
 	}
-	if m.state.PreviousID != "" {
+	for _, id := range []string{m.state.PreviousID, m.state.ID} { // that of one that is not at its end becomes the previous one
 		var b before
-		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(m.state.PreviousID)); err == nil && json.Unmarshal(raw, &b) == nil {
+		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(id)); id != "" && err == nil && json.Unmarshal(raw, &b) == nil {
 			used = append(used, b.EndpointFile, b.CAFile, b.CertFile, b.KeyFile)
 		}
 	}

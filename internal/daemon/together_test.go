@@ -636,6 +636,48 @@ func TestWhoIsAnsweredAboutAMove(t *testing.T) {
 	}
 }
 
+// It followed once, so how the datastore is reached that it leaves is in files of ours; and was killed before the end was kept.
+func TestAStartInTheLastPhaseKeepsWhatARollbackNeeds(t *testing.T) {
+	d, in := configuredBy(t, "")
+	d.log = slog.New(slog.DiscardHandler)
+	order := in.Paths.DatastorePKI("a1/endpoint")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(order), 0o700), os.WriteFile(order, []byte(movedTo+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: movedTo, EndpointFile: order}
+	if err := os.WriteFile(in.Paths.ConfigFile(), []byte("apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpointFile: "+order+"}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := d.newMove(in, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: "mysql://k1s@tcp(db:3306)/k1s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.id = "x"
+	s := migration.State{ID: m.id, Kind: migration.Migrate, From: place(in.Config.Spec.Datastore), To: place(m.to.Config.Spec.Datastore), Phase: migration.Switching}
+	if err := errors.Join(m.Switch(t.Context()), keepMove(in.Paths, s)); err != nil {
+		t.Fatal(err)
+	}
+	now, _, err := d.configured()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Config = now
+	if err := d.prepareMove(in); err != nil {
+		t.Fatal(err)
+	}
+	if s := d.moving.state; s.Phase != migration.Starting {
+		t.Fatalf("%+v: then this test is wrong", s)
+	}
+	done := d.moving.state.Advance(time.Now())
+	if err := errors.Join(keepMove(in.Paths, done), d.prepareMove(in)); err != nil {
+		t.Fatal(err)
+	}
+	back, err := d.newMove(in, done, control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || back.to.Config.Spec.Datastore.Endpoint != movedTo {
+		t.Errorf("there is no way back: %v", err)
+	}
+}
+
 func TestWhatIsKeptForTheLeaderIsReadAgain(t *testing.T) {
 	d, in := configuredBy(t, "spec:\n  datastore:\n    endpoint: etcd\n")
 	ca := filepath.Join(t.TempDir(), "endpoint")
