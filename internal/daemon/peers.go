@@ -12,6 +12,7 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -305,7 +306,7 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 			return err
 		}
 	}
-	if err := forgetPodCIDR(*in); err != nil {
+	if err := errors.Join(forgetPodCIDR(*in), forgetUnderWay(ctx, p)); err != nil {
 		return err
 	}
 	if err := a.peers.keep(p); err != nil {
@@ -324,6 +325,20 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 	}
 	a.peers.Joined.Pending = false
 	return a.peers.keep(p)
+}
+
+// forgetUnderWay removes what a machine that joins again was in the middle of when the others went on without it: it gets their keys as they
+// are, and their datastore. Brought to its end, an old replacement of authorities would put those of then in the place of theirs.
+func forgetUnderWay(ctx context.Context, p paths.Paths) error {
+	files, err := filepath.Glob(p.DatastoreBefore("*"))
+	err = errors.Join(err, forgetUnkept(ctx, p))
+	for _, file := range append(files, p.Rotation(), p.Following(), p.Migration(), p.DatastoreGoing()) {
+		err = errors.Join(err, removeIfThere(file))
+	}
+	if err != nil {
+		return fmt.Errorf("forgetting what was under way when this server was removed: %w", err)
+	}
+	return nil
 }
 
 // settleDatastore makes the next start find the cluster's datastore.
