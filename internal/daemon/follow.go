@@ -136,7 +136,7 @@ func answered(err error) join.MoveAnswer {
 // readyToFollow finds out whether this server could go with a move; engine is what the one that leads moves from.
 func (d *Daemon) readyToFollow(engine config.Engine) error {
 	d.mu.Lock()
-	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.state.Active()
+	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.replacing()
 	d.mu.Unlock()
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:

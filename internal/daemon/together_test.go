@@ -25,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/supervise"
 )
 
@@ -430,6 +431,16 @@ func TestAMoveIsRefusedBeforeAnythingIsChangedWhereNotAllCanGo(t *testing.T) {
 			c.servers[1].care.restore.Phase = "staging"
 			c.servers[1].mu.Unlock()
 		}, words: "server-1: a snapshot of etcd is being restored"},
+		"one has agreed to another CA": {before: func(c *together) {
+			c.servers[1].mu.Lock()
+			c.servers[1].rotating.agreed.Stage = rotation.Trusting
+			c.servers[1].mu.Unlock()
+		}, words: "server-1: the cluster's CA is being replaced"},
+		"the one that leads has": {before: func(c *together) {
+			c.servers[0].mu.Lock()
+			c.servers[0].rotating.agreed.Stage = rotation.Trusting
+			c.servers[0].mu.Unlock()
+		}, words: "the cluster's CA is being replaced"},
 		"to SQLite": {to: "sqlite", words: "SQLite is for one server, and there are others: server-1, server-2"},
 		"an API server of nobody": {before: func(c *together) {
 			c.servers[0].shared.mu.Lock()
@@ -633,6 +644,55 @@ func TestWhoIsAnsweredAboutAMove(t *testing.T) {
 	}
 	if err := os.Remove(two.first.Paths.Following()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Its turn with the CA comes in the moment in which it is to stop: it must not serve again after it has told that it does not.
+func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.T) {
+	c := newTogether(t, 1)
+	c.start()
+	d := c.servers[0].Daemon
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	goes, goOn := make(chan struct{}), make(chan struct{})
+	d.restart = func(ctx context.Context, in component.Input) error {
+		close(goes)
+		<-goOn
+		plan, err := components.Plan(in)
+		if err != nil {
+			return err
+		}
+		return d.sup.Apply(ctx, plan)
+	}
+	s := begin(t, d, in)
+	installed, stopped := make(chan error, 1), make(chan error, 1)
+	go func() { installed <- rotator{d}.Install(t.Context(), s) }()
+	<-goes
+	go func() { stopped <- d.stopServing(t.Context(), "a1") }()
+	time.Sleep(500 * time.Millisecond) // as far as it comes
+	close(goOn)
+	if err := errors.Join(<-installed, <-stopped); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	in = d.in
+	d.mu.Unlock()
+	if in.Fence != "a1" || in.Trust != s.Epoch() {
+		t.Errorf("it goes on as %q, and trusts what is of %q", in.Fence, in.Trust)
+	}
+	c.until("what was started last", func() error {
+		for _, u := range d.sup.Snapshot() {
+			if u.Component == apiserver && u.State == supervise.Ready {
+				return nil
+			}
+		}
+		return errors.New("it starts")
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if from := c.serves["server-0"]; from != "" {
+		t.Errorf("it serves from %s", from)
 	}
 }
 
