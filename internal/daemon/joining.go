@@ -227,7 +227,7 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
-	wg.Go(func() { d.watchLeaving(ctx, in, api) })
+	wg.Go(func() { d.watchLeaving(ctx, api) })
 	wg.Go(func() {
 		// Until it is: the others do not wait with keys for a server they do not know.
 		said := ""

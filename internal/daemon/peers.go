@@ -89,6 +89,11 @@ func (s peers) keep(p paths.Paths) error {
 	return nil
 }
 
+// copies tells that this server has no vote in etcd yet. In a datastore that the servers have gone to meanwhile nobody has one.
+func (s peers) copies(in component.Input) bool {
+	return s.Etcd != nil && s.Etcd.Learner && components.UsesEtcd(in)
+}
+
 // into is what follows from it for what runs.
 func (s peers) into(in *component.Input) error {
 	in.Several = s.Several
@@ -497,7 +502,7 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	var voting sync.WaitGroup
 	defer voting.Wait()
 	begin := func() {
-		if s.Etcd != nil && s.Etcd.Learner {
+		if s.copies(in) {
 			vote = make(chan error, 1)
 			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
 		}
@@ -511,7 +516,10 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 			return
 		case err := <-vote:
 			vote = nil
-			if err == nil || ctx.Err() != nil {
+			d.mu.Lock()
+			now := d.in
+			d.mu.Unlock()
+			if err == nil || ctx.Err() != nil || !s.copies(now) {
 				continue
 			}
 			d.log.Error("this server is no member of the datastore", "err", err)

@@ -126,6 +126,19 @@ func TestAServerRemembersTheOthers(t *testing.T) {
 	}
 }
 
+func TestNobodyAsksForAVoteWhereThereIsNone(t *testing.T) {
+	in := component.Input{Config: config.Default()}
+	s := peers{Etcd: &etcdPart{Learner: true, Answered: true}}
+	for endpoint, want := range map[config.DSN]bool{"etcd": true, movedTo: false} {
+		if in.Config.Spec.Datastore.Endpoint = endpoint; s.copies(in) != want {
+			t.Errorf("%s: it asks: %v", endpoint, !want)
+		}
+	}
+	if in.Config.Spec.Datastore.Endpoint = "etcd"; (peers{}).copies(in) || (peers{Etcd: &etcdPart{}}).copies(in) {
+		t.Error("one that has a vote asks for it")
+	}
+}
+
 func TestDataOfARemovedServerIsPutAside(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "etcd")
 	if err := archive(dir, time.Now()); err != nil {
