@@ -86,6 +86,16 @@ func fenced(p paths.Paths, now string) (string, error) {
 	return "", nil
 }
 
+// undecided is an error where a server that does not run cannot know whether its state is where its configuration says.
+func undecided(in component.Input) error {
+	attempt, err := fenced(in.Paths, place(in.Config.Spec.Datastore).Identity)
+	if err != nil || attempt == "" {
+		return err
+	}
+	return errs.Hint(errs.New(errs.Exists, "it is not known here whether the servers have moved the datastore or have stayed with %s", place(in.Config.Spec.Datastore)),
+		"start k1s, it finds out; if nobody can tell it any more see docs/how-to/datastores.md")
+}
+
 // movers is this server's part in moves of several, as others ask for it.
 type movers struct{ d *Daemon }
 

@@ -203,7 +203,9 @@ func TestARemovalThatIsCutOffAnywhereIsFinishedByAnother(t *testing.T) {
 // Its daemon was started beside an etcd, which nobody asks any more.
 func TestAServerThatHasMovedFinishesRemovals(t *testing.T) {
 	d, api := remover(t, "agent-0")
-	d.openEtcd = func(component.Input) (*etcdapi.Client, error) { return nil, errs.New(errs.NotRunning, "it is not there") }
+	d.openEtcd = func(component.Input) (*etcdapi.Client, error) {
+		return nil, errs.New(errs.NotRunning, "it is not there")
+	}
 	d.in.Config.Spec.Datastore.Endpoint = "etcd"
 	seen := map[string]string{}
 	if err := markLeaving(t.Context(), d.api, "agent-0", "", true); err != nil {
