@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -177,6 +178,11 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 	if err != nil {
 		return nil, err
 	}
+	if s.Joined != nil || s.Removed {
+		if in.Config, err = d.joinsAgain(in.Config); err != nil {
+			return nil, err
+		}
+	}
 	if in.Config, err = withDatastore(in.Config, in.Paths, a.keys.Datastore); err != nil {
 		return nil, err
 	}
@@ -267,6 +273,22 @@ func (a *arrival) ask(ctx context.Context, in component.Input, servers []string)
 		}
 	}
 	return join.Welcome{}, join.Bootstrap{}, first
+}
+
+// joinsAgain is the configuration of a machine that was a server once, or has begun to be one: what k1s itself has written then about the
+// datastore is nobody's word.
+func (d *Daemon) joinsAgain(c config.Config) (config.Config, error) {
+	_, origins, err := d.o.Reload()
+	if err != nil {
+		return c, fmt.Errorf("reading the configuration again: %w", err)
+	}
+	for name, o := range origins {
+		if (name == "spec.datastore" || strings.HasPrefix(name, "spec.datastore.")) && o.Name != d.o.Paths.DatastoreDropIn() {
+			return c, nil
+		}
+	}
+	c.Spec.Datastore = config.Default().Spec.Datastore
+	return c, nil
 }
 
 // withDatastore lets the configuration name the cluster's datastore. What it says itself has to be the default or the same.
