@@ -279,7 +279,10 @@ func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store cluster
 	}
 	// The others had it, and it is gone. Where etcd is ours it tells who was removed, and what is missing here is only missing
 	// in the snapshot that was restored.
-	if s.Joined != nil && b.Version == "" && !components.UsesEtcd(in) {
+	d.mu.Lock()
+	now := d.in // the state may have moved since the start
+	d.mu.Unlock()
+	if s.Joined != nil && b.Version == "" && !components.UsesEtcd(now) {
 		return d.wasRemoved(ctx)
 	}
 	return store.Bind(ctx, *b)

@@ -696,6 +696,36 @@ func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.
 	}
 }
 
+// Its daemon was started beside etcd, where that tells who was removed; it has learned where the state is, and was removed meanwhile.
+func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
+	c := newTogether(t, 2)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v", s)
+	}
+	c.one(newStore)
+	follows, api := c.servers[1], c.servers[0].api
+	if err := (peers{Several: true, Joined: &joinedCluster{}}).keep(follows.first.Paths); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[0].shared.mu.Lock()
+	delete(c.servers[0].shared.secrets, nodePrefix+"server-1")
+	c.servers[0].shared.mu.Unlock()
+	if err := follows.bindSelf(t.Context(), follows.first, clusterStore{api: api}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := (clusterStore{api: api}).Bindings(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Errorf("there are %+v, %v", all, err)
+	}
+	if s, err := readPeers(follows.first.Paths); err != nil || !s.Removed {
+		t.Errorf("it does not know that it was removed: %+v, %v", s, err)
+	}
+}
+
 // It followed once, so how the datastore is reached that it leaves is in files of ours; and was killed before the end was kept.
 func TestAStartInTheLastPhaseKeepsWhatARollbackNeeds(t *testing.T) {
 	d, in := configuredBy(t, "")
