@@ -726,6 +726,40 @@ func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
 	}
 }
 
+// It waits for the end while others are asked by another one of its kind.
+func TestWhatTheProgramThatCopiesSaysIsNotLostToOneThatAsks(t *testing.T) {
+	_, in := configuredBy(t, "")
+	in.Payload = t.TempDir()
+	const script = `#!/bin/sh
+read job
+case "$job" in
+*'"mode":"copy"'*) echo "a line of its log" >&2; echo '{"caughtUp":true}'; read finish; printf 'error: out of luck\nhint:  try again\n' >&2; exit 1;;
+*) echo '{"settled":{}}';;
+esac
+`
+	if err := os.WriteFile(filepath.Join(in.Payload, components.Program), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := startCopier(t.Context(), in, migration.Job{Mode: migration.Copy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.kill()
+	if _, err := c.until(t.Context(), nil, func(e migration.Event) bool { return e.CaughtUp }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runSettle(t.Context(), in, migration.Job{Mode: migration.Settle}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.finish(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.until(t.Context(), nil, func(e migration.Event) bool { return e.Result != nil })
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(err.Error(), "out of luck") || hint != "try again" {
+		t.Errorf("%v (%s)", err, hint)
+	}
+}
+
 // It followed once, so how the datastore is reached that it leaves is in files of ours; and was killed before the end was kept.
 func TestAStartInTheLastPhaseKeepsWhatARollbackNeeds(t *testing.T) {
 	d, in := configuredBy(t, "")
