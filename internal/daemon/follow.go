@@ -86,6 +86,16 @@ func fenced(p paths.Paths, now string) (string, error) {
 	return "", nil
 }
 
+// undecided is an error where a server that does not run cannot know whether its state is where its configuration says.
+func undecided(in component.Input) error {
+	attempt, err := fenced(in.Paths, place(in.Config.Spec.Datastore).Identity)
+	if err != nil || attempt == "" {
+		return err
+	}
+	return errs.Hint(errs.New(errs.Exists, "it is not known here whether the servers have moved the datastore or have stayed with %s", place(in.Config.Spec.Datastore)),
+		"start k1s, it finds out; if nobody can tell it any more see docs/how-to/datastores.md")
+}
+
 // movers is this server's part in moves of several, as others ask for it.
 type movers struct{ d *Daemon }
 
@@ -136,7 +146,7 @@ func answered(err error) join.MoveAnswer {
 // readyToFollow finds out whether this server could go with a move; engine is what the one that leads moves from.
 func (d *Daemon) readyToFollow(engine config.Engine) error {
 	d.mu.Lock()
-	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.state.Active()
+	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.replacing()
 	d.mu.Unlock()
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:
@@ -546,9 +556,9 @@ func forgetOrders(in component.Input, m moveState) error {
 	if m.following != nil {
 		used = append(used, in.Paths.DatastorePKI(path.Join(m.following.Attempt, "x")))
 	}
-	if m.state.PreviousID != "" {
+	for _, id := range []string{m.state.PreviousID, m.state.ID} { // that of one that is not at its end becomes the previous one
 		var b before
-		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(m.state.PreviousID)); err == nil && json.Unmarshal(raw, &b) == nil {
+		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(id)); id != "" && err == nil && json.Unmarshal(raw, &b) == nil {
 			used = append(used, b.EndpointFile, b.CAFile, b.CertFile, b.KeyFile)
 		}
 	}

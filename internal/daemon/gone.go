@@ -55,7 +55,7 @@ func (d *Daemon) underWay() string {
 		return "the datastore is being moved"
 	case d.care.restore.Active():
 		return "a snapshot of etcd is being restored"
-	case d.rotating.state.Active() || d.rotating.agreed.Active():
+	case d.rotating.replacing():
 		return "the cluster's CA is being replaced"
 	case d.secrets.state.Change != nil:
 		return "the encryption of Secrets is being changed"

@@ -12,7 +12,9 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,11 @@ func (s peers) keep(p paths.Paths) error {
 		return fmt.Errorf("keeping what this server knows of the others: %w", err)
 	}
 	return nil
+}
+
+// copies tells that this server has no vote in etcd yet. In a datastore that the servers have gone to meanwhile nobody has one.
+func (s peers) copies(in component.Input) bool {
+	return s.Etcd != nil && s.Etcd.Learner && components.UsesEtcd(in)
 }
 
 // into is what follows from it for what runs.
@@ -170,6 +177,11 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 	})
 	if err != nil {
 		return nil, err
+	}
+	if s.Joined != nil || s.Removed {
+		if in.Config, err = d.joinsAgain(in.Config); err != nil {
+			return nil, err
+		}
 	}
 	if in.Config, err = withDatastore(in.Config, in.Paths, a.keys.Datastore); err != nil {
 		return nil, err
@@ -263,6 +275,22 @@ func (a *arrival) ask(ctx context.Context, in component.Input, servers []string)
 	return join.Welcome{}, join.Bootstrap{}, first
 }
 
+// joinsAgain is the configuration of a machine that was a server once, or has begun to be one: what k1s itself has written then about the
+// datastore is nobody's word.
+func (d *Daemon) joinsAgain(c config.Config) (config.Config, error) {
+	_, origins, err := d.o.Reload()
+	if err != nil {
+		return c, fmt.Errorf("reading the configuration again: %w", err)
+	}
+	for name, o := range origins {
+		if (name == "spec.datastore" || strings.HasPrefix(name, "spec.datastore.")) && o.Name != d.o.Paths.DatastoreDropIn() {
+			return c, nil
+		}
+	}
+	c.Spec.Datastore = config.Default().Spec.Datastore
+	return c, nil
+}
+
 // withDatastore lets the configuration name the cluster's datastore. What it says itself has to be the default or the same.
 func withDatastore(c config.Config, p paths.Paths, theirs join.Datastore) (config.Config, error) {
 	if err := resolveDatastore(&c); err != nil {
@@ -305,7 +333,7 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 			return err
 		}
 	}
-	if err := forgetPodCIDR(*in); err != nil {
+	if err := errors.Join(forgetPodCIDR(*in), forgetUnderWay(ctx, p)); err != nil {
 		return err
 	}
 	if err := a.peers.keep(p); err != nil {
@@ -324,6 +352,20 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 	}
 	a.peers.Joined.Pending = false
 	return a.peers.keep(p)
+}
+
+// forgetUnderWay removes what a machine that joins again was in the middle of when the others went on without it: it gets their keys as they
+// are, and their datastore. Brought to its end, an old replacement of authorities would put those of then in the place of theirs.
+func forgetUnderWay(ctx context.Context, p paths.Paths) error {
+	files, err := filepath.Glob(p.DatastoreBefore("*"))
+	err = errors.Join(err, forgetUnkept(ctx, p))
+	for _, file := range append(files, p.Rotation(), p.Following(), p.Migration(), p.DatastoreGoing()) {
+		err = errors.Join(err, removeIfThere(file))
+	}
+	if err != nil {
+		return fmt.Errorf("forgetting what was under way when this server was removed: %w", err)
+	}
+	return nil
 }
 
 // settleDatastore makes the next start find the cluster's datastore.
@@ -482,7 +524,7 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	var voting sync.WaitGroup
 	defer voting.Wait()
 	begin := func() {
-		if s.Etcd != nil && s.Etcd.Learner {
+		if s.copies(in) {
 			vote = make(chan error, 1)
 			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
 		}
@@ -496,7 +538,10 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 			return
 		case err := <-vote:
 			vote = nil
-			if err == nil || ctx.Err() != nil {
+			d.mu.Lock()
+			now := d.in
+			d.mu.Unlock()
+			if err == nil || ctx.Err() != nil || !s.copies(now) {
 				continue
 			}
 			d.log.Error("this server is no member of the datastore", "err", err)

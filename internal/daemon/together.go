@@ -59,6 +59,12 @@ func (m *move) together(ctx context.Context, others map[string]string) error {
 	from, to := components.Engine(m.from), components.Engine(m.to)
 	names := strings.Join(slices.Sorted(maps.Keys(others)), ", ")
 	m.others = slices.Sorted(maps.Keys(others))
+	m.d.mu.Lock()
+	replacing := m.d.rotating.replacing()
+	m.d.mu.Unlock()
+	if replacing { // every server restarts then when it is its turn
+		return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced"), "wait for its end: k1s certs rotate-ca --status")
+	}
 	switch {
 	case to.External() && (from.External() || from == config.EmbeddedEtcd):
 	case to == config.SQLite:
@@ -353,20 +359,9 @@ func (m *move) until(ctx context.Context, limit time.Duration, name, at string, 
 
 // stopServing starts the control plane anew, with an API server that serves nothing: the members of an embedded etcd run on.
 func (d *Daemon) stopServing(ctx context.Context, attempt string) error {
-	d.mu.Lock()
-	in := d.in
-	in.Fence = attempt
-	d.mu.Unlock()
-	plan, err := components.Plan(in)
+	in, err := d.fenceIn(ctx, attempt)
 	if err != nil {
 		return err
-	}
-	// First: whoever starts the control plane for another reason is not to start one that serves.
-	d.mu.Lock()
-	d.in.Fence = attempt
-	d.mu.Unlock()
-	if err := d.sup.Apply(ctx, plan); err != nil {
-		return fmt.Errorf("stopping the API server: %w", err)
 	}
 	if !components.UsesEtcd(in) {
 		return nil
@@ -374,6 +369,28 @@ func (d *Daemon) stopServing(ctx context.Context, attempt string) error {
 	ready, cancel := context.WithTimeoutCause(ctx, serveWithin, fmt.Errorf("not within %s", serveWithin))
 	defer cancel()
 	return d.sup.Wait(ready, "etcd", component.Ready)
+}
+
+func (d *Daemon) fenceIn(ctx context.Context, attempt string) (component.Input, error) {
+	// Who starts the control plane anew in this moment, for a stage of another CA, does so before this, or finds that it has stopped.
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	d.mu.Lock()
+	in := d.in
+	in.Fence = attempt
+	d.mu.Unlock()
+	plan, err := components.Plan(in)
+	if err != nil {
+		return in, err
+	}
+	// First: whoever starts the control plane for another reason is not to start one that serves.
+	d.mu.Lock()
+	d.in.Fence = attempt
+	d.mu.Unlock()
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return in, fmt.Errorf("stopping the API server: %w", err)
+	}
+	return in, nil
 }
 
 // moverClient asks another server as this one.

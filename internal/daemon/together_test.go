@@ -25,6 +25,7 @@ import (
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/supervise"
 )
 
@@ -430,6 +431,16 @@ func TestAMoveIsRefusedBeforeAnythingIsChangedWhereNotAllCanGo(t *testing.T) {
 			c.servers[1].care.restore.Phase = "staging"
 			c.servers[1].mu.Unlock()
 		}, words: "server-1: a snapshot of etcd is being restored"},
+		"one has agreed to another CA": {before: func(c *together) {
+			c.servers[1].mu.Lock()
+			c.servers[1].rotating.agreed.Stage = rotation.Trusting
+			c.servers[1].mu.Unlock()
+		}, words: "server-1: the cluster's CA is being replaced"},
+		"the one that leads has": {before: func(c *together) {
+			c.servers[0].mu.Lock()
+			c.servers[0].rotating.agreed.Stage = rotation.Trusting
+			c.servers[0].mu.Unlock()
+		}, words: "the cluster's CA is being replaced"},
 		"to SQLite": {to: "sqlite", words: "SQLite is for one server, and there are others: server-1, server-2"},
 		"an API server of nobody": {before: func(c *together) {
 			c.servers[0].shared.mu.Lock()
@@ -633,6 +644,161 @@ func TestWhoIsAnsweredAboutAMove(t *testing.T) {
 	}
 	if err := os.Remove(two.first.Paths.Following()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Its turn with the CA comes in the moment in which it is to stop: it must not serve again after it has told that it does not.
+func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.T) {
+	c := newTogether(t, 1)
+	c.start()
+	d := c.servers[0].Daemon
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	goes, goOn := make(chan struct{}), make(chan struct{})
+	d.restart = func(ctx context.Context, in component.Input) error {
+		close(goes)
+		<-goOn
+		plan, err := components.Plan(in)
+		if err != nil {
+			return err
+		}
+		return d.sup.Apply(ctx, plan)
+	}
+	s := begin(t, d, in)
+	installed, stopped := make(chan error, 1), make(chan error, 1)
+	go func() { installed <- rotator{d}.Install(t.Context(), s) }()
+	<-goes
+	go func() { stopped <- d.stopServing(t.Context(), "a1") }()
+	time.Sleep(500 * time.Millisecond) // as far as it comes
+	close(goOn)
+	if err := errors.Join(<-installed, <-stopped); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	in = d.in
+	d.mu.Unlock()
+	if in.Fence != "a1" || in.Trust != s.Epoch() {
+		t.Errorf("it goes on as %q, and trusts what is of %q", in.Fence, in.Trust)
+	}
+	c.until("what was started last", func() error {
+		for _, u := range d.sup.Snapshot() {
+			if u.Component == apiserver && u.State == supervise.Ready {
+				return nil
+			}
+		}
+		return errors.New("it starts")
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if from := c.serves["server-0"]; from != "" {
+		t.Errorf("it serves from %s", from)
+	}
+}
+
+// Its daemon was started beside etcd, where that tells who was removed; it has learned where the state is, and was removed meanwhile.
+func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
+	c := newTogether(t, 2)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v", s)
+	}
+	c.one(newStore)
+	follows, api := c.servers[1], c.servers[0].api
+	if err := (peers{Several: true, Joined: &joinedCluster{}}).keep(follows.first.Paths); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[0].shared.mu.Lock()
+	delete(c.servers[0].shared.secrets, nodePrefix+"server-1")
+	c.servers[0].shared.mu.Unlock()
+	if err := follows.bindSelf(t.Context(), follows.first, clusterStore{api: api}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := (clusterStore{api: api}).Bindings(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Errorf("there are %+v, %v", all, err)
+	}
+	if s, err := readPeers(follows.first.Paths); err != nil || !s.Removed {
+		t.Errorf("it does not know that it was removed: %+v, %v", s, err)
+	}
+}
+
+// It waits for the end while others are asked by another one of its kind.
+func TestWhatTheProgramThatCopiesSaysIsNotLostToOneThatAsks(t *testing.T) {
+	_, in := configuredBy(t, "")
+	in.Payload = t.TempDir()
+	const script = `#!/bin/sh
+read job
+case "$job" in
+*'"mode":"copy"'*) echo "a line of its log" >&2; echo '{"caughtUp":true}'; read finish; printf 'error: out of luck\nhint:  try again\n' >&2; exit 1;;
+*) echo '{"settled":{}}';;
+esac
+`
+	if err := os.WriteFile(filepath.Join(in.Payload, components.Program), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := startCopier(t.Context(), in, migration.Job{Mode: migration.Copy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.kill()
+	if _, err := c.until(t.Context(), nil, func(e migration.Event) bool { return e.CaughtUp }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runSettle(t.Context(), in, migration.Job{Mode: migration.Settle}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.finish(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.until(t.Context(), nil, func(e migration.Event) bool { return e.Result != nil })
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(err.Error(), "out of luck") || hint != "try again" {
+		t.Errorf("%v (%s)", err, hint)
+	}
+}
+
+// It followed once, so how the datastore is reached that it leaves is in files of ours; and was killed before the end was kept.
+func TestAStartInTheLastPhaseKeepsWhatARollbackNeeds(t *testing.T) {
+	d, in := configuredBy(t, "")
+	d.log = slog.New(slog.DiscardHandler)
+	order := in.Paths.DatastorePKI("a1/endpoint")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(order), 0o700), os.WriteFile(order, []byte(movedTo+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: movedTo, EndpointFile: order}
+	if err := os.WriteFile(in.Paths.ConfigFile(), []byte("apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpointFile: "+order+"}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := d.newMove(in, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: "mysql://k1s@tcp(db:3306)/k1s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.id = "x"
+	s := migration.State{ID: m.id, Kind: migration.Migrate, From: place(in.Config.Spec.Datastore), To: place(m.to.Config.Spec.Datastore), Phase: migration.Switching}
+	if err := errors.Join(m.Switch(t.Context()), keepMove(in.Paths, s)); err != nil {
+		t.Fatal(err)
+	}
+	now, _, err := d.configured()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Config = now
+	if err := d.prepareMove(in); err != nil {
+		t.Fatal(err)
+	}
+	if s := d.moving.state; s.Phase != migration.Starting {
+		t.Fatalf("%+v: then this test is wrong", s)
+	}
+	done := d.moving.state.Advance(time.Now())
+	if err := errors.Join(keepMove(in.Paths, done), d.prepareMove(in)); err != nil {
+		t.Fatal(err)
+	}
+	back, err := d.newMove(in, done, control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || back.to.Config.Spec.Datastore.Endpoint != movedTo {
+		t.Errorf("there is no way back: %v", err)
 	}
 }
 
