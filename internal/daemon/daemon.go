@@ -35,6 +35,7 @@ import (
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/runner"
 	"k1s.io/k1s/internal/supervise"
+	"k1s.io/k1s/internal/upgrade"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -65,10 +66,11 @@ type Daemon struct {
 	sup     *supervise.Supervisor
 	stop    context.CancelCauseFunc
 
-	renewing sync.Mutex // held while certificates and what is made from them are written
-	planning sync.Mutex // held while a move of the datastore is looked at
-	keyring  sync.Mutex // held while this server's keys of Secrets follow from what all agree about
-	together sync.Mutex // held while this server's authorities follow from what all agree about, and while that is begun
+	replacing sync.Mutex // held while the node is being handed over to another program
+	renewing  sync.Mutex // held while certificates and what is made from them are written
+	planning  sync.Mutex // held while a move of the datastore is looked at
+	keyring   sync.Mutex // held while this server's keys of Secrets follow from what all agree about
+	together  sync.Mutex // held while this server's authorities follow from what all agree about, and while that is begun
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
@@ -84,6 +86,8 @@ type Daemon struct {
 	care     careState
 	upkeep   upkeepState
 	rotating rotationState
+	// upgrading is the last upgrade of this program.
+	upgrading upgrade.State
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
@@ -106,7 +110,8 @@ type Daemon struct {
 var errStop = errors.New("asked to stop")
 
 // Run brings a node up and keeps it until ctx ends or it is asked to stop over the control socket; then
-// it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
+// it stops the components in order and returns nil. Pods keep running unless the request says otherwise. With ErrHandOver all of it
+// runs on, for another program.
 // Errors are those that kept the node from starting. FinishRestore comes before o is made.
 func Run(ctx context.Context, o Options) error {
 	switch ended, err := FinishRestore(ctx, o.Paths, o.Log); {
@@ -141,6 +146,7 @@ func Run(ctx context.Context, o Options) error {
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
+	d.settleUpgrade()
 	d.sup = supervise.New(o.Log, supervise.Options{NewRunner: d.newRunner, LogPath: o.Paths.Log})
 
 	// The socket outlives the components, so that `status` can say what stopping waits for.
@@ -460,12 +466,18 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		d.step("stopping")
+		cause := context.Cause(ctx)
+		if errors.Is(cause, ErrHandOver) {
+			d.step("handing the node over to another program")
+			cause = supervise.ErrDetach
+		} else {
+			d.step("stopping")
+		}
 		if r := d.stopRequest(); r != nil && r.Pods {
 			stopPods = d.endPods
 		}
 		err = stopPods()
-		stopSup(context.Cause(ctx))
+		stopSup(cause)
 		err = errors.Join(err, <-supDone)
 	case err = <-supDone:
 		err = fmt.Errorf("the supervisor ended by itself: %w", err)
@@ -473,6 +485,10 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	d.stop(errStop)
 	wg.Wait()
 	err = errors.Join(err, d.refusal(d.o.Paths))
+	if err == nil && errors.Is(context.Cause(ctx), ErrHandOver) {
+		d.log.Info("handed over; everything runs on")
+		return ErrHandOver
+	}
 	d.log.Info("stopped", "err", err)
 	return err
 }

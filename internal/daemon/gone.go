@@ -51,6 +51,8 @@ func (d *Daemon) underWay() string {
 	switch {
 	case d.stopped != nil:
 		return "this server is stopping"
+	case d.upgrading.Active():
+		return "another k1s is being tried on it"
 	case d.moving.active():
 		return "the datastore is being moved"
 	case d.care.restore.Active():

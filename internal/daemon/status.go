@@ -37,6 +37,7 @@ const askAPI = 2 * time.Second
 func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
 	in, api, doing, readyAt, stopped, move, restoring, follows := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore, d.moving.following
+	upgrading := d.upgrading
 	d.mu.Unlock()
 	spec := in.Config.Spec
 	if doing == "" && move.Active() {
@@ -89,6 +90,9 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		if s.Node.Ready {
 			s.DNS = dns
 		}
+	}
+	if upgrading.Active() {
+		s.Upgrade = &upgrading
 	}
 	s.Addons, _ = addonStatus(in)
 	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))

@@ -87,6 +87,7 @@ const (
 	ServerRemoved      Code = "server-removed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
+	UpgradeFailed      Code = "upgrade-failed"
 	CheckFailed        Code = "check-failed"
 )
 
@@ -188,6 +189,7 @@ func registry() []section {
 			{ServerRemoved, Error, "The other servers have removed this one. Its control plane is stopped, and its data is put aside beside the data directory's etcd.", "to join again, restart it with --server and a new token (k1s token create --role server); to give up what is on it: k1s reset"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
+			{UpgradeFailed, Warning, "Another k1s was tried on this node and did not make it work, so the one before runs again, with everything it had. It is told for a day.", "the text says what was in the way; look closer with: k1s upgrade --status, k1s logs NAME"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},
 		}},
 	}

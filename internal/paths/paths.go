@@ -45,6 +45,9 @@ func (p Paths) PKI(elem ...string) string {
 	return path.Join(append([]string{p.Data, "pki"}, elem...)...)
 }
 
+// Upgrade keeps how far the last upgrade of k1s came.
+func (p Paths) Upgrade() string { return path.Join(p.Data, "upgrade.json") }
+
 // Rotation keeps how far the replacement of the cluster's authorities is.
 func (p Paths) Rotation() string { return p.PKI("rotation.json") }
 
