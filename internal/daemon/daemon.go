@@ -458,7 +458,6 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchRotation(ctx) })
 	}
 
-	stopPods := func() error { return nil }
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopSup(nil)
 	supDone := make(chan error, 1)
@@ -474,9 +473,8 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 			d.step("stopping")
 		}
 		if r := d.stopRequest(); r != nil && r.Pods {
-			stopPods = d.endPods
+			err = d.podsEnded(d.o.Paths, d.endPods())
 		}
-		err = stopPods()
 		stopSup(cause)
 		err = errors.Join(err, <-supDone)
 	case err = <-supDone:

@@ -116,6 +116,9 @@ func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") 
 // Claim is where the API server tells whose a database of others is.
 func (p Paths) Claim() string { return path.Join(p.Run, "claim.json") }
 
+// PodsLeft is there when a daemon that was asked to end the node's pods could not, and says why.
+func (p Paths) PodsLeft() string { return path.Join(p.Run, "pods-left") }
+
 // Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
 func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }
 
