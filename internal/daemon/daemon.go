@@ -517,7 +517,7 @@ func (d *Daemon) announceReady(ctx context.Context) {
 		}
 		d.notify()
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return // ctx ended; what keeps it from being ready is in the status
 	}
 	if in.Config.Spec.Worker() {
@@ -669,7 +669,7 @@ func (d *Daemon) prunePayloads(ctx context.Context) {
 	if !d.o.Config.Spec.ControlPlane() {
 		last = "kubelet"
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return
 	}
 	d.mu.Lock()

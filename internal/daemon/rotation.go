@@ -150,7 +150,7 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 		case <-wake:
 		}
 	}
-	if d.sup.Wait(ctx, "kube-apiserver", component.Open) != nil {
+	if d.sup.Await(ctx, "kube-apiserver", component.Open) != nil {
 		return
 	}
 	for {
