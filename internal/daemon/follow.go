@@ -535,7 +535,13 @@ func (w *follower) Join(ctx context.Context) error {
 		return err
 	}
 	in := w.to
-	return w.d.becomeMember(ctx, &in)
+	err = w.d.becomeMember(ctx, &in)
+	w.d.mu.Lock()
+	if w.d.readyAt != nil {
+		w.d.doing = "" // it has started long ago
+	}
+	w.d.mu.Unlock()
+	return err
 }
 
 func (w *follower) Switch() error {

@@ -364,7 +364,10 @@ func (c *Cluster) movesToEtcd(t *testing.T, servers []member) {
 		}
 		return nil
 	})
-	r.fault(t, "the server that led is dead", servers[1:], func() { leads.dies(t) }, func() { leads.comes(t) })
+	r.fault(t, "the server that led is dead", servers[1:], func() { leads.dies(t) }, func() {
+		leads.must(t, leads.nodeCommand(t, "start", patience))
+		leads.untilState(t, control.Running)
+	})
 	r.isIn(t, servers, "etcd")
 	r.check(t)
 }
