@@ -432,6 +432,9 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.renewCertificates(ctx) })
 	wg.Go(func() { d.warnOfCertificates(ctx) })
 	wg.Go(func() { d.watchDisk(ctx, platform.DiskProblems) })
+	if d.o.Config.Spec.Worker() {
+		wg.Go(func() { d.watchClock(ctx, d.clocks, d.sup.Restart) })
+	}
 	if !d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchTrust(ctx) })
 	}

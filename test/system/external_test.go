@@ -180,10 +180,14 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		config := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore: {endpoint: null, endpointFile: /etc/k1s/datastore, caFile: /etc/k1s/db/ca.crt, certFile: /etc/k1s/db/client.crt, keyFile: /etc/k1s/db/client.key}\n"
 		alone := func(m member, dsn string) {
 			m.reaches(t, db, dsn)
-			m.writeFile(t, "config.d/zz-only.yaml", config+"  join: {server: '', tokenFile: ''}\n", 0o600)
+			m.writeFile(t, "config.d/zz-only.yaml", config, 0o600)
+		}
+		// The environment of this node says where its cluster is.
+		founds := func(m member) result {
+			return m.in(within(t, 2*limit), "env", "-u", "K1S_SERVER", "-u", "K1S_TOKEN_FILE", "k1s", "server")
 		}
 		alone(second, db.dsn(databasePassword))
-		second.in(within(t, limit), "k1s", "server").wants(t, 1, "belongs to another cluster, which server-0 has founded", "nothing of this start is left here")
+		founds(second).wants(t, 1, "belongs to another cluster, which server-0 has founded", "nothing of this start is left here")
 		if _, err := os.Stat(second.disk("var/lib/k1s/pki")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("it has kept keys: %v", err)
 		}
@@ -197,7 +201,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		ended := make(chan end, 2)
 		for _, m := range []member{first, second} {
 			alone(m, another)
-			go func() { ended <- end{m, m.in(within(t, 2*limit), "k1s", "server")} }()
+			go func() { ended <- end{m, founds(m)} }()
 		}
 		loser := <-ended
 		loser.result.wants(t, 1, "belongs to another cluster", "nothing of this start is left here")
