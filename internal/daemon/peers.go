@@ -378,6 +378,8 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	switch {
 	case embedded && hasEtcd(in.Paths) || !embedded && s.Etcd != nil && s.Etcd.Answered:
 		return s.into(in) // it was there before
+	case !embedded && s.Etcd != nil && s.Etcd.Moved != "":
+		return s.into(in) // and is to be in an etcd, for which it is not configured yet
 	case !s.Etcd.named():
 		if s.Etcd, err = newMember(*in); err != nil {
 			return err

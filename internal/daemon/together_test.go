@@ -766,6 +766,38 @@ func (c *together) killedIn(phase migration.Phase, registered migration.Decision
 	}
 }
 
+// One that follows was killed after it had learned that the etcd has the state: wherever that was, it is a new member in the end.
+func TestAFollowerGoesOnToTheEtcdFromWhatItHasKept(t *testing.T) {
+	for name, came := range map[string]func(w *follower) error{
+		"it knows":                func(*follower) error { return nil },
+		"it is to be a member":    func(w *follower) error { return w.Prepare() },
+		"it is configured for it": func(w *follower) error { return errors.Join(w.Prepare(), w.Switch()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newTogetherIn(t, 3, movedTo)
+			c.killedIn(migration.Switching, migration.Forward)
+			s := c.servers[2]
+			kept, err := readFollowing(s.first.Paths)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept.Decided = migration.Forward
+			w := &follower{d: s.Daemon, from: s.first, to: targetOf(s.first, *kept), f: *kept}
+			if err := errors.Join(w.Keep(*kept), came(w)); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range c.servers {
+				m.starts()
+			}
+			c.one(newStore)
+			p, err := readPeers(s.first.Paths)
+			if err != nil || p.Etcd == nil || p.Etcd.Name == "server-2-0ld0ld" || p.Etcd.Name != c.names()["server-2"] || !p.Etcd.Answered {
+				t.Errorf("%+v, %v", p.Etcd, err)
+			}
+		})
+	}
+}
+
 func TestAServerAloneFindsOutFromTheNewDatastore(t *testing.T) {
 	for _, c := range []struct {
 		registered, want, is migration.Decision
