@@ -164,14 +164,22 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	t.Run("three servers go back to an etcd of theirs together", func(t *testing.T) { c.movesToEtcd(t, []member{first, second, third}) })
 	app.reach(t, 4)
 	t.Run("and to the database as they left it", func(t *testing.T) {
+		const later = "written-in-etcd"
+		c.kubectl(t, "create", "configmap", later)
 		if _, err := first.client().MoveDatastore(within(t, limit), control.DatastoreRequest{Action: migration.Rollback}); err != nil {
 			t.Fatal(err)
 		}
 		first.moved(t, migration.Done)
-		for _, s := range []member{first, second, third} {
-			s.untilState(t, control.Running)
+		for _, s := range []member{first, second, third} { // a node may be not Ready for minutes: what its kubelet has reported since is lost
 			s.isIn(t, "PostgreSQL")
 		}
+		eventually(t, limit, "the database to have what it had", func(ctx context.Context) error {
+			r := c.try(ctx, "get", "configmap", "-o", "name")
+			if r.code != 0 || strings.Contains(r.out, later) || !strings.Contains(r.out, "kube-root-ca.crt") {
+				return fmt.Errorf("there are %s %v", r.out, r.error())
+			}
+			return nil
+		})
 	})
 	t.Run("of two first servers on one database one founds a cluster", func(t *testing.T) {
 		third.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
