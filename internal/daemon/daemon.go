@@ -101,6 +101,8 @@ type Daemon struct {
 	openEtcd func(component.Input) (*etcdapi.Client, error)
 
 	several chan struct{} // holds one: another server joins
+	// membership holds one: this server has another place in etcd than when it was started.
+	membership chan struct{}
 	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by
 	// a change of keys or datastore; changing while members of etcd change, or a move begins.
 	admitting, changing sync.Mutex
@@ -141,7 +143,7 @@ func Run(ctx context.Context, o Options) error {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
-		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1),
+		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1), membership: make(chan struct{}, 1),
 		in: component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
@@ -534,7 +536,7 @@ func (d *Daemon) announceReady(ctx context.Context) {
 		}
 		d.notify()
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return // ctx ended; what keeps it from being ready is in the status
 	}
 	if in.Config.Spec.Worker() {
@@ -686,7 +688,7 @@ func (d *Daemon) prunePayloads(ctx context.Context) {
 	if !d.o.Config.Spec.ControlPlane() {
 		last = "kubelet"
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return
 	}
 	d.mu.Lock()

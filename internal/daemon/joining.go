@@ -224,7 +224,8 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 			d.board.Report("join", []health.Problem{health.FromError(err, health.JoinClosed, "")})
 		}
 	})
-	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
+	// A server that joins may have the datastore moved before this was ready: then it comes and goes.
+	if d.sup.Await(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
 	wg.Go(func() { d.watchLeaving(ctx, api) })

@@ -62,7 +62,14 @@ type etcdPart struct {
 	Learner bool `json:"learner,omitempty"`
 	// Answered: it has its place. It has no name where it has left the etcd of others for a datastore of its own.
 	Answered bool `json:"answered,omitempty"`
+	// Moved is the attempt to move the datastore with which this server came to it, and From the server that led: host:port. Both are ""
+	// where it is a member since it joined.
+	Moved string `json:"moved,omitempty"`
+	From  string `json:"from,omitempty"`
 }
+
+// named tells that it is a member of an etcd that others are in, or is to be.
+func (e *etcdPart) named() bool { return e != nil && e.Name != "" }
 
 func readPeers(p paths.Paths) (peers, error) {
 	var s peers
@@ -406,19 +413,19 @@ func (d *Daemon) takePlace(ctx context.Context, in *component.Input) error {
 // doing the same, and for the first server, which may have to move its datastore before.
 func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	s, err := readPeers(in.Paths)
-	if err != nil || s.Joined == nil {
+	if err != nil || s.Joined == nil && !s.Etcd.named() {
 		return err
 	}
 	embedded := components.UsesEtcd(*in)
 	switch {
 	case embedded && hasEtcd(in.Paths) || !embedded && s.Etcd != nil && s.Etcd.Answered:
 		return s.into(in) // it was there before
-	case s.Etcd == nil || s.Etcd.Name == "":
-		random := make([]byte, memberNameBytes)
-		if _, err := rand.Read(random); err != nil {
+	case !embedded && s.Etcd != nil && s.Etcd.Moved != "":
+		return s.into(in) // and is to be in an etcd, for which it is not configured yet
+	case !s.Etcd.named():
+		if s.Etcd, err = newMember(*in); err != nil {
 			return err
 		}
-		s.Etcd = &etcdPart{Member: join.Member{Name: in.Facts.NodeName + "-" + hex.EncodeToString(random), PeerURL: components.EtcdPeerURL(*in)}}
 		if err := s.keep(in.Paths); err != nil { // before anybody else knows of it
 			return err
 		}
@@ -454,6 +461,44 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	return s.into(in)
 }
 
+// newMember is a member that nobody knows of yet.
+func newMember(in component.Input) (*etcdPart, error) {
+	random := make([]byte, memberNameBytes)
+	if _, err := rand.Read(random); err != nil {
+		return nil, err
+	}
+	return &etcdPart{Member: join.Member{Name: in.Facts.NodeName + "-" + hex.EncodeToString(random), PeerURL: components.EtcdPeerURL(in)}}, nil
+}
+
+// newPlace makes this server one that is to be a member of the etcd that another one, at its address, has founded in an attempt to move the
+// datastore. What it had of an etcd before is gone first: no start may take that for the new one. Again it does nothing.
+func newPlace(in component.Input, attempt, at string) error {
+	s, err := readPeers(in.Paths)
+	if err != nil || s.Etcd != nil && s.Etcd.Moved == attempt {
+		return err
+	}
+	if err := os.RemoveAll(in.Paths.Etcd()); err != nil {
+		return fmt.Errorf("removing the data of the etcd that was left: %w", err)
+	}
+	if err := durable.SyncDir(path.Dir(in.Paths.Etcd())); err != nil {
+		return err
+	}
+	if s.Etcd, err = newMember(in); err != nil {
+		return err
+	}
+	s.Etcd.Moved, s.Etcd.From = attempt, at
+	return s.keep(in.Paths)
+}
+
+// placed takes what this server is in etcd.
+func placed(in *component.Input) error {
+	s, err := readPeers(in.Paths)
+	if err != nil {
+		return err
+	}
+	return s.into(in)
+}
+
 // hasEtcd tells that a member has data.
 func hasEtcd(p paths.Paths) bool {
 	_, err := os.Stat(path.Join(p.Etcd(), "member", "snap", "db"))
@@ -481,7 +526,13 @@ func (d *Daemon) askMember(ctx context.Context, in component.Input, s peers, pro
 	if err != nil {
 		return join.Membership{}, err
 	}
-	servers := s.Joined.Servers
+	var servers []string
+	if s.Etcd.From != "" { // it is in there, whoever else is
+		servers = append(servers, s.Etcd.From)
+	}
+	if s.Joined != nil {
+		servers = append(servers, s.Joined.Servers...)
+	}
 	if named, err := join.Address(in.Config.Spec.Join.Server); err == nil && !slices.Contains(servers, named) {
 		servers = append([]string{named}, servers...) // those it knows may have moved since it joined
 	}
@@ -536,6 +587,19 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-d.membership: // it has become one while it runs
+			if vote != nil {
+				continue
+			}
+			d.mu.Lock()
+			in = d.in
+			d.mu.Unlock()
+			if s, err = readPeers(in.Paths); err != nil {
+				d.log.Error("nothing is known of the other servers", "err", err)
+				return
+			}
+			begin()
+			continue
 		case err := <-vote:
 			vote = nil
 			d.mu.Lock()
@@ -572,6 +636,14 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 			continue
 		}
 		return
+	}
+}
+
+// wakeMembership lets this server ask for its vote, after it has become a member while it runs.
+func (d *Daemon) wakeMembership() {
+	select {
+	case d.membership <- struct{}{}:
+	default: // it is on its way
 	}
 }
 

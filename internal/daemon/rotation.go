@@ -153,7 +153,7 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 		case <-wake:
 		}
 	}
-	if d.sup.Wait(ctx, "kube-apiserver", component.Open) != nil {
+	if d.sup.Await(ctx, "kube-apiserver", component.Open) != nil {
 		return
 	}
 	for {

@@ -43,7 +43,10 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	if doing == "" && move.Active() {
 		doing = "moving the datastore to " + move.To.String() + ": " + string(move.Phase)
 	}
-	if follows != nil {
+	switch {
+	case follows != nil && follows.Decided == migration.Forward && doing == "":
+		doing = follows.Leader + " has moved the datastore to " + follows.To.String() + ": starting the control plane on it"
+	case follows != nil && follows.Decided != migration.Forward:
 		doing = follows.Leader + " moves the datastore to " + follows.To.String() + ": waiting until it is decided that it has"
 	}
 	if doing == "" && restoring.Active() {

@@ -66,12 +66,10 @@ func (m *move) together(ctx context.Context, others map[string]string) error {
 		return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced"), "wait for its end: k1s certs rotate-ca --status")
 	}
 	switch {
-	case to.External() && (from.External() || from == config.EmbeddedEtcd):
 	case to == config.SQLite:
 		return errs.Hint(errs.New(errs.Unsupported, "SQLite is for one server, and there are others: %s", names), "remove them before: k1s node remove NAME")
-	default:
-		return errs.Hint(errs.New(errs.Unsupported, "moving to an etcd that k1s runs is not possible yet while there are other servers: %s", names),
-			"remove them before (k1s node remove NAME), and let them join again afterwards")
+	case from == config.SQLite:
+		return errs.New(errs.Unsupported, "the state is in SQLite, which is for one server, and there are others: %s", names)
 	}
 	return m.d.askMovers(ctx, others, func(ctx context.Context, name, at string) error {
 		a, err := m.d.askMover(ctx, name, at, join.MoveRequest{Ask: join.AskReady, Engine: from})
@@ -167,6 +165,9 @@ func (m *move) readGoing() error {
 	b := g.Datastore
 	to := config.Datastore{Endpoint: config.DSN(b.Endpoint), EndpointFile: b.EndpointFile, CAFile: b.CAFile, CertFile: b.CertFile, KeyFile: b.KeyFile}
 	m.to.Config.Spec.Datastore = to
+	if components.UsesEtcd(m.to) {
+		m.to.Etcd = component.EtcdMember{} // the first member
+	}
 	m.to.Datastore, err = datastoreID(to)
 	return err
 }
@@ -191,11 +192,15 @@ func (m *move) settle(ctx context.Context, want migration.Decision) (migration.R
 	return settle(ctx, m.from, m.to, want, m.attempt, nil)
 }
 
-// settle is migration.Settle between two datastores. With a fence that is taken out of from where they go back.
+// settle is migration.Settle between two datastores: what the servers agree by is in the one that all of them reach. With a fence that is taken out of from where they go back.
 func settle(ctx context.Context, from, to component.Input, want migration.Decision, attempt string, fence *migration.Fence) (migration.Register, error) {
 	j := migration.Job{Mode: migration.Settle, Root: components.Root(from), Attempt: attempt, Want: want, Fence: fence}
+	agreed := to
+	if !components.Engine(to).External() { // one server has it, until they have agreed
+		agreed = from
+	}
 	var err error
-	if j.Target, err = private(to, "register"); err != nil {
+	if j.Target, err = private(agreed, "register"); err != nil {
 		return migration.Register{}, err
 	}
 	if fence != nil {
@@ -291,11 +296,16 @@ func (m *move) announce(ctx context.Context) error {
 		return errs.New(errs.Failure, "the servers have decided already: %s", d)
 	}
 	to, err := reachedWith(m.to.Config.Spec.Datastore)
+	if err == nil && components.UsesEtcd(m.to) {
+		if to.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
+			err = fmt.Errorf("reading etcd's authority: %w", err)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	m.d.mu.Lock()
-	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to}
+	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
 	m.d.mu.Unlock()
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,7 @@ read job
 field() { printf '%%s' "$job" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 register=%q
 case "$job" in
+*'"mode":"settle"'*'"target":{"etcd"'*) echo "error: nobody reaches an etcd of one server" >&2; exit 1 ;;
 *'"mode":"settle"'*)
 	until mkdir "$register.lock" 2>/dev/null; do sleep 0.01; done
 	attempt=$(field attempt) want=$(field want) was= decided=
@@ -64,11 +66,47 @@ type together struct {
 	t        *testing.T
 	servers  []*mover
 	register string
+	toEtcd   bool // from a database of others to an etcd of theirs; else the other way round
 
 	mu     sync.Mutex // guards what follows
 	serves map[string]string
 	wrong  []string
 	log    bytes.Buffer
+	// joined are the names of members by their nodes, votes those that have one; copying counts how often each was told to wait.
+	joined  map[string]string
+	votes   map[string]bool
+	copying map[string]int
+}
+
+// founded is the etcd of the one that leads, as join.Members.
+type founded struct {
+	c *together
+	m *mover
+}
+
+func (f founded) Join(_ context.Context, who join.Member) (join.Membership, error) {
+	d := f.m.now.Load()
+	d.mu.Lock()
+	out, active := join.Membership{Engine: components.Engine(d.in), InitialCluster: "all"}, d.moving.active()
+	d.mu.Unlock()
+	if active {
+		return out, errs.New(errs.NotRunning, "the datastore is being moved")
+	}
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.c.joined[nodeOfMember(who.Name)] = who.Name
+	return out, nil
+}
+
+func (f founded) Promote(_ context.Context, who join.Member) error {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	node := nodeOfMember(who.Name)
+	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name {
+		return errs.New(errs.NotRunning, "it copies")
+	}
+	f.c.votes[node] = true
+	return nil
 }
 
 type mover struct {
@@ -92,9 +130,13 @@ func (c *together) Write(b []byte) (int, error) {
 	return c.log.Write(b)
 }
 
-func newTogether(t *testing.T, n int) *together {
+func newTogether(t *testing.T, n int) *together { return newTogetherIn(t, n, "etcd") }
+
+// newTogetherIn has its state in a datastore. Where that is a database of others each server has the data of an etcd that was left.
+func newTogetherIn(t *testing.T, n int, endpoint config.DSN) *together {
 	t.Helper()
-	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}}
+	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}}
+	c.toEtcd = endpoint.Engine().External()
 	shared := &objects{secrets: map[string]kubeapi.Secret{}}
 	for i := range n {
 		name := fmt.Sprintf("server-%d", i)
@@ -105,8 +147,8 @@ func newTogether(t *testing.T, n int) *together {
 			m.oneServer = newServer(t, shared, name, fmt.Sprintf("127.0.0.%d", i+1), keysOfServer(t, c.servers[0].oneServer))
 		}
 		p := m.in.Paths
-		m.in.Payload = t.TempDir()
-		m.node, m.first = name, m.in
+		m.in.Payload, m.in.Config.Spec.Datastore.Endpoint = t.TempDir(), endpoint
+		m.node, m.first, m.etcd = name, m.in, founded{c, m}
 		m.reaches(c.register)
 		write := func(file, content string) {
 			t.Helper()
@@ -114,7 +156,18 @@ func newTogether(t *testing.T, n int) *together {
 				t.Fatal(err)
 			}
 		}
-		write(p.ConfigFile(), "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore:\n    endpoint: etcd\n")
+		write(p.ConfigFile(), "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore:\n    endpoint: "+endpoint.Reveal()+"\n")
+		s := peers{Several: true}
+		if c.toEtcd {
+			write(components.DatabaseFile(etcdOf(m.first)), "stale")
+			if i == 2 { // one that has joined, and was a member
+				s.Joined = &joinedCluster{Servers: []string{c.servers[0].addr}}
+				s.Etcd = &etcdPart{Member: join.Member{Name: "server-2-0ld0ld"}, InitialCluster: "before", Answered: true}
+			}
+		}
+		if err := s.keep(p); err != nil {
+			t.Fatal(err)
+		}
 		m.o.Reload = func() (config.Config, config.Origins, error) {
 			l, err := config.Load(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()})
 			return l.Config, l.Origins, err
@@ -127,6 +180,29 @@ func newTogether(t *testing.T, n int) *together {
 		}
 	})
 	return c
+}
+
+// etcdOf is a server with an etcd of its own.
+func etcdOf(in component.Input) component.Input {
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: "etcd"}
+	return in
+}
+
+// turns tells that the next move is the other way round: what was new is old.
+func (c *together) turns(toEtcd bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.toEtcd = toEtcd
+	for name := range c.serves {
+		c.serves[name] = oldStore
+	}
+}
+
+// names are those of members, by node.
+func (c *together) names() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.joined)
 }
 
 // reaches lets the program that copies find a database.
@@ -159,11 +235,21 @@ func (l life) Run(ctx context.Context) error {
 	}
 	c, name := l.m.all, l.m.node
 	from := oldStore
-	if l.u.Env[components.EnvClaim] != "" {
+	if (l.u.Env[components.EnvClaim] != "") != c.toEtcd {
 		from = newStore
 	}
 	fenced := l.u.Env[components.EnvFence] != ""
 	c.mu.Lock()
+	if slices.ContainsFunc(l.u.Components, func(c component.Component) bool { return c.Name == "etcd" }) && c.toEtcd {
+		db := components.DatabaseFile(etcdOf(l.m.first))
+		was, err := os.ReadFile(db)
+		if err == nil && string(was) == "stale" || c.joined[name] == "" && l.m != c.servers[0] {
+			c.wrong = append(c.wrong, fmt.Sprintf("%s starts its etcd with %q, and is %q in that of all", name, was, c.joined[name]))
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("new"), 0o600)); err != nil {
+			c.wrong = append(c.wrong, err.Error())
+		}
+	}
 	_, decided := c.registered()
 	if fenced {
 		from = ""
@@ -197,7 +283,15 @@ func (m *mover) starts() {
 		m.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(m.all, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	d := &Daemon{o: m.o, in: in, api: m.api, log: log, board: m.board, secrets: m.secrets}
+	d := &Daemon{o: m.o, in: in, api: m.api, log: log, board: m.board, secrets: m.secrets, membership: make(chan struct{}, 1)}
+	if err := errors.Join(placed(&d.in), d.becomeMember(m.t.Context(), &d.in)); err != nil {
+		m.t.Fatal(err)
+	}
+	if in = d.in; in.Fence == "" {
+		if err := mayStartEtcd(in); err != nil && m.all.toEtcd {
+			m.t.Fatal(err)
+		}
+	}
 	d.sup = supervise.New(log, supervise.Options{NewRunner: func(u component.Unit) supervise.Runner { return life{m, u} }, Probe: func(context.Context, probe.Probe) error { return nil }})
 	if err := d.prepareMove(in); err != nil {
 		m.t.Fatal(err)
@@ -216,6 +310,7 @@ func (m *mover) starts() {
 	all.Go(func() { _ = d.sup.Run(ctx) })
 	all.Go(func() { d.watchMoves(ctx) })
 	all.Go(func() { d.watchFollowing(ctx) })
+	all.Go(func() { d.watchMembership(ctx) })
 	m.stop = func() { cancel(); all.Wait() }
 }
 
@@ -271,11 +366,11 @@ func (c *together) one(from string) {
 			m.mu.Lock()
 			moving := m.moving.active()
 			m.mu.Unlock()
-			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != (from == newStore) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
+			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != ((from == newStore) != c.toEtcd) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
 				return fmt.Errorf("%s serves from %q, is configured for %s; on its way: %v, kept: %v, %v", m.node, serves, now.Spec.Datastore.Endpoint, moving, exists(m.first.Paths.Following()), exists(m.first.Paths.DatastoreGoing()))
 			}
 			orders, err := filepath.Glob(m.first.Paths.DatastorePKI("*"))
-			if err != nil || from == oldStore && len(orders) > 0 {
+			if err != nil || (from == oldStore || c.toEtcd) && len(orders) > 0 {
 				return fmt.Errorf("%s keeps %q, %v", m.node, orders, err)
 			}
 		}
@@ -294,7 +389,10 @@ func (c *together) one(from string) {
 func (c *together) moves(r control.DatastoreRequest) error {
 	c.t.Helper()
 	r.Action = migration.Migrate
-	if r.Endpoint == "" {
+	switch {
+	case r.Endpoint == "" && c.toEtcd:
+		r.Endpoint, r.Replace = "etcd", true
+	case r.Endpoint == "":
 		r.Endpoint = movedTo
 	}
 	_, err := c.servers[0].MoveDatastore(c.t.Context(), r)
@@ -360,11 +458,6 @@ func TestAllServersGoWithTheDatastore(t *testing.T) {
 	}
 	c.start()
 	c.one(newStore)
-	// Back to the etcd of several nobody goes.
-	_, err = c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback})
-	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.Unsupported) || !strings.Contains(hint, "migrate --to etcd --replace") {
-		t.Errorf("a rollback: %v, %q", err, hint)
-	}
 	if _, err = follows.MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("a rollback of one that has followed: %v", err)
 	}
@@ -404,6 +497,125 @@ func TestAllServersGoWithTheDatastore(t *testing.T) {
 	if s := follows.last(); s.Kind != migration.Rollback || s.Phase != migration.Done || s.Previous != nil || s.Fence {
 		t.Errorf("%+v", s)
 	}
+}
+
+func TestAllServersGoToAnEtcdOfTheirsAndBack(t *testing.T) {
+	c := newTogetherIn(t, 3, movedTo)
+	c.start()
+	// What is there of an etcd is given up only when somebody says so.
+	if _, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "there is the data of an etcd") {
+		t.Fatalf("not asked to replace it: %v", err)
+	}
+	members := func() {
+		t.Helper()
+		c.until("all to have a vote", func() error {
+			for _, m := range c.servers[1:] {
+				s, err := readPeers(m.first.Paths)
+				if err != nil {
+					return err
+				}
+				c.mu.Lock()
+				joined, votes := c.joined[m.node], c.votes[m.node]
+				c.mu.Unlock()
+				if s.Etcd == nil || s.Etcd.Name != joined || !s.Etcd.Answered || s.Etcd.Learner || !votes || s.Etcd.InitialCluster != "all" {
+					return fmt.Errorf("%s is %+v, and %q, %v for the one that leads", m.node, s.Etcd, joined, votes)
+				}
+				m.mu.Lock()
+				name := m.Daemon.in.Etcd.Name
+				m.mu.Unlock()
+				if name != joined {
+					return fmt.Errorf("the etcd of %s runs as %q", m.node, name)
+				}
+			}
+			return nil
+		})
+	}
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || len(s.Servers) != 2 || s.Kind != migration.Migrate || s.Previous == nil {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+	members()
+	// The next start has its place, and asks nobody.
+	for _, m := range c.servers {
+		m.ends()
+	}
+	first := c.names()
+	c.start()
+	c.one(newStore)
+	if now := c.names(); !maps.Equal(now, first) {
+		t.Errorf("they were %q, and are %q", first, now)
+	}
+	// Back to the database as it was left.
+	c.turns(false)
+	if _, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || s.Kind != migration.Rollback {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+}
+
+// A cluster has moved from its etcd to a database, and goes back: the etcd is made anew, with what is in the database.
+func TestServersGoBackToTheEtcdTheyHad(t *testing.T) {
+	c := newTogether(t, 2)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+	for _, m := range c.servers { // what was left on the disks
+		db := components.DatabaseFile(etcdOf(m.first))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("stale"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.turns(true)
+	d, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || d.Move.Kind != migration.Migrate {
+		t.Fatalf("%+v, %v", d.Move, err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || s.Previous == nil {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.until("all to serve from it", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, m := range c.servers {
+			if c.serves[m.node] != newStore {
+				return fmt.Errorf("%s serves from %q", m.node, c.serves[m.node])
+			}
+		}
+		if len(c.joined) != 1 || len(c.wrong) > 0 {
+			return fmt.Errorf("joined: %q; %q", c.joined, c.wrong)
+		}
+		return nil
+	})
+}
+
+func TestAServerWithAnotherAuthorityForEtcdKeepsAllWhereTheyAre(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	other, err := os.ReadFile(pki.CertFile(newServer(t, newObjects(), "stranger", "127.0.0.8", nil).in.Paths, pki.EtcdCA))
+	if err == nil {
+		err = os.WriteFile(pki.CertFile(c.servers[1].first.Paths, pki.EtcdCA), other, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Failed || !strings.Contains(s.Error, "server-1: its authority for etcd") {
+		t.Errorf("%+v", s)
+	}
+	c.one(oldStore)
 }
 
 // lead lets a server move all of them.
@@ -496,6 +708,14 @@ func TestAServerThatReachesAnotherDatabaseKeepsAllWhereTheyAre(t *testing.T) {
 
 // All daemons were killed, with their machines, in the moment before the leader was told what it had decided.
 func TestServersThatStartFindOutWhatWasDecided(t *testing.T) {
+	startAfterAKill(t, "etcd")
+}
+
+func TestServersOnTheirWayToAnEtcdThatStartFindOutWhatWasDecided(t *testing.T) {
+	startAfterAKill(t, movedTo)
+}
+
+func startAfterAKill(t *testing.T, from config.DSN) {
 	for _, c := range []struct {
 		registered migration.Decision
 		phase      migration.Phase
@@ -505,7 +725,7 @@ func TestServersThatStartFindOutWhatWasDecided(t *testing.T) {
 		{migration.Open, migration.Switching, newStore}, {migration.Forward, migration.Switching, newStore}, {migration.Back, migration.Switching, oldStore},
 	} {
 		t.Run(string(c.registered)+" while "+string(c.phase), func(t *testing.T) {
-			all := newTogether(t, 3)
+			all := newTogetherIn(t, 3, from)
 			all.killedIn(c.phase, c.registered)
 			for _, m := range all.servers {
 				m.starts()
@@ -528,7 +748,12 @@ func (c *together) killedIn(phase migration.Phase, registered migration.Decision
 	}
 	keep(os.WriteFile(c.register, []byte(attempt+" "+string(registered)+"\n"), 0o600))
 	leader := c.servers[0]
-	m, err := leader.newMove(leader.first, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: movedTo})
+	to := movedTo
+	if c.toEtcd {
+		to = "etcd"
+		keep(os.WriteFile(components.DatabaseFile(etcdOf(leader.first)), []byte("new"), 0o600))
+	}
+	m, err := leader.newMove(leader.first, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: to})
 	keep(err)
 	keep(m.keepGoing())
 	keep(keepMove(leader.first.Paths, migration.State{
@@ -536,16 +761,51 @@ func (c *together) killedIn(phase migration.Phase, registered migration.Decision
 		Servers: []string{"server-1", "server-2"}, Attempt: attempt, Fence: true,
 	}))
 	for _, s := range c.servers[1:] {
-		dir := s.first.Paths.DatastorePKI(attempt)
-		keep(os.MkdirAll(dir, 0o700))
-		keep(os.WriteFile(filepath.Join(dir, "endpoint"), []byte(movedTo+"\n"), 0o600))
-		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, attempt), f: migration.Following{Attempt: attempt}}
+		if !c.toEtcd {
+			dir := s.first.Paths.DatastorePKI(attempt)
+			keep(os.MkdirAll(dir, 0o700))
+			keep(os.WriteFile(filepath.Join(dir, "endpoint"), []byte(movedTo+"\n"), 0o600))
+		}
+		f := migration.Following{Attempt: attempt, To: place(m.to.Config.Spec.Datastore)}
+		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, f), f: f}
 		keep(w.read())
 		keep(os.MkdirAll(filepath.Dir(s.first.Paths.Following()), 0o700))
 		keep(os.WriteFile(s.first.Paths.Following(), migration.Following{
 			Attempt: attempt, ID: "1", Kind: migration.Migrate, Leader: "server-0", At: leader.addr, Root: "/registry",
 			From: place(s.first.Config.Spec.Datastore), To: place(w.to.Config.Spec.Datastore),
 		}.Marshal(), 0o600))
+	}
+}
+
+// One that follows was killed after it had learned that the etcd has the state: wherever that was, it is a new member in the end.
+func TestAFollowerGoesOnToTheEtcdFromWhatItHasKept(t *testing.T) {
+	for name, came := range map[string]func(w *follower) error{
+		"it knows":                func(*follower) error { return nil },
+		"it is to be a member":    func(w *follower) error { return w.Prepare() },
+		"it is configured for it": func(w *follower) error { return errors.Join(w.Prepare(), w.Switch()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newTogetherIn(t, 3, movedTo)
+			c.killedIn(migration.Switching, migration.Forward)
+			s := c.servers[2]
+			kept, err := readFollowing(s.first.Paths)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept.Decided = migration.Forward
+			w := &follower{d: s.Daemon, from: s.first, to: targetOf(s.first, *kept), f: *kept}
+			if err := errors.Join(w.Keep(*kept), came(w)); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range c.servers {
+				m.starts()
+			}
+			c.one(newStore)
+			p, err := readPeers(s.first.Paths)
+			if err != nil || p.Etcd == nil || p.Etcd.Name == "server-2-0ld0ld" || p.Etcd.Name != c.names()["server-2"] || !p.Etcd.Answered {
+				t.Errorf("%+v, %v", p.Etcd, err)
+			}
+		})
 	}
 }
 
@@ -562,7 +822,7 @@ func TestAServerAloneFindsOutFromTheNewDatastore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, kept.Attempt), f: *kept}
+		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, *kept), f: *kept}
 		r, err := w.look(t.Context(), c.want)
 		if err != nil || r.Of(kept.Attempt) != c.is {
 			t.Errorf("%s, wanted %q: %+v, %v", c.registered, c.want, r, err)
