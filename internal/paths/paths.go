@@ -45,6 +45,9 @@ func (p Paths) PKI(elem ...string) string {
 	return path.Join(append([]string{p.Data, "pki"}, elem...)...)
 }
 
+// Upgrade keeps how far the last upgrade of k1s came.
+func (p Paths) Upgrade() string { return path.Join(p.Data, "upgrade.json") }
+
 // Rotation keeps how far the replacement of the cluster's authorities is.
 func (p Paths) Rotation() string { return p.PKI("rotation.json") }
 
@@ -112,6 +115,9 @@ func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") 
 
 // Claim is where the API server tells whose a database of others is.
 func (p Paths) Claim() string { return path.Join(p.Run, "claim.json") }
+
+// PodsLeft is there when a daemon that was asked to end the node's pods could not, and says why.
+func (p Paths) PodsLeft() string { return path.Join(p.Run, "pods-left") }
 
 // Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
 func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }
