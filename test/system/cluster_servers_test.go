@@ -422,14 +422,25 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		goesOn("with all three")
 	})
-	inTurn(t, "two of them leave, and another one comes", func(t *testing.T) {
-		for _, s := range []member{servers[2], servers[0]} {
+	inTurn(t, "two of them leave, the leader first, and another one comes", func(t *testing.T) {
+		l, _ := leader(t, servers)
+		second, stays := servers[0], servers[1] // the agent has joined at the first one, which is to be gone
+		switch l.node {
+		case servers[0].node:
+			second = servers[2]
+		case servers[1].node:
+			stays = servers[2]
+		}
+		for _, s := range []member{l, second} {
 			s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
 			goesOn("after " + s.node + " has left")
+			if now, _ := leader(t, servers); now.node == s.node {
+				t.Errorf("%s still leads", s.node)
+			}
 		}
-		servers[1].nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
+		stays.nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
 		c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node server-3 is there")
-		c.serverAddresses(t, "10.88.0.11", "10.88.0.13")
+		c.serverAddresses(t, strings.Replace(stays.node, "server-", "10.88.0.1", 1), "10.88.0.13")
 		goesOn("with another server")
 		app.reach(t, 3)
 	})
