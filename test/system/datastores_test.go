@@ -101,8 +101,18 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 			}
 			c.in(within(t, limit), "k1s", "backup", "create", "--name", "kept").wants(t, 0)
 			c.in(within(t, limit), "k1s", "backup", "verify", keptBackup).wants(t, 0)
-			if name == "postgresql" { // the only one here with another database, which is empty
-				c.goesRound(t, name, stop, strings.TrimSuffix(db.dsn(databasePassword), "k1s")+"another")
+			switch name { // of those that can be brought forward without writing
+			case "postgresql":
+				c.goesRound(t, name, stop, func() string { return strings.TrimSuffix(db.dsn(databasePassword), "k1s") + "another" })
+			case "nats":
+				c.goesRound(t, name, stop, func() string {
+					db.stop(t)
+					if err := os.RemoveAll(db.path("data")); err != nil {
+						t.Fatal(err)
+					}
+					db.start(t, v.port)
+					return db.dsn(databasePassword)
+				})
 			}
 		})
 	}
@@ -111,8 +121,8 @@ func TestANodeKeepsItsStateInADatabaseOfOthers(t *testing.T) {
 const keptBackup = "/var/lib/k1s/backups/kept.tar.zst"
 
 // goesRound restores a backup of what storesAndWatches has stored, which was made of a database of others, into SQLite and then into an empty
-// database at a URL. stop stops the node's daemon.
-func (c *Cluster) goesRound(t *testing.T, engine string, stop func(), empty string) {
+// database, whose URL empty gives. stop stops the node's daemon.
+func (c *Cluster) goesRound(t *testing.T, engine string, stop func(), empty func() string) {
 	t.Helper()
 	back := func(engine string, target ...string) {
 		t.Helper()
@@ -131,7 +141,7 @@ func (c *Cluster) goesRound(t *testing.T, engine string, stop func(), empty stri
 	back("sqlite", "--to", "sqlite")
 	c.kubectl(t, "delete", "configmap", "one", "-n", "kept")
 	stop()
-	c.put(t, []byte(empty+"\n"), "/etc/k1s/another")
+	c.put(t, []byte(empty()+"\n"), "/etc/k1s/another")
 	c.in(within(t, limit), "chmod", "600", "/etc/k1s/another").wants(t, 0)
 	back(engine, "--to-file", "/etc/k1s/another", "--ca-file", "/etc/k1s/db/ca.crt", "--cert-file", "/etc/k1s/db/client.crt", "--key-file", "/etc/k1s/db/client.key")
 }

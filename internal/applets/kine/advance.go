@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,8 +101,11 @@ func advanceSQL(ctx context.Context, db *sql.DB, revision int64, parameter func(
 	return tx.Commit()
 }
 
-// natsFiller is the subject of the key /k1s as kine's driver encodes it (base 58), below its bucket.
-const natsFiller = "d1Ht"
+// Subjects below kine's bucket, as its driver encodes keys (each piece in base 58).
+const (
+	natsFiller = "d1Ht"                 // /k1s
+	natsHealth = "L8nZchjdPLL.tzCUBDXD" // /registry/health, which kine's driver writes at every start
+)
 
 // natsBatch is how many messages are on their way at a time. The client waits for room for a fifth of a second and then
 // gives up, so it is never asked for more than it has.
@@ -110,9 +114,10 @@ const natsBatch = 4096
 // natsAnswer is how long the server may take for the answer to one message; an answer that was lost does not come.
 const natsAnswer = 30 * time.Second
 
-// advanceNATS makes the sequence of the bucket's stream, which is kine's revision, at least revision. An empty stream is
-// purged up to there, which the server takes as where to go on; one with content gets messages that say that a key of
-// ours is deleted, of which the bucket keeps the last few.
+// advanceNATS makes the sequence of the bucket's stream, which is kine's revision, at least revision. An empty stream, also
+// one that has nothing but what kine's driver and we have put there for ourselves, is purged up to there, which the server
+// takes as where to go on; one with content gets messages that say that a key of ours is deleted, of which the bucket
+// keeps the last few: some ten thousand a second, so it may not be far.
 func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 	conn, bucket, err := s.nats()
 	if err != nil {
@@ -135,7 +140,11 @@ func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 	if int64(state.LastSeq) >= revision {
 		return nil
 	}
-	if state.Msgs == 0 && revision > 2 {
+	empty, err := natsEmpty(ctx, stream, bucket)
+	if err != nil {
+		return err
+	}
+	if empty && revision > 2 {
 		if err := stream.Purge(ctx, jetstream.WithPurgeSequence(uint64(revision))); err != nil {
 			return err
 		}
@@ -161,6 +170,25 @@ func (s *settings) advanceNATS(ctx context.Context, revision int64) error {
 		}
 	}
 	return nil
+}
+
+// natsEmpty tells that a stream has nothing that would be missed.
+func natsEmpty(ctx context.Context, stream jetstream.Stream, bucket string) (bool, error) {
+	own := []string{"$KV." + bucket + "." + natsHealth, "$KV." + bucket + "." + natsFiller}
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 || state.NumSubjects > uint64(len(own)) {
+		return state.Msgs == 0, nil
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		return false, err
+	}
+	for subject := range info.State.Subjects {
+		if !slices.Contains(own, subject) {
+			return false, nil
+		}
+	}
+	return len(info.State.Subjects) > 0, nil
 }
 
 // publishFill publishes n messages, of which no others may be on their way, and waits for the answers. It returns why

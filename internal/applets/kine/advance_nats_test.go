@@ -2,6 +2,7 @@ package kine
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -90,6 +91,26 @@ func TestABucketPassesOverRevisions(t *testing.T) {
 		if err != nil || len(all.Kvs) != 2 { // with kine's own
 			t.Errorf("it has %v, %v", all, err)
 		}
+	})
+}
+
+func TestABucketThatHasNothingButKinesOwnPassesOverAnyRevision(t *testing.T) {
+	_, run := natsStore(t)
+	run(nil, func(*clientv3.Client) {}) // who looks what is there makes kine keep something
+	for _, past := range []int64{10_000_000, 3_000_000_000} {
+		run([]string{fmt.Sprintf("--min-revision=%d", past)}, func(c *clientv3.Client) {
+			r, err := c.Get(t.Context(), "/", clientv3.WithPrefix())
+			if err != nil || len(r.Kvs) != 1 || r.Header.Revision <= past || r.Header.Revision > past+10 {
+				t.Errorf("%v, %v", r, err)
+			}
+		})
+	}
+	run(nil, func(c *clientv3.Client) {
+		w := c.Watch(t.Context(), "/", clientv3.WithPrefix())
+		if got := put(t, c, "/first", "1", 0); got <= 3_000_000_000 {
+			t.Errorf("the first write has revision %d", got)
+		}
+		events(t, w, 1)
 	})
 }
 

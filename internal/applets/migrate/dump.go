@@ -165,6 +165,16 @@ func (c *copier) load(ctx context.Context) error {
 		return errs.Hint(errs.New(errs.Exists, "the datastore to restore to is not empty: it has %d keys below %s", len(known), c.Root),
 			"name an empty one, or restore to this machine, with --to etcd or --to sqlite; nothing is deleted in a database of others")
 	}
+	if mark != c.ID { // a load that goes on has done so, and nobody has written since
+		// While it is empty: it is far, and with something in them not all datastores get there.
+		to, err := c.past()
+		if err != nil {
+			return err
+		}
+		if err := c.advance(ctx, to); err != nil {
+			return err
+		}
+	}
 	// Before anything else is written: who else thinks that it is his has to see it.
 	if err := c.ours(ctx, true); err != nil {
 		return err
@@ -173,13 +183,6 @@ func (c *copier) load(ctx context.Context) error {
 		if err := c.target.setMark(ctx, c.Root, c.ID, markRevision); err != nil {
 			return err
 		}
-	}
-	to, err := c.past()
-	if err != nil {
-		return err
-	}
-	if err := c.advance(ctx, to); err != nil {
-		return err
 	}
 	want, err := c.loadAll(ctx, known)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"k1s.io/k1s/internal/backup/dump"
@@ -173,6 +174,41 @@ func TestADumpGoesFromAnyDatastoreToAnyOther(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A restore begins so far behind what anybody can have seen that nobody can get there by writing.
+func TestADumpGoesToANATSThatIsEmpty(t *testing.T) {
+	n, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Start()
+	t.Cleanup(func() { n.Shutdown(); n.WaitForShutdown() })
+	if !n.ReadyForConnections(time.Minute) {
+		t.Fatal("NATS does not start")
+	}
+	file := filepath.Join(t.TempDir(), "dump")
+	from, to := datastore(t, "sqlite"), datastore(t, config.DSN(n.ClientURL()))
+	want := map[string]string{root + "/configmaps/default/a": "1", root + "/configmaps/default/b": "2"}
+	with(t, from("s"), func(s *store) {
+		for key, value := range want {
+			s.put(t, key, value)
+		}
+	})
+	with(t, to("looked at"), func(*store) {}) // as whoever asks what a restore would do
+	sum := dumped(t, from("d"), file)
+	all, err := told(t, migration.Job{Mode: migration.Load, ID: "load", Root: root, Target: to("t"), File: file, Summary: sum, CA: authority(t), Node: "server-0", At: time.Now().Add(-24 * time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := all[len(all)-1].Result; r == nil || r.TargetRevision < 90_000_000 {
+		t.Errorf("%+v", r)
+	}
+	with(t, to("u"), func(s *store) {
+		if got := s.all(t); !maps.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+	})
 }
 
 func TestADumpIsWholeWhileOthersWrite(t *testing.T) {

@@ -58,6 +58,9 @@ func founded(t *testing.T, endpoint config.DSN) func(name, token string) migrati
 				t.Fatal(err)
 			}
 		}
+		if strings.Contains(string(endpoint), "://") {
+			files = append(files, component.File{Path: in.Paths.Moving(name + ".dsn"), Content: string(endpoint) + "\n", Mode: 0o600})
+		}
 		for _, f := range files {
 			if err := os.WriteFile(f.Path, []byte(f.Content), f.Mode); err != nil {
 				t.Fatal(err)
