@@ -424,7 +424,9 @@ func (w *follower) mayBeMember(o join.Order) error {
 		return errs.Hint(errs.New(errs.Invalid, "its authority for etcd (%s) is not that of the server that leads: its member would be let in by nobody", pki.CertFile(w.from.Paths, pki.EtcdCA)),
 			"give up what is on that server (k1s reset), and let it join again")
 	}
-	return nil
+	in := w.from
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: config.DSN(config.EmbeddedEtcd)}
+	return room(in, o.Bytes)
 }
 
 // errHasEtcd refuses to give up the data of an etcd without having been told to.

@@ -634,7 +634,7 @@ func (m *move) plan(ctx context.Context, s migration.State) (_ control.Datastore
 		p.Lost = slices.DeleteFunc(e.Result.Rows, migration.Row.Equal)
 	}
 	if p.Seen != nil && dir != "" {
-		p.FreeBytes, p.NeededBytes, err = m.space(p.Seen.Bytes)
+		p.FreeBytes, p.NeededBytes, err = space(m.to, p.Seen.Bytes)
 	}
 	return p, err
 }
@@ -652,12 +652,49 @@ func removeEmpty(dir string) error {
 }
 
 // space is what is free on this server's disk and what a copy of so many bytes needs.
-func (m *move) space(size int64) (free, needed uint64, err error) {
-	free, err = platform.FreeBytes(m.from.Paths.Data)
+func space(to component.Input, size int64) (free, needed uint64, err error) {
+	free, err = platform.FreeBytes(to.Paths.Data)
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = nil
 	}
 	return free, times*uint64(size) + spare, err
+}
+
+// room is an error where this server's disk cannot take a copy of so many bytes; 0 is unknown. What is in its place goes, or is part of it.
+func room(to component.Input, size int64) error {
+	free, needed, err := space(to, size)
+	if err != nil || free == 0 || size == 0 {
+		return err
+	}
+	if st, err := os.Stat(components.DatabaseFile(to)); err == nil {
+		free += uint64(st.Size())
+	}
+	if free < needed {
+		return errs.Hint(errs.New(errs.Failure, "there is not enough space below %s: %d MiB are free, a copy may need %d", to.Paths.Data, free>>20, needed>>20), "make room")
+	}
+	return nil
+}
+
+// size is that of the datastore that is left, in bytes; 0 is unknown.
+func (m *move) size(ctx context.Context) int64 {
+	if file := components.DatabaseFile(m.from); file != "" {
+		st, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return st.Size()
+	}
+	m.d.mu.Lock()
+	api := m.d.api
+	m.d.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, askAPI)
+	defer cancel()
+	size, err := api.DatastoreBytes(ctx)
+	if err != nil {
+		m.d.log.Warn("not known how much space a copy of the datastore needs", "err", err)
+		return 0
+	}
+	return size
 }
 
 func (m *move) Copy(ctx context.Context) (marked bool, err error) {
@@ -686,12 +723,8 @@ func (m *move) prepareTarget(ctx context.Context) error {
 		}
 	}
 	if dir := components.LocalDir(m.to); dir != "" {
-		if st, err := os.Stat(components.DatabaseFile(m.from)); err == nil {
-			if free, needed, err := m.space(st.Size()); err != nil {
-				return err
-			} else if free != 0 && free < needed {
-				return errs.Hint(errs.New(errs.Failure, "there is not enough space below %s: %d MiB are free, a copy may need %d", m.from.Paths.Data, free>>20, needed>>20), "make room")
-			}
+		if err := room(m.to, m.size(ctx)); err != nil {
+			return err
 		}
 		if m.anew || m.replace && !m.resumes {
 			if err := os.RemoveAll(dir); err != nil {

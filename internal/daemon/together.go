@@ -296,16 +296,22 @@ func (m *move) announce(ctx context.Context) error {
 		return errs.New(errs.Failure, "the servers have decided already: %s", d)
 	}
 	to, err := reachedWith(m.to.Config.Spec.Datastore)
-	if err == nil && components.UsesEtcd(m.to) {
-		if to.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
-			err = fmt.Errorf("reading etcd's authority: %w", err)
-		}
-	}
 	if err != nil {
 		return err
 	}
+	o := &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
+	if components.UsesEtcd(m.to) {
+		if o.To.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
+			return fmt.Errorf("reading etcd's authority: %w", err)
+		}
+		st, err := os.Stat(components.DatabaseFile(m.to))
+		if err != nil {
+			return fmt.Errorf("finding out how large the copy is: %w", err)
+		}
+		o.Bytes = st.Size()
+	}
 	m.d.mu.Lock()
-	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
+	m.d.moving.order = o
 	m.d.mu.Unlock()
 	return nil
 }

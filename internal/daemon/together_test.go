@@ -54,6 +54,8 @@ case "$job" in
 	rmdir "$register.lock"
 	echo '{"settled":{"attempt":"'"$was"'","decision":"'"$decided"'"}}' ;;
 *'"mode":"copy"'*)
+	founds=$(field etcdDir)
+	[ -z "$founds" ] || { mkdir -p "$founds/member/snap" && truncate -s "${copied:-4}" "$founds/member/snap/db"; } || exit 1
 	echo '{"marked":true}'; echo '{"caughtUp":true}'
 	read finish || exit 1
 	echo '{"result":{"keys":7}}' ;;
@@ -616,6 +618,28 @@ func TestAServerWithAnotherAuthorityForEtcdKeepsAllWhereTheyAre(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	c.one(oldStore)
+}
+
+// What one server has room for another one may have none for; and what is in a database of others is in no file here.
+func TestAServerWithoutRoomForACopyKeepsAllWhereTheyAre(t *testing.T) {
+	for name, small := range map[string]int{"the one that leads": 0, "one that follows": 1} {
+		t.Run(name, func(t *testing.T) {
+			c := newTogetherIn(t, 2, movedTo)
+			if small == 0 {
+				c.servers[0].shared.stored = 8 << 40
+			} else {
+				t.Setenv("copied", "8T")
+			}
+			c.start()
+			if err := c.moves(control.DatastoreRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			if s := c.ended(); s.Phase != migration.Failed || !strings.Contains(s.Error, "not enough space below "+c.servers[small].first.Paths.Data) {
+				t.Errorf("%+v", s)
+			}
+			c.one(oldStore)
+		})
+	}
 }
 
 // lead lets a server move all of them.
