@@ -540,14 +540,11 @@ func (w *follower) Join(ctx context.Context) error {
 	if err := w.read(); err != nil || !components.UsesEtcd(w.to) {
 		return err
 	}
-	w.d.renewing.Lock()
-	_, err := certificates(ctx, w.d.log, w.to, false)
-	w.d.renewing.Unlock()
-	if err != nil {
+	if err := w.d.issueFor(ctx, w.to); err != nil {
 		return err
 	}
 	in := w.to
-	err = w.d.becomeMember(ctx, &in)
+	err := w.d.becomeMember(ctx, &in)
 	w.d.mu.Lock()
 	if w.d.readyAt != nil {
 		w.d.doing = "" // it has started long ago

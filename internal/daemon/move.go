@@ -715,10 +715,7 @@ func (m *move) Copy(ctx context.Context) (marked bool, err error) {
 // prepareTarget makes ready what a datastore on this server needs.
 func (m *move) prepareTarget(ctx context.Context) error {
 	if components.UsesEtcd(m.to) { // it needs certificates
-		m.d.renewing.Lock()
-		_, err := certificates(ctx, m.d.log, m.to, false)
-		m.d.renewing.Unlock()
-		if err != nil {
+		if err := m.d.issueFor(ctx, m.to); err != nil {
 			return err
 		}
 	}
@@ -876,7 +873,39 @@ func (d *Daemon) use(ctx context.Context, in component.Input) error {
 	if err := writeDatastore(in); err != nil {
 		return err
 	}
-	return d.sup.Apply(ctx, plan)
+	if components.UsesEtcd(in) { // of one that was left there are none
+		if err := d.issueFor(ctx, in); err != nil {
+			return err
+		}
+	}
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return err
+	}
+	d.forgetEtcdLeaves()
+	return nil
+}
+
+// issueFor issues what a datastore of this server needs, which may not be in use yet.
+func (d *Daemon) issueFor(ctx context.Context, in component.Input) error {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	_, err := certificates(ctx, d.log, in, false)
+	return err
+}
+
+// forgetEtcdLeaves removes the certificates of an etcd that is not in use: nobody renews them, and everybody would be told when they end.
+func (d *Daemon) forgetEtcdLeaves() {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	if components.UsesEtcd(in) {
+		return
+	}
+	if err := pki.ForgetEtcd(in.Paths); err != nil {
+		d.log.Warn("certificates of an etcd that is not in use are not removed", "err", err)
+	}
 }
 
 // leaveMembers forgets what this server was in the etcd of others, where it begins with one of its own. That it has its place stays: also

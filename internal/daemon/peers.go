@@ -810,12 +810,11 @@ func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	}
 	with := in
 	with.Config.Spec.Datastore = config.Datastore{Endpoint: "etcd"} // its authority is one of the keys
-	d.renewing.Lock()
-	_, err := certificates(ctx, d.log, with, false)
-	d.renewing.Unlock()
-	if err != nil {
+	if err := d.issueFor(ctx, with); err != nil {
 		return b, err
 	}
+	d.forgetEtcdLeaves()
+	var err error
 	if b.Keys, err = pki.ReadBundle(in.Paths); err != nil {
 		return b, err
 	}

@@ -371,6 +371,9 @@ func (c *together) one(from string) {
 			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != ((from == newStore) != c.toEtcd) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
 				return fmt.Errorf("%s serves from %q, is configured for %s; on its way: %v, kept: %v, %v", m.node, serves, now.Spec.Datastore.Endpoint, moving, exists(m.first.Paths.Following()), exists(m.first.Paths.DatastoreGoing()))
 			}
+			if cert := exists(pki.CertFile(m.first.Paths, pki.EtcdServer)); from == newStore && cert != c.toEtcd {
+				return fmt.Errorf("%s has certificates of an etcd: %v", m.node, cert)
+			}
 			orders, err := filepath.Glob(m.first.Paths.DatastorePKI("*"))
 			if err != nil || (from == oldStore || c.toEtcd) && len(orders) > 0 {
 				return fmt.Errorf("%s keeps %q, %v", m.node, orders, err)
