@@ -855,15 +855,15 @@ func (m *move) writeDropIn(content []byte) error {
 
 // use makes the daemon one of that datastore, and starts its control plane.
 func (d *Daemon) use(ctx context.Context, in component.Input) error {
-	plan, err := components.Plan(in)
-	if err != nil {
-		return err
-	}
 	d.mu.Lock()
-	current := d.in
+	current := d.in // what else it has may be newer
 	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
 	current.Etcd, current.Fence = in.Etcd, in.Fence
-	if err := leaveMembers(in); err != nil {
+	plan, err := components.Plan(current)
+	if err == nil {
+		err = leaveMembers(in)
+	}
+	if err != nil {
 		d.mu.Unlock()
 		return err
 	}

@@ -677,11 +677,8 @@ func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers
 	if err := mayCopyAgain(ctx, c); err != nil {
 		return in, s, err
 	}
-	plan, err := components.Plan(in)
-	if err != nil {
-		return in, s, err
-	}
-	if err := d.sup.Apply(ctx, components.WithoutControlPlane(plan)); err != nil {
+	was := in.Etcd.Name
+	if in, err = d.applyMember(ctx, was, in.Etcd, components.WithoutControlPlane); err != nil {
 		return in, s, err
 	}
 	if err := os.RemoveAll(in.Paths.Etcd()); err != nil { // a learner's: everything in it is with the others
@@ -696,13 +693,30 @@ func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers
 	if s, err = readPeers(in.Paths); err != nil {
 		return in, s, err
 	}
-	if plan, err = components.Plan(in); err != nil {
-		return in, s, err
-	}
+	in, err = d.applyMember(ctx, was, in.Etcd, func(plan []component.Unit) []component.Unit { return plan })
+	return in, s, err
+}
+
+// applyMember applies what follows for the units from another place in etcd, where the one of that name is still this server's: while it
+// waited for others it may have been asked to stop serving, or have gone to another datastore.
+func (d *Daemon) applyMember(ctx context.Context, was string, now component.EtcdMember, which func([]component.Unit) []component.Unit) (component.Input, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	d.mu.Lock()
-	d.in.Etcd = in.Etcd
+	same := components.UsesEtcd(d.in) && d.in.Etcd.Name == was
+	if same {
+		d.in.Etcd = now
+	}
+	in := d.in
 	d.mu.Unlock()
-	return in, s, d.sup.Apply(ctx, plan)
+	if !same {
+		return in, errs.New(errs.Exists, "this server has another place in the datastore meanwhile")
+	}
+	plan, err := components.Plan(in)
+	if err != nil {
+		return in, err
+	}
+	return in, d.sup.Apply(ctx, which(plan))
 }
 
 // lookForRemoval is how often the sign is looked for that others have removed this server.

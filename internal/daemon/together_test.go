@@ -78,6 +78,10 @@ type together struct {
 	joined  map[string]string
 	votes   map[string]bool
 	copying map[string]int
+	// fences is why the last control plane of each node that was started serves nothing; "" for one that serves.
+	fences map[string]string
+	// asked is called when a node asks for a place, where it is set.
+	asked func(node string)
 }
 
 // founded is the etcd of the one that leads, as join.Members.
@@ -97,6 +101,9 @@ func (f founded) Join(_ context.Context, who join.Member) (join.Membership, erro
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
 	f.c.joined[nodeOfMember(who.Name)] = who.Name
+	if f.c.asked != nil {
+		f.c.asked(nodeOfMember(who.Name))
+	}
 	return out, nil
 }
 
@@ -137,7 +144,7 @@ func newTogether(t *testing.T, n int) *together { return newTogetherIn(t, n, "et
 // newTogetherIn has its state in a datastore. Where that is a database of others each server has the data of an etcd that was left.
 func newTogetherIn(t *testing.T, n int, endpoint config.DSN) *together {
 	t.Helper()
-	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}}
+	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}, fences: map[string]string{}}
 	c.toEtcd = endpoint.Engine().External()
 	shared := &objects{secrets: map[string]kubeapi.Secret{}}
 	for i := range n {
@@ -253,6 +260,7 @@ func (l life) Run(ctx context.Context) error {
 		}
 	}
 	_, decided := c.registered()
+	c.fences[name] = l.u.Env[components.EnvFence]
 	if fenced {
 		from = ""
 	}
@@ -562,6 +570,54 @@ func TestAllServersGoToAnEtcdOfTheirsAndBack(t *testing.T) {
 		t.Fatalf("%+v\n%s", s, c.log.String())
 	}
 	c.one(newStore)
+}
+
+// While it waited for another place it was asked to stop serving, for the next move.
+func TestAServerThatCopiesAgainDoesNotServeWhatItHasStoppedToServe(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v", s)
+	}
+	c.one(newStore)
+	copies := c.servers[1]
+	s, err := readPeers(copies.first.Paths)
+	if err == nil {
+		err = os.RemoveAll(components.DatabaseFile(etcdOf(copies.first)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := copies.Daemon
+	c.mu.Lock()
+	c.asked = func(string) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.in.Fence, d.in.Trust = "a1", "later"
+	}
+	c.mu.Unlock()
+	in, _, err := d.copyAgain(t.Context(), s)
+	if err != nil || in.Fence != "a1" || in.Trust != "later" {
+		t.Fatalf("%q, %q, %v", in.Fence, in.Trust, err)
+	}
+	c.until("its control plane to start", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if f := c.fences["server-1"]; f != "a1" || c.serves["server-1"] != "" {
+			return fmt.Errorf("it was started with the fence %q, and serves %q", f, c.serves["server-1"])
+		}
+		return nil
+	})
+	// It has gone to another datastore.
+	d.mu.Lock()
+	d.in.Config.Spec.Datastore.Endpoint = movedTo
+	d.mu.Unlock()
+	if _, err := d.applyMember(t.Context(), in.Etcd.Name, in.Etcd, components.WithoutControlPlane); !errs.Is(err, errs.Exists) {
+		t.Errorf("taken for a member: %v", err)
+	}
 }
 
 // A cluster has moved from its etcd to a database, and goes back: the etcd is made anew, with what is in the database.
