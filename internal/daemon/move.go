@@ -753,6 +753,7 @@ func (m *move) Pause(ctx context.Context) error {
 }
 
 func (m *move) Finish(ctx context.Context) (migration.Result, error) {
+	defer m.showsAlive(ctx, aliveEvery)()
 	if m.kind == migration.Rollback {
 		j, err := m.job(migration.Pass)
 		if err != nil {

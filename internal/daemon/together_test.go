@@ -49,6 +49,7 @@ case "$job" in
 	attempt=$(field attempt) want=$(field want) was= decided=
 	[ ! -f "$register" ] || read was decided < "$register"
 	if [ "$want" = open ] && [ "$was" != "$attempt" ]; then was=$attempt; decided=open
+	elif [ "$want" = alive ]; then [ "$was $decided" != "$attempt open" ] || echo seen >> "$register.alive"
 	elif [ -n "$want" ] && [ "$was" = "$attempt" ] && [ "$decided" = open ]; then decided=$want; fi
 	[ -z "$was" ] || echo "$was $decided" > "$register"
 	rmdir "$register.lock"
@@ -910,6 +911,32 @@ func TestAServerAloneFindsOutFromTheNewDatastore(t *testing.T) {
 		if err != nil || r.Of(kept.Attempt) != c.is {
 			t.Errorf("%s, wanted %q: %+v, %v", c.registered, c.want, r, err)
 		}
+	}
+}
+
+func TestTheOthersSeeThatTheOneThatLeadsIsThere(t *testing.T) {
+	c := newTogether(t, 2)
+	first := c.servers[0]
+	m := &move{d: first.Daemon, from: first.first, to: first.first, attempt: "a1"}
+	m.to.Config.Spec.Datastore.Endpoint = movedTo
+	if err := os.WriteFile(c.register, []byte("a1 open\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.showsAlive(t.Context(), time.Millisecond)() // of one server nobody waits for it
+	if exists(c.register + ".alive") {
+		t.Error("it tells nobody")
+	}
+	m.others = []string{"server-1"}
+	end := m.showsAlive(t.Context(), time.Millisecond)
+	c.until("two signs of life", func() error {
+		if b, _ := os.ReadFile(c.register + ".alive"); strings.Count(string(b), "seen") < 2 {
+			return fmt.Errorf("there are %q", b)
+		}
+		return nil
+	})
+	end()
+	if _, d := c.registered(); d != migration.Open {
+		t.Errorf("it has decided %q", d)
 	}
 }
 
