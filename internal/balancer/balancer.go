@@ -205,7 +205,10 @@ func (b *Balancer) forward(ctx context.Context, client net.Conn) {
 	defer client.Close()
 	s, upstream := b.connect(ctx)
 	if upstream == nil {
-		return // a client that is closed on tries again by itself
+		if t, ok := client.(*net.TCPConn); ok {
+			_ = t.SetLinger(0) // a reset says "refused" more clearly than an orderly end
+		}
+		return // the client tries again by itself
 	}
 	defer upstream.Close()
 	c := &connection{client, upstream}
