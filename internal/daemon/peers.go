@@ -574,12 +574,18 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	var vote chan error
 	var voting sync.WaitGroup
 	defer voting.Wait()
+	end := func() {}
 	begin := func() {
-		if s.copies(in) {
-			vote = make(chan error, 1)
-			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
+		end() // of a place that it had before nobody asks any more
+		voting.Wait()
+		if vote = nil; s.copies(in) {
+			got, in, s := make(chan error, 1), in, s
+			asking, stop := context.WithCancel(ctx)
+			vote, end = got, stop
+			voting.Go(func() { got <- d.getVote(asking, in, s) })
 		}
 	}
+	defer func() { end() }()
 	begin()
 	tick := time.NewTicker(lookForRemoval)
 	defer tick.Stop()
@@ -588,9 +594,6 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.membership: // it has become one while it runs
-			if vote != nil {
-				continue
-			}
 			d.mu.Lock()
 			in = d.in
 			d.mu.Unlock()
@@ -740,9 +743,13 @@ func (d *Daemon) getVote(ctx context.Context, in component.Input, s peers) error
 	if err != nil {
 		return err
 	}
-	s.Etcd.Learner = false
 	d.log.Info("this server is a member of the datastore", "member", s.Etcd.Name)
-	return s.keep(in.Paths)
+	now, err := readPeers(in.Paths)
+	if err != nil || now.Etcd == nil || now.Etcd.Name != s.Etcd.Name { // it has another place meanwhile
+		return err
+	}
+	now.Etcd.Learner = false
+	return now.keep(in.Paths)
 }
 
 // wasRemoved ends the control plane of a server that the others have removed, and puts its data aside: nobody needs it any

@@ -80,7 +80,8 @@ type together struct {
 	votes   map[string]bool
 	copying map[string]int
 	// fences is why the last control plane of each node that was started serves nothing; "" for one that serves.
-	fences map[string]string
+	fences  map[string]string
+	noVotes bool // they copy for ever
 	// asked is called when a node asks for a place, where it is set.
 	asked func(node string)
 }
@@ -112,7 +113,7 @@ func (f founded) Promote(_ context.Context, who join.Member) error {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
 	node := nodeOfMember(who.Name)
-	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name {
+	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name || f.c.noVotes {
 		return errs.New(errs.NotRunning, "it copies")
 	}
 	f.c.votes[node] = true
@@ -619,6 +620,52 @@ func TestAServerThatCopiesAgainDoesNotServeWhatItHasStoppedToServe(t *testing.T)
 	if _, err := d.applyMember(t.Context(), in.Etcd.Name, in.Etcd, components.WithoutControlPlane); !errs.Is(err, errs.Exists) {
 		t.Errorf("taken for a member: %v", err)
 	}
+}
+
+// It had none when the state went elsewhere, and back.
+func TestAServerWithAnotherPlaceAsksForTheVoteOfThatOne(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	c.noVotes = true
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v", s)
+	}
+	c.one(newStore)
+	m := c.servers[1]
+	c.until("it to ask for a vote", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.copying["server-1"] < 3 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	s, err := readPeers(m.first.Paths)
+	if err != nil || s.Etcd == nil || !s.Etcd.Learner {
+		t.Fatalf("%+v, %v", s.Etcd, err)
+	}
+	s.Etcd.Name = "server-1-abcd1234"
+	if err := s.keep(m.first.Paths); err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	m.Daemon.in.Etcd.Name = s.Etcd.Name
+	m.mu.Unlock()
+	c.mu.Lock()
+	c.joined["server-1"], c.noVotes = s.Etcd.Name, false
+	c.mu.Unlock()
+	m.wakeMembership()
+	c.until("it to have a vote", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if s, err := readPeers(m.first.Paths); err != nil || !c.votes["server-1"] || s.Etcd.Learner || s.Etcd.Name != "server-1-abcd1234" {
+			return fmt.Errorf("%v, %+v, %v", c.votes, s.Etcd, err)
+		}
+		return nil
+	})
 }
 
 // A cluster has moved from its etcd to a database, and goes back: the etcd is made anew, with what is in the database.
