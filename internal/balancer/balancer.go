@@ -1,6 +1,6 @@
 // Package balancer is an agent's way to its cluster's servers: a listener on loopback whose connections go to one of
 // them that is well. It passes bytes and sees no plain text; which servers there are and whether one is well it is told.
-// Used by the applet of the same name.
+// Used by the applet of the same name, and for the API of local clusters.
 package balancer
 
 import (
