@@ -414,6 +414,18 @@ func (c *together) moves(r control.DatastoreRequest) error {
 	return err
 }
 
+// goes lets all go to the other datastore, to the end.
+func (c *together) goes() {
+	c.t.Helper()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		c.t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		c.t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+}
+
 func (c *together) ended() migration.State {
 	c.t.Helper()
 	var s migration.State
@@ -578,13 +590,7 @@ func TestAllServersGoToAnEtcdOfTheirsAndBack(t *testing.T) {
 func TestAServerThatCopiesAgainDoesNotServeWhatItHasStoppedToServe(t *testing.T) {
 	c := newTogetherIn(t, 2, movedTo)
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v", s)
-	}
-	c.one(newStore)
+	c.goes()
 	copies := c.servers[1]
 	s, err := readPeers(copies.first.Paths)
 	if err == nil {
@@ -627,13 +633,7 @@ func TestAServerWithAnotherPlaceAsksForTheVoteOfThatOne(t *testing.T) {
 	c := newTogetherIn(t, 2, movedTo)
 	c.noVotes = true
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v", s)
-	}
-	c.one(newStore)
+	c.goes()
 	m := c.servers[1]
 	c.until("it to ask for a vote", func() error {
 		c.mu.Lock()
@@ -672,13 +672,7 @@ func TestAServerWithAnotherPlaceAsksForTheVoteOfThatOne(t *testing.T) {
 func TestServersGoBackToTheEtcdTheyHad(t *testing.T) {
 	c := newTogether(t, 2)
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v\n%s", s, c.log.String())
-	}
-	c.one(newStore)
+	c.goes()
 	for _, m := range c.servers { // what was left on the disks
 		db := components.DatabaseFile(etcdOf(m.first))
 		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("stale"), 0o600)); err != nil {
@@ -1117,13 +1111,7 @@ func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.
 func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
 	c := newTogether(t, 2)
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v", s)
-	}
-	c.one(newStore)
+	c.goes()
 	follows, api := c.servers[1], c.servers[0].api
 	if err := (peers{Several: true, Joined: &joinedCluster{}}).keep(follows.first.Paths); err != nil {
 		t.Fatal(err)
