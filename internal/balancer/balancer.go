@@ -1,6 +1,6 @@
 // Package balancer is an agent's way to its cluster's servers: a listener on loopback whose connections go to one of
 // them that is well. It passes bytes and sees no plain text; which servers there are and whether one is well it is told.
-// Used by the applet of the same name.
+// Used by the applet of the same name, and for the API of local clusters.
 package balancer
 
 import (
@@ -205,7 +205,10 @@ func (b *Balancer) forward(ctx context.Context, client net.Conn) {
 	defer client.Close()
 	s, upstream := b.connect(ctx)
 	if upstream == nil {
-		return // a client that is closed on tries again by itself
+		if t, ok := client.(*net.TCPConn); ok {
+			_ = t.SetLinger(0) // a reset says "refused" more clearly than an orderly end
+		}
+		return // the client tries again by itself
 	}
 	defer upstream.Close()
 	c := &connection{client, upstream}

@@ -41,11 +41,7 @@ func runCare(ctx context.Context, in component.Input, j etcdcare.Job) (etcdcare.
 	if err != nil {
 		return answer, err
 	}
-	file := in.Paths.Log(careName)
-	if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
-		return answer, err
-	}
-	log, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	log, err := appletLog(in, careName)
 	if err != nil {
 		return answer, err
 	}
@@ -67,10 +63,10 @@ func runCare(ctx context.Context, in component.Input, j etcdcare.Job) (etcdcare.
 		if ctx.Err() != nil {
 			return answer, context.Cause(ctx)
 		}
-		return answer, programError("looking after etcd", careName, err, file)
+		return answer, programError("looking after etcd", careName, err, log.Name())
 	}
 	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
-		return answer, errs.WithLog(fmt.Errorf("reading the answer of the program that looks after etcd: %w", err), file)
+		return answer, errs.WithLog(fmt.Errorf("reading the answer of the program that looks after etcd: %w", err), log.Name())
 	}
 	if answer.Error != nil {
 		return answer, answer.Error.Err()

@@ -79,6 +79,33 @@ func etcdDirs(t *testing.T, r *restoring) string {
 	return strings.Join(out, ",")
 }
 
+// A snapshot is on its way, and somebody lists what there is.
+func TestWhatTheAppletSaysIsNotLostToAnotherOne(t *testing.T) {
+	in := careful(t, `read job
+case "$job" in
+*'"do":"save"'*)
+	echo "a line of its log" >&2; : > "$(dirname "$0")/began"
+	until [ -e "$(dirname "$0")/listed" ]; do sleep 0.01; done
+	printf 'error: out of luck\nhint:  try again\n' >&2; exit 1;;
+*) echo '{"revision":7}';;
+esac`)
+	saved := make(chan error, 1)
+	go func() { _, err := runCare(t.Context(), in, etcdcare.Job{Do: etcdcare.Save}); saved <- err }()
+	for !exists(in.Payload + "/began") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := runCare(t.Context(), in, etcdcare.Job{Do: etcdcare.List}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in.Payload+"/listed", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := <-saved
+	if hint, _ := errs.HintOf(err); err == nil || err.Error() != "out of luck" || hint != "try again" {
+		t.Errorf("%v (%s)", err, hint)
+	}
+}
+
 func TestDirectoriesChangePlacesAndBack(t *testing.T) {
 	in := careful(t, "")
 	make := func(old, staged bool) *restoring {

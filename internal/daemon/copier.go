@@ -37,7 +37,7 @@ func startCopier(ctx context.Context, in component.Input, j migration.Job) (*cop
 	c := &copierProcess{
 		// Not CommandContext: it is asked to end by the end of its input, and closes databases then.
 		cmd:    exec.Command(path.Join(in.Payload, components.Program), copierName),
-		events: make(chan migration.Event), read: make(chan error, 1), log: in.Paths.Log(copierName),
+		events: make(chan migration.Event), read: make(chan error, 1),
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
@@ -46,15 +46,12 @@ func startCopier(ctx context.Context, in component.Input, j migration.Job) (*cop
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(path.Dir(c.log), 0o755); err != nil {
-		return nil, err
-	}
-	log, err := os.OpenFile(c.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600) // one that asks may write to it beside one that copies
+	log, err := appletLog(in, copierName)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close() // the process has its own
-	c.cmd.Stderr = log
+	c.cmd.Stderr, c.log = log, log.Name()
 	c.cmd.Env = append(os.Environ(), "PATH="+in.Payload+":"+os.Getenv("PATH"))
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -72,6 +69,15 @@ func startCopier(ctx context.Context, in component.Input, j migration.Job) (*cop
 		return nil, fmt.Errorf("telling the program that copies what to do: %w", err)
 	}
 	return c, nil
+}
+
+// appletLog is the log, empty, of an applet that is run for one job. Two may run at once, so each writes to its end.
+func appletLog(in component.Input, applet string) (*os.File, error) {
+	file := in.Paths.Log(applet)
+	if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 }
 
 // listen passes on what it tells; it ends with the process, whose output somebody has to read to the end.

@@ -25,15 +25,6 @@ import (
 	"k1s.io/k1s/internal/pki"
 )
 
-const (
-	// lookAfter is for how long the server that leads may be away until this one looks by itself what was decided, and lookEach how often
-	// it does then: each look starts a program.
-	lookAfter = 30 * time.Second
-	lookEach  = 20 * time.Second
-	// goBackAfter is for how long it may be away until this one decides that they go back, if nothing else was decided.
-	goBackAfter = 10 * time.Minute
-)
-
 // following is a move that another server leads, and with which this one is asked to go.
 type following struct {
 	migration.Following
@@ -424,7 +415,9 @@ func (w *follower) mayBeMember(o join.Order) error {
 		return errs.Hint(errs.New(errs.Invalid, "its authority for etcd (%s) is not that of the server that leads: its member would be let in by nobody", pki.CertFile(w.from.Paths, pki.EtcdCA)),
 			"give up what is on that server (k1s reset), and let it join again")
 	}
-	return nil
+	in := w.from
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: config.DSN(config.EmbeddedEtcd)}
+	return room(in, o.Bytes)
 }
 
 // errHasEtcd refuses to give up the data of an etcd without having been told to.
@@ -458,37 +451,29 @@ func (w *follower) Stop(ctx context.Context) error { return w.d.stopServing(ctx,
 
 func (w *follower) Learn(ctx context.Context) (migration.Decision, error) {
 	d := w.d
-	awaySince, looked := time.Time{}, time.Time{}
-	said := ""
+	var waits migration.Waiting
+	silent, said := false, ""
 	for {
 		decided, err := w.ask(ctx)
 		if decided == migration.Forward || decided == migration.Back {
 			d.log.Info("it is decided where the datastore is", "by", w.f.Leader, "decided", string(decided))
 			return decided, nil
 		}
-		now := time.Now()
-		switch {
-		case err == nil:
-			if !awaySince.IsZero() {
+		if err == nil {
+			if waits.Answered(); silent {
+				silent = false
 				w.tell()
 			}
-			awaySince = time.Time{}
-		case awaySince.IsZero():
-			awaySince = now
-		case now.Sub(awaySince) > lookAfter && now.Sub(looked) > lookEach:
-			if err.Error() != said {
+		} else if look, want, since := waits.Away(time.Now()); look {
+			if silent = true; err.Error() != said {
 				said = err.Error()
 				d.log.Warn("the server that moves the datastore does not answer", "server", w.f.Leader, "err", err)
 			}
-			w.tell(health.New(health.DatastoreMove, "%s, which moves the datastore, does not answer for %s: %v", w.f.Leader, now.Sub(awaySince).Round(time.Second), err))
-			want := migration.Decision("")
-			if now.Sub(awaySince) > goBackAfter {
-				want = migration.Back
-			}
+			w.tell(health.New(health.DatastoreMove, "%s, which moves the datastore, has given no sign for %s: %v", w.f.Leader, time.Since(since).Round(time.Second), err))
 			is, err := w.look(ctx, want)
-			looked = time.Now()
+			waits.Looked(time.Now(), is)
 			if decided := is.Of(w.f.Attempt); err == nil && (decided == migration.Forward || decided == migration.Back) {
-				d.log.Info("it is decided where the datastore is", "by", "the new datastore", "decided", string(decided))
+				d.log.Info("it is decided where the datastore is", "by", "what the servers agree by", "decided", string(decided))
 				return decided, nil
 			}
 			if err != nil && ctx.Err() == nil {
@@ -538,14 +523,11 @@ func (w *follower) Join(ctx context.Context) error {
 	if err := w.read(); err != nil || !components.UsesEtcd(w.to) {
 		return err
 	}
-	w.d.renewing.Lock()
-	_, err := certificates(ctx, w.d.log, w.to, false)
-	w.d.renewing.Unlock()
-	if err != nil {
+	if err := w.d.issueFor(ctx, w.to); err != nil {
 		return err
 	}
 	in := w.to
-	err = w.d.becomeMember(ctx, &in)
+	err := w.d.becomeMember(ctx, &in)
 	w.d.mu.Lock()
 	if w.d.readyAt != nil {
 		w.d.doing = "" // it has started long ago

@@ -243,11 +243,17 @@ func (d *Daemon) watchSeveral(ctx context.Context) {
 }
 
 func (d *Daemon) becomeSeveral(ctx context.Context) error {
+	// A control plane that is stopped for something else would be started, and in its old place. Who joins asks again.
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	d.mu.Lock()
 	in := d.in
 	d.mu.Unlock()
 	if in.Several {
 		return nil
+	}
+	if err := d.unmoved(); err != nil {
+		return err
 	}
 	if err := keepSeveral(in); err != nil {
 		return err

@@ -634,7 +634,7 @@ func (m *move) plan(ctx context.Context, s migration.State) (_ control.Datastore
 		p.Lost = slices.DeleteFunc(e.Result.Rows, migration.Row.Equal)
 	}
 	if p.Seen != nil && dir != "" {
-		p.FreeBytes, p.NeededBytes, err = m.space(p.Seen.Bytes)
+		p.FreeBytes, p.NeededBytes, err = space(m.to, p.Seen.Bytes)
 	}
 	return p, err
 }
@@ -652,12 +652,49 @@ func removeEmpty(dir string) error {
 }
 
 // space is what is free on this server's disk and what a copy of so many bytes needs.
-func (m *move) space(size int64) (free, needed uint64, err error) {
-	free, err = platform.FreeBytes(m.from.Paths.Data)
+func space(to component.Input, size int64) (free, needed uint64, err error) {
+	free, err = platform.FreeBytes(to.Paths.Data)
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = nil
 	}
 	return free, times*uint64(size) + spare, err
+}
+
+// room is an error where this server's disk cannot take a copy of so many bytes; 0 is unknown. What is in its place goes, or is part of it.
+func room(to component.Input, size int64) error {
+	free, needed, err := space(to, size)
+	if err != nil || free == 0 || size == 0 {
+		return err
+	}
+	if st, err := os.Stat(components.DatabaseFile(to)); err == nil {
+		free += uint64(st.Size())
+	}
+	if free < needed {
+		return errs.Hint(errs.New(errs.Failure, "there is not enough space below %s: %d MiB are free, a copy may need %d", to.Paths.Data, free>>20, needed>>20), "make room")
+	}
+	return nil
+}
+
+// size is that of the datastore that is left, in bytes; 0 is unknown.
+func (m *move) size(ctx context.Context) int64 {
+	if file := components.DatabaseFile(m.from); file != "" {
+		st, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return st.Size()
+	}
+	m.d.mu.Lock()
+	api := m.d.api
+	m.d.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, askAPI)
+	defer cancel()
+	size, err := api.DatastoreBytes(ctx)
+	if err != nil {
+		m.d.log.Warn("not known how much space a copy of the datastore needs", "err", err)
+		return 0
+	}
+	return size
 }
 
 func (m *move) Copy(ctx context.Context) (marked bool, err error) {
@@ -678,20 +715,13 @@ func (m *move) Copy(ctx context.Context) (marked bool, err error) {
 // prepareTarget makes ready what a datastore on this server needs.
 func (m *move) prepareTarget(ctx context.Context) error {
 	if components.UsesEtcd(m.to) { // it needs certificates
-		m.d.renewing.Lock()
-		_, err := certificates(ctx, m.d.log, m.to, false)
-		m.d.renewing.Unlock()
-		if err != nil {
+		if err := m.d.issueFor(ctx, m.to); err != nil {
 			return err
 		}
 	}
 	if dir := components.LocalDir(m.to); dir != "" {
-		if st, err := os.Stat(components.DatabaseFile(m.from)); err == nil {
-			if free, needed, err := m.space(st.Size()); err != nil {
-				return err
-			} else if free != 0 && free < needed {
-				return errs.Hint(errs.New(errs.Failure, "there is not enough space below %s: %d MiB are free, a copy may need %d", m.from.Paths.Data, free>>20, needed>>20), "make room")
-			}
+		if err := room(m.to, m.size(ctx)); err != nil {
+			return err
 		}
 		if m.anew || m.replace && !m.resumes {
 			if err := os.RemoveAll(dir); err != nil {
@@ -723,6 +753,7 @@ func (m *move) Pause(ctx context.Context) error {
 }
 
 func (m *move) Finish(ctx context.Context) (migration.Result, error) {
+	defer m.showsAlive(ctx, aliveEvery)()
 	if m.kind == migration.Rollback {
 		j, err := m.job(migration.Pass)
 		if err != nil {
@@ -825,15 +856,15 @@ func (m *move) writeDropIn(content []byte) error {
 
 // use makes the daemon one of that datastore, and starts its control plane.
 func (d *Daemon) use(ctx context.Context, in component.Input) error {
-	plan, err := components.Plan(in)
-	if err != nil {
-		return err
-	}
 	d.mu.Lock()
-	current := d.in
+	current := d.in // what else it has may be newer
 	current.Config.Spec.Datastore, current.Datastore, current.Several = in.Config.Spec.Datastore, in.Datastore, in.Several
 	current.Etcd, current.Fence = in.Etcd, in.Fence
-	if err := leaveMembers(in); err != nil {
+	plan, err := components.Plan(current)
+	if err == nil {
+		err = leaveMembers(in)
+	}
+	if err != nil {
 		d.mu.Unlock()
 		return err
 	}
@@ -843,7 +874,39 @@ func (d *Daemon) use(ctx context.Context, in component.Input) error {
 	if err := writeDatastore(in); err != nil {
 		return err
 	}
-	return d.sup.Apply(ctx, plan)
+	if components.UsesEtcd(in) { // of one that was left there are none
+		if err := d.issueFor(ctx, in); err != nil {
+			return err
+		}
+	}
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return err
+	}
+	d.forgetEtcdLeaves()
+	return nil
+}
+
+// issueFor issues what a datastore of this server needs, which may not be in use yet.
+func (d *Daemon) issueFor(ctx context.Context, in component.Input) error {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	_, err := certificates(ctx, d.log, in, false)
+	return err
+}
+
+// forgetEtcdLeaves removes the certificates of an etcd that is not in use: nobody renews them, and everybody would be told when they end.
+func (d *Daemon) forgetEtcdLeaves() {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	if components.UsesEtcd(in) {
+		return
+	}
+	if err := pki.ForgetEtcd(in.Paths); err != nil {
+		d.log.Warn("certificates of an etcd that is not in use are not removed", "err", err)
+	}
 }
 
 // leaveMembers forgets what this server was in the etcd of others, where it begins with one of its own. That it has its place stays: also

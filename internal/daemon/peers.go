@@ -574,12 +574,18 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	var vote chan error
 	var voting sync.WaitGroup
 	defer voting.Wait()
+	end := func() {}
 	begin := func() {
-		if s.copies(in) {
-			vote = make(chan error, 1)
-			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
+		end() // of a place that it had before nobody asks any more
+		voting.Wait()
+		if vote = nil; s.copies(in) {
+			got, in, s := make(chan error, 1), in, s
+			asking, stop := context.WithCancel(ctx)
+			vote, end = got, stop
+			voting.Go(func() { got <- d.getVote(asking, in, s) })
 		}
 	}
+	defer func() { end() }()
 	begin()
 	tick := time.NewTicker(lookForRemoval)
 	defer tick.Stop()
@@ -588,9 +594,6 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.membership: // it has become one while it runs
-			if vote != nil {
-				continue
-			}
 			d.mu.Lock()
 			in = d.in
 			d.mu.Unlock()
@@ -677,11 +680,8 @@ func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers
 	if err := mayCopyAgain(ctx, c); err != nil {
 		return in, s, err
 	}
-	plan, err := components.Plan(in)
-	if err != nil {
-		return in, s, err
-	}
-	if err := d.sup.Apply(ctx, components.WithoutControlPlane(plan)); err != nil {
+	was := in.Etcd.Name
+	if in, err = d.applyMember(ctx, was, in.Etcd, components.WithoutControlPlane); err != nil {
 		return in, s, err
 	}
 	if err := os.RemoveAll(in.Paths.Etcd()); err != nil { // a learner's: everything in it is with the others
@@ -696,13 +696,30 @@ func (d *Daemon) copyAgain(ctx context.Context, s peers) (component.Input, peers
 	if s, err = readPeers(in.Paths); err != nil {
 		return in, s, err
 	}
-	if plan, err = components.Plan(in); err != nil {
-		return in, s, err
-	}
+	in, err = d.applyMember(ctx, was, in.Etcd, func(plan []component.Unit) []component.Unit { return plan })
+	return in, s, err
+}
+
+// applyMember applies what follows for the units from another place in etcd, where the one of that name is still this server's: while it
+// waited for others it may have been asked to stop serving, or have gone to another datastore.
+func (d *Daemon) applyMember(ctx context.Context, was string, now component.EtcdMember, which func([]component.Unit) []component.Unit) (component.Input, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	d.mu.Lock()
-	d.in.Etcd = in.Etcd
+	same := components.UsesEtcd(d.in) && d.in.Etcd.Name == was
+	if same {
+		d.in.Etcd = now
+	}
+	in := d.in
 	d.mu.Unlock()
-	return in, s, d.sup.Apply(ctx, plan)
+	if !same {
+		return in, errs.New(errs.Exists, "this server has another place in the datastore meanwhile")
+	}
+	plan, err := components.Plan(in)
+	if err != nil {
+		return in, err
+	}
+	return in, d.sup.Apply(ctx, which(plan))
 }
 
 // lookForRemoval is how often the sign is looked for that others have removed this server.
@@ -726,9 +743,13 @@ func (d *Daemon) getVote(ctx context.Context, in component.Input, s peers) error
 	if err != nil {
 		return err
 	}
-	s.Etcd.Learner = false
 	d.log.Info("this server is a member of the datastore", "member", s.Etcd.Name)
-	return s.keep(in.Paths)
+	now, err := readPeers(in.Paths)
+	if err != nil || now.Etcd == nil || now.Etcd.Name != s.Etcd.Name { // it has another place meanwhile
+		return err
+	}
+	now.Etcd.Learner = false
+	return now.keep(in.Paths)
 }
 
 // wasRemoved ends the control plane of a server that the others have removed, and puts its data aside: nobody needs it any
@@ -810,12 +831,11 @@ func (d *Daemon) bootstrap(ctx context.Context) (join.Bootstrap, error) {
 	}
 	with := in
 	with.Config.Spec.Datastore = config.Datastore{Endpoint: "etcd"} // its authority is one of the keys
-	d.renewing.Lock()
-	_, err := certificates(ctx, d.log, with, false)
-	d.renewing.Unlock()
-	if err != nil {
+	if err := d.issueFor(ctx, with); err != nil {
 		return b, err
 	}
+	d.forgetEtcdLeaves()
+	var err error
 	if b.Keys, err = pki.ReadBundle(in.Paths); err != nil {
 		return b, err
 	}

@@ -20,8 +20,10 @@ import (
 	"k1s.io/k1s/internal/etcdapi"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/pki"
+	"k1s.io/k1s/internal/supervise"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -380,5 +382,22 @@ func TestAMachineThatWaitsIsToldForWhat(t *testing.T) {
 		if p.Code != health.ServersAway || p.Severity != c.severity || !strings.Contains(p.Remedy, c.remedy) || !strings.Contains(p.Text, "10.0.0.1:6443") {
 			t.Errorf("%s: %+v", name, p)
 		}
+	}
+}
+
+// A server joins in the moment in which the control plane is stopped for something else: it is not to be started for that.
+func TestAServerDoesNotBecomeOneOfSeveralWhileItsStateIsElsewhere(t *testing.T) {
+	s := newServer(t, newObjects(), "server-0", "127.0.0.1", nil)
+	s.sup = supervise.New(s.log, supervise.Options{})
+	s.in.Several, s.in.Payload, s.moving.state.Phase = false, t.TempDir(), migration.Pausing
+	if err := s.becomeSeveral(t.Context()); err == nil || s.in.Several {
+		t.Errorf("while the datastore is moved: several %t, %v", s.in.Several, err)
+	}
+	if p, err := readPeers(s.in.Paths); err != nil || p.Several {
+		t.Errorf("the next start takes it for one of several: %+v, %v", p, err)
+	}
+	s.moving.state.Phase = migration.Done
+	if err := s.becomeSeveral(t.Context()); err != nil || !s.in.Several {
+		t.Errorf("afterwards: several %t, %v", s.in.Several, err)
 	}
 }

@@ -97,6 +97,7 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 	if upgrading.Active() {
 		s.Upgrade = &upgrading
 	}
+	d.board.Report("upgrade", upgradeProblems(upgrading, time.Now()))
 	s.Addons, _ = addonStatus(in)
 	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))
 	d.board.Report("addons", addonProblems(s.Addons))

@@ -32,6 +32,8 @@ const (
 	stopWithin  = 3 * time.Minute
 	// askAgain is how often the servers ask each other while they move.
 	askAgain = 500 * time.Millisecond
+	// aliveEvery is how often one that leads says that it is there while its API does not answer. Each time starts a program.
+	aliveEvery = migration.GoBackAfter / 5
 )
 
 // otherMovers are the other servers, all of which go with a move, and where their APIs are. An API server of nobody the cluster knows is
@@ -286,6 +288,30 @@ func (m *move) Fence(ctx context.Context) error {
 	return err
 }
 
+// showsAlive lets the other servers see that this one, whose API does not answer while the rest is copied, is there, until end is called. One
+// that hangs ends by itself: each of its questions to a datastore has its time.
+func (m *move) showsAlive(ctx context.Context, every time.Duration) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var shows sync.WaitGroup
+	if len(m.others) > 0 {
+		shows.Go(func() {
+			tick := time.NewTicker(every)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+				if _, err := m.settle(ctx, migration.Alive); err != nil && ctx.Err() == nil {
+					m.d.log.Warn("the other servers do not see that this one is there", "err", err)
+				}
+			}
+		})
+	}
+	return func() { cancel(); shows.Wait() }
+}
+
 // announce begins what the servers agree about, and has ready what they ask for.
 func (m *move) announce(ctx context.Context) error {
 	is, err := m.settle(ctx, migration.Open)
@@ -296,16 +322,22 @@ func (m *move) announce(ctx context.Context) error {
 		return errs.New(errs.Failure, "the servers have decided already: %s", d)
 	}
 	to, err := reachedWith(m.to.Config.Spec.Datastore)
-	if err == nil && components.UsesEtcd(m.to) {
-		if to.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
-			err = fmt.Errorf("reading etcd's authority: %w", err)
-		}
-	}
 	if err != nil {
 		return err
 	}
+	o := &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
+	if components.UsesEtcd(m.to) {
+		if o.To.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
+			return fmt.Errorf("reading etcd's authority: %w", err)
+		}
+		st, err := os.Stat(components.DatabaseFile(m.to))
+		if err != nil {
+			return fmt.Errorf("finding out how large the copy is: %w", err)
+		}
+		o.Bytes = st.Size()
+	}
 	m.d.mu.Lock()
-	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
+	m.d.moving.order = o
 	m.d.mu.Unlock()
 	return nil
 }

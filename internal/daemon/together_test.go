@@ -49,11 +49,14 @@ case "$job" in
 	attempt=$(field attempt) want=$(field want) was= decided=
 	[ ! -f "$register" ] || read was decided < "$register"
 	if [ "$want" = open ] && [ "$was" != "$attempt" ]; then was=$attempt; decided=open
+	elif [ "$want" = alive ]; then [ "$was $decided" != "$attempt open" ] || echo seen >> "$register.alive"
 	elif [ -n "$want" ] && [ "$was" = "$attempt" ] && [ "$decided" = open ]; then decided=$want; fi
 	[ -z "$was" ] || echo "$was $decided" > "$register"
 	rmdir "$register.lock"
 	echo '{"settled":{"attempt":"'"$was"'","decision":"'"$decided"'"}}' ;;
 *'"mode":"copy"'*)
+	founds=$(field etcdDir)
+	[ -z "$founds" ] || { mkdir -p "$founds/member/snap" && truncate -s "${copied:-4}" "$founds/member/snap/db"; } || exit 1
 	echo '{"marked":true}'; echo '{"caughtUp":true}'
 	read finish || exit 1
 	echo '{"result":{"keys":7}}' ;;
@@ -76,6 +79,11 @@ type together struct {
 	joined  map[string]string
 	votes   map[string]bool
 	copying map[string]int
+	// fences is why the last control plane of each node that was started serves nothing; "" for one that serves.
+	fences  map[string]string
+	noVotes bool // they copy for ever
+	// asked is called when a node asks for a place, where it is set.
+	asked func(node string)
 }
 
 // founded is the etcd of the one that leads, as join.Members.
@@ -95,6 +103,9 @@ func (f founded) Join(_ context.Context, who join.Member) (join.Membership, erro
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
 	f.c.joined[nodeOfMember(who.Name)] = who.Name
+	if f.c.asked != nil {
+		f.c.asked(nodeOfMember(who.Name))
+	}
 	return out, nil
 }
 
@@ -102,7 +113,7 @@ func (f founded) Promote(_ context.Context, who join.Member) error {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
 	node := nodeOfMember(who.Name)
-	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name {
+	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name || f.c.noVotes {
 		return errs.New(errs.NotRunning, "it copies")
 	}
 	f.c.votes[node] = true
@@ -135,7 +146,7 @@ func newTogether(t *testing.T, n int) *together { return newTogetherIn(t, n, "et
 // newTogetherIn has its state in a datastore. Where that is a database of others each server has the data of an etcd that was left.
 func newTogetherIn(t *testing.T, n int, endpoint config.DSN) *together {
 	t.Helper()
-	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}}
+	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}, fences: map[string]string{}}
 	c.toEtcd = endpoint.Engine().External()
 	shared := &objects{secrets: map[string]kubeapi.Secret{}}
 	for i := range n {
@@ -251,6 +262,7 @@ func (l life) Run(ctx context.Context) error {
 		}
 	}
 	_, decided := c.registered()
+	c.fences[name] = l.u.Env[components.EnvFence]
 	if fenced {
 		from = ""
 	}
@@ -369,6 +381,9 @@ func (c *together) one(from string) {
 			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != ((from == newStore) != c.toEtcd) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
 				return fmt.Errorf("%s serves from %q, is configured for %s; on its way: %v, kept: %v, %v", m.node, serves, now.Spec.Datastore.Endpoint, moving, exists(m.first.Paths.Following()), exists(m.first.Paths.DatastoreGoing()))
 			}
+			if cert := exists(pki.CertFile(m.first.Paths, pki.EtcdServer)); from == newStore && cert != c.toEtcd {
+				return fmt.Errorf("%s has certificates of an etcd: %v", m.node, cert)
+			}
 			orders, err := filepath.Glob(m.first.Paths.DatastorePKI("*"))
 			if err != nil || (from == oldStore || c.toEtcd) && len(orders) > 0 {
 				return fmt.Errorf("%s keeps %q, %v", m.node, orders, err)
@@ -397,6 +412,18 @@ func (c *together) moves(r control.DatastoreRequest) error {
 	}
 	_, err := c.servers[0].MoveDatastore(c.t.Context(), r)
 	return err
+}
+
+// goes lets all go to the other datastore, to the end.
+func (c *together) goes() {
+	c.t.Helper()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		c.t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		c.t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
 }
 
 func (c *together) ended() migration.State {
@@ -559,17 +586,93 @@ func TestAllServersGoToAnEtcdOfTheirsAndBack(t *testing.T) {
 	c.one(newStore)
 }
 
+// While it waited for another place it was asked to stop serving, for the next move.
+func TestAServerThatCopiesAgainDoesNotServeWhatItHasStoppedToServe(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	c.start()
+	c.goes()
+	copies := c.servers[1]
+	s, err := readPeers(copies.first.Paths)
+	if err == nil {
+		err = os.RemoveAll(components.DatabaseFile(etcdOf(copies.first)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := copies.Daemon
+	c.mu.Lock()
+	c.asked = func(string) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.in.Fence, d.in.Trust = "a1", "later"
+	}
+	c.mu.Unlock()
+	in, _, err := d.copyAgain(t.Context(), s)
+	if err != nil || in.Fence != "a1" || in.Trust != "later" {
+		t.Fatalf("%q, %q, %v", in.Fence, in.Trust, err)
+	}
+	c.until("its control plane to start", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if f := c.fences["server-1"]; f != "a1" || c.serves["server-1"] != "" {
+			return fmt.Errorf("it was started with the fence %q, and serves %q", f, c.serves["server-1"])
+		}
+		return nil
+	})
+	// It has gone to another datastore.
+	d.mu.Lock()
+	d.in.Config.Spec.Datastore.Endpoint = movedTo
+	d.mu.Unlock()
+	if _, err := d.applyMember(t.Context(), in.Etcd.Name, in.Etcd, components.WithoutControlPlane); !errs.Is(err, errs.Exists) {
+		t.Errorf("taken for a member: %v", err)
+	}
+}
+
+// It had none when the state went elsewhere, and back.
+func TestAServerWithAnotherPlaceAsksForTheVoteOfThatOne(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	c.noVotes = true
+	c.start()
+	c.goes()
+	m := c.servers[1]
+	c.until("it to ask for a vote", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.copying["server-1"] < 3 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	s, err := readPeers(m.first.Paths)
+	if err != nil || s.Etcd == nil || !s.Etcd.Learner {
+		t.Fatalf("%+v, %v", s.Etcd, err)
+	}
+	s.Etcd.Name = "server-1-abcd1234"
+	if err := s.keep(m.first.Paths); err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	m.Daemon.in.Etcd.Name = s.Etcd.Name
+	m.mu.Unlock()
+	c.mu.Lock()
+	c.joined["server-1"], c.noVotes = s.Etcd.Name, false
+	c.mu.Unlock()
+	m.wakeMembership()
+	c.until("it to have a vote", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if s, err := readPeers(m.first.Paths); err != nil || !c.votes["server-1"] || s.Etcd.Learner || s.Etcd.Name != "server-1-abcd1234" {
+			return fmt.Errorf("%v, %+v, %v", c.votes, s.Etcd, err)
+		}
+		return nil
+	})
+}
+
 // A cluster has moved from its etcd to a database, and goes back: the etcd is made anew, with what is in the database.
 func TestServersGoBackToTheEtcdTheyHad(t *testing.T) {
 	c := newTogether(t, 2)
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v\n%s", s, c.log.String())
-	}
-	c.one(newStore)
+	c.goes()
 	for _, m := range c.servers { // what was left on the disks
 		db := components.DatabaseFile(etcdOf(m.first))
 		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("stale"), 0o600)); err != nil {
@@ -616,6 +719,28 @@ func TestAServerWithAnotherAuthorityForEtcdKeepsAllWhereTheyAre(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	c.one(oldStore)
+}
+
+// What one server has room for another one may have none for; and what is in a database of others is in no file here.
+func TestAServerWithoutRoomForACopyKeepsAllWhereTheyAre(t *testing.T) {
+	for name, small := range map[string]int{"the one that leads": 0, "one that follows": 1} {
+		t.Run(name, func(t *testing.T) {
+			c := newTogetherIn(t, 2, movedTo)
+			if small == 0 {
+				c.servers[0].shared.stored = 8 << 40
+			} else {
+				t.Setenv("copied", "8T")
+			}
+			c.start()
+			if err := c.moves(control.DatastoreRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			if s := c.ended(); s.Phase != migration.Failed || !strings.Contains(s.Error, "not enough space below "+c.servers[small].first.Paths.Data) {
+				t.Errorf("%+v", s)
+			}
+			c.one(oldStore)
+		})
+	}
 }
 
 // lead lets a server move all of them.
@@ -830,6 +955,32 @@ func TestAServerAloneFindsOutFromTheNewDatastore(t *testing.T) {
 	}
 }
 
+func TestTheOthersSeeThatTheOneThatLeadsIsThere(t *testing.T) {
+	c := newTogether(t, 2)
+	first := c.servers[0]
+	m := &move{d: first.Daemon, from: first.first, to: first.first, attempt: "a1"}
+	m.to.Config.Spec.Datastore.Endpoint = movedTo
+	if err := os.WriteFile(c.register, []byte("a1 open\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.showsAlive(t.Context(), time.Millisecond)() // of one server nobody waits for it
+	if exists(c.register + ".alive") {
+		t.Error("it tells nobody")
+	}
+	m.others = []string{"server-1"}
+	end := m.showsAlive(t.Context(), time.Millisecond)
+	c.until("two signs of life", func() error {
+		if b, _ := os.ReadFile(c.register + ".alive"); strings.Count(string(b), "seen") < 2 {
+			return fmt.Errorf("there are %q", b)
+		}
+		return nil
+	})
+	end()
+	if _, d := c.registered(); d != migration.Open {
+		t.Errorf("it has decided %q", d)
+	}
+}
+
 func TestWhichStartsMayNotServe(t *testing.T) {
 	etcd, db := place(config.Datastore{Endpoint: "etcd"}), place(config.Datastore{Endpoint: movedTo})
 	follows := func(d migration.Decision) []byte {
@@ -960,13 +1111,7 @@ func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.
 func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
 	c := newTogether(t, 2)
 	c.start()
-	if err := c.moves(control.DatastoreRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if s := c.ended(); s.Phase != migration.Done {
-		t.Fatalf("%+v", s)
-	}
-	c.one(newStore)
+	c.goes()
 	follows, api := c.servers[1], c.servers[0].api
 	if err := (peers{Several: true, Joined: &joinedCluster{}}).keep(follows.first.Paths); err != nil {
 		t.Fatal(err)

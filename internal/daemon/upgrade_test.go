@@ -28,11 +28,12 @@ type fakeProgram struct {
 	exited        chan struct{}
 	exit          programExit
 	onStop        programExit
+	onKill        func()
 	asked, killed bool
 }
 
 func newFakeProgram() *fakeProgram {
-	return &fakeProgram{pid: 4711, exited: make(chan struct{}), onStop: programExit{Clean: true, How: "ended with exit status 0"}}
+	return &fakeProgram{pid: 4711, onKill: func() {}, exited: make(chan struct{}), onStop: programExit{Clean: true, How: "ended with exit status 0"}}
 }
 
 func (f *fakeProgram) PID() int               { return f.pid }
@@ -55,6 +56,7 @@ func (f *fakeProgram) RequestStop() {
 
 func (f *fakeProgram) Kill() {
 	f.killed = true
+	f.onKill()
 	f.end(programExit{How: "was ended by a signal (killed)"})
 }
 
@@ -135,6 +137,24 @@ func TestAProgramThatWorksTakesItsPlace(t *testing.T) {
 		}
 		if st, err := os.Stat(s.File); err != nil || st.Mode().Perm() != 0o755 {
 			t.Errorf("%v, %v", st.Mode(), err)
+		}
+	})
+}
+
+// The node is stopped in the moment in which it is handed back: whoever has stopped it waits for the end of this process, and it has heard of it already.
+func TestAStopAtTheEndOfAnUpgradeIsNotForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s := upgradable(t)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		child := newFakeProgram()
+		child.onKill = stop
+		g := &guard{upgradeFiles: upgradeFiles{p}, log: slog.New(slog.DiscardHandler),
+			start:  func(string) (program, error) { return child, nil },
+			status: func(context.Context) (control.Status, error) { return wellWith(s, child.pid), nil },
+		}
+		if got, err := g.run(ctx, s); err != nil || got.Phase != upgrade.Done || !g.stopped {
+			t.Errorf("%+v, %v, stopped %t", got, err, g.stopped)
 		}
 	})
 }
@@ -239,6 +259,9 @@ func TestAStartAfterAnUpgradeThatWasBrokenOff(t *testing.T) {
 			}
 		}
 		s.Phase, s.Guard = c.phase, upgrade.Process{PID: 1 << 22, Start: 1, Boot: "before"}
+		if c.phase == upgrade.Staging { // it is not known yet
+			s.To = upgrade.Program{}
+		}
 		if err := keepUpgrade(p, s); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +273,11 @@ func TestAStartAfterAnUpgradeThatWasBrokenOff(t *testing.T) {
 		want := map[bool]string{true: "new", false: "old"}[c.placed]
 		holdsProgram(t, s.File, want)
 		holdsProgram(t, s.Staged(), "")
-		if problems := d.board.List(); (len(problems) > 0) != (c.want == upgrade.Failed) {
+		problems := d.board.List()
+		if (len(problems) > 0) != (c.want == upgrade.Failed) {
+			t.Errorf("%s: %v", c.phase, problems)
+		}
+		if c.phase == upgrade.Staging && len(problems) > 0 && !strings.Contains(problems[0].Text, "the upgrade to another k1s was taken back") {
 			t.Errorf("%s: %v", c.phase, problems)
 		}
 	}

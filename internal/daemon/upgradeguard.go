@@ -88,6 +88,7 @@ func (g *guard) run(ctx context.Context, s upgrade.State) (upgrade.State, error)
 		g.tried.Kill()
 		<-g.tried.Ended()
 	}
+	g.stopped = g.stopped || ctx.Err() != nil // whoever asked for that at the last moment waits for the end of this process
 	if s.Phase == upgrade.Done {
 		g.log.Info("upgraded", "to", s.To.Version, "kubernetes", s.To.Kubernetes, "kept", s.Kept())
 	} else {

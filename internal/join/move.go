@@ -64,6 +64,8 @@ type Order struct {
 	// Replace tells that what a server has of a datastore like the new one on its own disk is given up. To is then, or may be, an etcd that
 	// the servers run: its CA is the authority that they all have for it.
 	Replace bool `json:"replace,omitempty"`
+	// Bytes is how much of it each server gets on its own disk; 0 for none.
+	Bytes int64 `json:"bytes,omitempty"`
 }
 
 const moveInfo = "k1s move of the datastore v1"

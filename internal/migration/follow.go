@@ -28,10 +28,15 @@ const (
 	Back    Decision = "back"    // the old one has it
 )
 
+// Alive is what a server that leads wants while its API does not answer: nothing is decided, and the others see that it is there.
+const Alive Decision = "alive"
+
 // Register is what the servers agree by. The zero Register: there is none.
 type Register struct {
 	Attempt  string   `json:"attempt,omitempty"`
 	Decision Decision `json:"decision,omitempty"`
+	// Alive is how often the one that leads has said that it is there.
+	Alive int64 `json:"alive,omitempty"`
 }
 
 // RegisterKey is where it stands, for objects below a root such as /registry: outside of what is copied.
@@ -41,7 +46,12 @@ func RegisterKey(root string) string { return "/k1s.io/moving" + root }
 // that is decided is decided in another way; only who begins an attempt takes the place of another one.
 func (r Register) Decide(attempt string, want Decision) (next Register, write bool) {
 	switch {
-	case want == "", r.Attempt == attempt && r.Decision != Open, r == Register{Attempt: attempt, Decision: want}:
+	case want == "", r.Attempt == attempt && r.Decision != Open, r.Of(attempt) == want:
+		return r, false
+	case want == Alive && r.Attempt == attempt:
+		r.Alive++
+		return r, true
+	case want == Alive:
 		return r, false
 	case want == Open || r.Attempt == attempt:
 		return Register{Attempt: attempt, Decision: want}, true
@@ -55,6 +65,47 @@ func (r Register) Of(attempt string) Decision {
 		return ""
 	}
 	return r.Decision
+}
+
+const (
+	// LookAfter is for how long the server that leads may be away until another one looks by itself what was decided, and lookEach how often
+	// it does then: each look starts a program.
+	LookAfter = 30 * time.Second
+	lookEach  = 20 * time.Second
+	// GoBackAfter is for how long it may give no sign until another one decides that they go back, if nothing else was decided.
+	GoBackAfter = 10 * time.Minute
+)
+
+// Waiting is how a server that follows waits for one that leads and does not answer. The zero Waiting: it has answered.
+type Waiting struct {
+	since, looked time.Time
+	alive         int64 // as it was seen in the register
+}
+
+// Answered is that it has answered.
+func (w *Waiting) Answered() { w.since, w.looked = time.Time{}, time.Time{} }
+
+// Away is that it does not answer. look tells that it is time to look what was decided, after having said what is wanted: Back where it has
+// given no sign for too long. since is when it gave its last one.
+func (w *Waiting) Away(now time.Time) (look bool, want Decision, since time.Time) {
+	if w.since.IsZero() {
+		w.since = now
+	}
+	if now.Sub(w.since) <= LookAfter || now.Sub(w.looked) <= lookEach {
+		return false, "", w.since
+	}
+	if now.Sub(w.since) > GoBackAfter {
+		want = Back
+	}
+	return true, want, w.since
+}
+
+// Looked is what was found in the register; the zero Register where it could not be read.
+func (w *Waiting) Looked(now time.Time, r Register) {
+	w.looked = now
+	if r.Alive > w.alive {
+		w.alive, w.since = r.Alive, now
+	}
 }
 
 // Fence says in a database of others that was left, or is being left, that nobody is to serve from it.

@@ -563,7 +563,7 @@ func allDeeds(t *testing.T) []string {
 }
 
 func TestWhatIsDecidedIsDecidedOnce(t *testing.T) {
-	open := Register{attempt, Open}
+	open := Register{attempt, Open, 0}
 	for name, c := range map[string]struct {
 		from  Register
 		want  Decision
@@ -573,21 +573,74 @@ func TestWhatIsDecidedIsDecidedOnce(t *testing.T) {
 		"a look":                       {open, "", open, false},
 		"the beginning":                {Register{}, Open, open, true},
 		"the beginning again":          {open, Open, open, false},
-		"the beginning after another":  {Register{"before", Forward}, Open, open, true},
-		"forward":                      {open, Forward, Register{attempt, Forward}, true},
-		"back":                         {open, Back, Register{attempt, Back}, true},
-		"forward after back":           {Register{attempt, Back}, Forward, Register{attempt, Back}, false},
-		"back after forward":           {Register{attempt, Forward}, Back, Register{attempt, Forward}, false},
-		"open after forward":           {Register{attempt, Forward}, Open, Register{attempt, Forward}, false},
+		"the beginning after another":  {Register{"before", Forward, 0}, Open, open, true},
+		"forward":                      {open, Forward, Register{attempt, Forward, 0}, true},
+		"back":                         {open, Back, Register{attempt, Back, 0}, true},
+		"forward after back":           {Register{attempt, Back, 0}, Forward, Register{attempt, Back, 0}, false},
+		"back after forward":           {Register{attempt, Forward, 0}, Back, Register{attempt, Forward, 0}, false},
+		"open after forward":           {Register{attempt, Forward, 0}, Open, Register{attempt, Forward, 0}, false},
 		"forward where nothing began":  {Register{}, Forward, Register{}, false},
-		"back where another one began": {Register{"later", Open}, Back, Register{"later", Open}, false},
+		"a sign of life":               {Register{attempt, Open, 3}, Alive, Register{attempt, Open, 4}, true},
+		"forward after signs of life":  {Register{attempt, Open, 3}, Forward, Register{attempt, Forward, 0}, true},
+		"open after signs of life":     {Register{attempt, Open, 3}, Open, Register{attempt, Open, 3}, false},
+		"a sign of life after back":    {Register{attempt, Back, 0}, Alive, Register{attempt, Back, 0}, false},
+		"a sign of life of before":     {Register{"later", Open, 0}, Alive, Register{"later", Open, 0}, false},
+		"back where another one began": {Register{"later", Open, 0}, Back, Register{"later", Open, 0}, false},
 	} {
 		if next, write := c.from.Decide(attempt, c.want); next != c.is || write != c.write {
 			t.Errorf("%s: %+v, %v", name, next, write)
 		}
 	}
-	if d := (Register{"later", Forward}).Of(attempt); d != "" {
+	if d := (Register{"later", Forward, 0}).Of(attempt); d != "" {
 		t.Errorf("another attempt says %q", d)
+	}
+}
+
+// A leader that copies for an hour is there, whatever its API does; one that is gone is waited for no longer than one that has never said anything.
+func TestWhoWaitsForALeaderGoesBackWhenItGivesNoSign(t *testing.T) {
+	begin := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		answers, alive time.Duration // until when it answers, and until when it says every two minutes that it is there
+		back           time.Duration // the first look that wants them to go back is at most half a minute later
+	}{
+		"it dies":                         {0, 0, GoBackAfter},
+		"it dies later":                   {time.Minute, 0, time.Minute + GoBackAfter},
+		"it copies for an hour":           {time.Minute, time.Hour, time.Hour + GoBackAfter},
+		"it copies, and was there before": {time.Hour, 30 * time.Minute, time.Hour + GoBackAfter},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var w Waiting
+			var looks []time.Duration
+			for at := time.Duration(0); ; at += time.Second {
+				if at <= c.answers {
+					w.Answered()
+					continue
+				}
+				look, want, since := w.Away(begin.Add(at))
+				if since.After(begin.Add(at)) {
+					t.Fatalf("at %s it is away since %s", at, since)
+				}
+				if !look {
+					continue
+				}
+				looks = append(looks, at)
+				if want == Back {
+					if at <= c.back || at > c.back+time.Minute {
+						t.Errorf("they go back after %s", at)
+					}
+					break
+				}
+				if at > c.back+time.Hour {
+					t.Fatal("they never go back")
+				}
+				w.Looked(begin.Add(at), Register{attempt, Open, int64(min(at, c.alive) / (2 * time.Minute))})
+			}
+			for i, at := range looks[1:] {
+				if at-looks[i] > time.Minute || at-looks[i] < lookEach {
+					t.Errorf("looked at %s and at %s", looks[i], at)
+				}
+			}
+		})
 	}
 }
 

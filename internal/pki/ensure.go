@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -84,6 +85,20 @@ func Ensure(ctx context.Context, r Request) (Report, error) {
 		return Report{}, fmt.Errorf("issuing certificates: %w", err)
 	}
 	return p.report(r, issued), nil
+}
+
+// ForgetEtcd removes the certificates and keys of a member of etcd and its client; Ensure issues them anew. Etcd's authority stays: servers that
+// join are given it.
+func ForgetEtcd(p paths.Paths) error {
+	var failed error
+	for _, name := range []string{EtcdServer, EtcdPeer, APIServerEtcdClient} {
+		for _, file := range []string{CertFile(p, name), KeyFile(p, name)} {
+			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				failed = errors.Join(failed, err)
+			}
+		}
+	}
+	return failed
 }
 
 // explain adds the remedy.

@@ -593,3 +593,32 @@ func TestCertificatesAreListedWithWhatIsWrongWithThem(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatAnEtcdThatWasLeftWasShownByIsForgottenAndItsAuthorityIsNot(t *testing.T) {
+	n := newNode(t)
+	n.ensure()
+	authority := n.read(CertFile(n.req.Paths, EtcdCA))
+	for range 2 { // also where nothing is there any more
+		if err := ForgetEtcd(n.req.Paths); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := List(n.req.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var of []string
+	for _, i := range all {
+		if strings.Contains(i.Name, "etcd") {
+			of = append(of, i.Name)
+		}
+	}
+	keys, err := filepath.Glob(n.req.Paths.PKI("*etcd*", "*.key"))
+	if err != nil || !slices.Equal(of, []string{EtcdCA}) || len(keys) != 1 {
+		t.Errorf("left are %q and the keys %q, %v", of, keys, err)
+	}
+	n.wantIssued(map[string]string{EtcdServer: "missing", EtcdPeer: "missing", APIServerEtcdClient: "missing"})
+	if n.read(CertFile(n.req.Paths, EtcdCA)) != authority {
+		t.Error("etcd has another authority now")
+	}
+}

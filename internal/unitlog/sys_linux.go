@@ -27,7 +27,7 @@ func lock(f *os.File, exclusive bool) (unlock func(), err error) {
 		}
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errBusy
+		return nil, fmt.Errorf("somebody has been reading it for %s, and may be stopped (see lslocks)", patience)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)

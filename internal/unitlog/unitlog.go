@@ -81,9 +81,6 @@ func LastRun(lines []string) []string {
 	return lines
 }
 
-// errBusy is that somebody else has the lock.
-var errBusy = errors.New("somebody reads it")
-
 func rotated(path string, i int) string { return path + "." + strconv.Itoa(i) }
 
 // Keep rotates the log whenever it has grown too large, until ctx ends. Errors of single rotations are
@@ -119,9 +116,7 @@ func Rotate(path string, p Policy) (bool, error) {
 	if err != nil || st.Size() <= p.MaxBytes {
 		return false, err
 	}
-	if err := rotate(f, path, st, p.Keep); errors.Is(err, errBusy) {
-		return false, nil
-	} else if err != nil {
+	if err := rotate(f, path, st, p.Keep); err != nil {
 		return false, fmt.Errorf("rotating %s: %w", path, err)
 	}
 	return true, nil

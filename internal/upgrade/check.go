@@ -25,8 +25,11 @@ type Program struct {
 	Bytes  int64  `json:"bytes"`
 }
 
-// String names it for a person.
+// String names it for a person. The zero Program is one that has not been looked at.
 func (p Program) String() string {
+	if p == (Program{}) {
+		return "another k1s"
+	}
 	return fmt.Sprintf("k1s %s with Kubernetes %s", p.Version, p.Kubernetes)
 }
 

@@ -143,6 +143,10 @@ func claimIn(ctx context.Context, kv clientv3.KV, root string, ours ownership.Ou
 	case err != nil:
 		return ownership.Report{}, err
 	case len(left.Kvs) > 0:
+		var foreign *ownership.Foreign
+		if errors.As(claiming.Look(ctx, kv, root, ours), &foreign) { // where its state has gone is nothing to another cluster
+			return ownership.Report{Foreign: &foreign.By}, nil
+		}
 		var f migration.Fence
 		if err := json.Unmarshal(left.Kvs[0].Value, &f); err != nil || f.To == "" {
 			f.To = "another datastore"

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -130,6 +131,12 @@ func TestADatabaseThatWasLeftIsNotServed(t *testing.T) {
 		if report, err := claimIn(t.Context(), k, "/registry", ownership.Ours{}); err == nil || !strings.Contains(err.Error(), want) || report != (ownership.Report{Left: want}) || k.writes != 0 {
 			t.Errorf("%s: it is %+v, after %d writes, %v", value, report, k.writes, err)
 		}
+	}
+	// Another cluster left it: this one has nothing to look for where that has gone.
+	theirs := ownership.Claim{Pins: []string{"theirs"}, Server: "server-0", Since: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+	k := &keys{has: map[string]string{key: string(migration.Fence{Attempt: "a", To: "etcd"}.Marshal()), ownership.Key("/registry"): string(theirs.Marshal())}}
+	if report, err := claimIn(t.Context(), k, "/registry", ownership.Ours{}); err != nil || !reflect.DeepEqual(report, ownership.Report{Foreign: &theirs}) || k.writes != 0 {
+		t.Errorf("another cluster's: it is %+v, after %d writes, %v", report, k.writes, err)
 	}
 }
 

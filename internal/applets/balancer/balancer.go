@@ -72,12 +72,12 @@ func Run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("opening this node's way to the servers: %w", err)
 	}
-	checker := &checker{http: &http.Client{Transport: &http.Transport{
+	asks := &http.Client{Transport: &http.Transport{
 		DialTLSContext:      o.dial,
 		MaxIdleConnsPerHost: 1,
-	}}}
-	defer checker.http.CloseIdleConnections()
-	b := balancer.New(balancer.Options{Check: checker.check, Log: log})
+	}}
+	defer asks.CloseIdleConnections()
+	b := balancer.New(balancer.Options{Check: balancer.Ready(asks), Log: log})
 	b.Set(known, []string{o.fallback})
 	n.Set(known, o.fallback)
 
@@ -151,29 +151,6 @@ func (o options) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	}
 	d := tls.Dialer{Config: &tls.Config{RootCAs: pool, ServerName: join.ServerName, MinVersion: tls.VersionTLS12}}
 	return d.DialContext(ctx, network, addr)
-}
-
-type checker struct{ http *http.Client }
-
-// check asks as the load balancers in front of API servers do. Aggregated APIs are no reason to leave a server.
-func (c *checker) check(ctx context.Context, server string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+"/readyz?exclude=poststarthook/apiservice-discovery-controller", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return err
-	}
-	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16)) // so that the connection is kept
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("it is not ready (%s)", resp.Status)
-	}
-	return nil
 }
 
 // learn calls fn, one call at a time, with the servers whenever they change. They are in the one object that API servers write themselves;

@@ -43,7 +43,7 @@ func TestServersAgreeInTheNewDatastoreOnce(t *testing.T) {
 				want, have migration.Decision
 			}{
 				{"one", "", ""}, {"one", migration.Forward, ""}, // nobody has begun
-				{"one", migration.Open, migration.Open}, {"one", "", migration.Open},
+				{"one", migration.Open, migration.Open}, {"one", "", migration.Open}, {"one", migration.Alive, migration.Open}, {"two", migration.Alive, ""},
 				{"one", migration.Back, migration.Back}, {"one", migration.Forward, migration.Back}, {"one", migration.Open, migration.Back},
 				{"two", migration.Open, migration.Open}, {"one", migration.Back, ""}, {"two", migration.Forward, migration.Forward}, {"two", migration.Back, migration.Forward},
 			} {

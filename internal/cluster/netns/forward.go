@@ -2,16 +2,19 @@ package netns
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"k1s.io/k1s/internal/balancer"
 	"k1s.io/k1s/internal/cluster"
 )
 
@@ -22,6 +25,8 @@ type forward struct {
 	Targets []netip.AddrPort // tried in turn, each new connection beginning with the next
 	// Outside turns it round: it listens inside the cluster and leads to this HOST:PORT, as this machine reaches it.
 	Outside string
+	// API tells that the targets are API servers: one that is well is taken, and tried again with another one where it is none.
+	API bool
 }
 
 // network is the name package net has for it.
@@ -44,7 +49,7 @@ func forwards(s cluster.Spec) []forward {
 		}
 		return out
 	}
-	out := []forward{{Proto: "tcp", Listen: netip.AddrPortFrom(local, s.APIPort), Targets: at(cluster.APIPortInNode, "servers")}}
+	out := []forward{{Proto: "tcp", Listen: netip.AddrPortFrom(local, s.APIPort), Targets: at(cluster.APIPortInNode, "servers"), API: true}}
 	for _, p := range s.Publish {
 		out = append(out, forward{Proto: p.Proto, Listen: p.Listen(), Targets: at(p.NodePort, p.On)})
 	}
@@ -98,6 +103,7 @@ type port struct {
 	targets atomic.Pointer[[]netip.AddrPort]
 	outside string // forward.Outside
 	next    atomic.Uint32
+	api     *balancer.Balancer // of API servers; nil for what else there is
 	stop    context.CancelFunc
 	done    chan struct{}
 }
@@ -134,9 +140,22 @@ func (f *forwarder) set(want []forward) error {
 			}
 			f.ports[k] = p
 		}
-		p.targets.Store(&w.Targets)
+		p.lead(w.Targets)
 	}
 	return errors.Join(all...)
+}
+
+// lead says where a port leads from now on.
+func (p *port) lead(to []netip.AddrPort) {
+	p.targets.Store(&to)
+	if p.api == nil {
+		return
+	}
+	servers := make([]string, 0, len(to))
+	for _, t := range to {
+		servers = append(servers, t.String())
+	}
+	p.api.Set(servers)
 }
 
 // close ends everything and waits for it.
@@ -181,6 +200,9 @@ func (f *forwarder) open(w forward) (*port, error) {
 			}
 		}
 		serve = func() { f.serveTCP(ctx, p, l) }
+		if w.API {
+			serve = f.toServers(ctx, p, l)
+		}
 	}
 	go func() {
 		defer close(p.done)
@@ -264,6 +286,37 @@ func (f *forwarder) serveTCP(ctx context.Context, p *port, l net.Listener) {
 			defer to.Close()
 			relay(ctx, c, to)
 		})
+	}
+}
+
+// toServers makes p one of API servers, and returns what serves it. One that is cut off from the others takes connections, and answers nothing
+// through them: so it is asked, where there is another one, whether it is ready.
+func (f *forwarder) toServers(ctx context.Context, p *port, l net.Listener) (serve func()) {
+	dial := func(ctx context.Context, to string) (net.Conn, error) {
+		at, err := netip.ParseAddrPort(to)
+		if err != nil {
+			return nil, err
+		}
+		return f.dial(ctx, "tcp4", at)
+	}
+	asks := &http.Client{Transport: &http.Transport{
+		DialContext:         func(ctx context.Context, _, to string) (net.Conn, error) { return dial(ctx, to) },
+		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // it is told nothing, and whoever goes through it looks
+		MaxIdleConnsPerHost: 1,
+	}}
+	ready := balancer.Ready(asks)
+	check := func(ctx context.Context, server string) error {
+		if len(*p.targets.Load()) < 2 {
+			return nil
+		}
+		return ready(ctx, server)
+	}
+	p.api = balancer.New(balancer.Options{Check: check, Dial: dial, Log: f.log})
+	return func() {
+		defer asks.CloseIdleConnections()
+		if err := p.api.Run(ctx, l); err != nil {
+			f.log.Error("the API is not forwarded any more", "err", err)
+		}
 	}
 }
 

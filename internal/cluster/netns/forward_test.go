@@ -3,15 +3,19 @@ package netns
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,10 +128,62 @@ func TestATargetThatDoesNotAnswerIsSkipped(t *testing.T) {
 	}
 }
 
-func TestWithoutATargetAConnectionIsReset(t *testing.T) {
+// A server that is cut off from the others takes connections, and says that it is not ready.
+func TestTheAPIIsNotAskedOfAServerThatIsCutOff(t *testing.T) {
+	var cutOff [2]atomic.Bool
+	var targets []netip.AddrPort
+	for i := range cutOff {
+		s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if cutOff[i].Load() {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			fmt.Fprint(w, i)
+		}))
+		t.Cleanup(s.Close)
+		targets = append(targets, netip.MustParseAddrPort(s.Listener.Addr().String()))
+	}
 	f := testForwarder(t, plain)
 	at := local(t)
-	if err := f.set([]forward{{Proto: "tcp", Listen: at, Targets: []netip.AddrPort{local(t)}}}); err != nil {
+	if err := f.set([]forward{{Proto: "tcp", Listen: at, Targets: targets, API: true}}); err != nil {
+		t.Fatal(err)
+	}
+	asks := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	for _, off := range []int{0, 1} {
+		cutOff[off].Store(true)
+		cutOff[1-off].Store(false)
+		var got string
+		for end := time.Now().Add(time.Minute); got != fmt.Sprint(1-off); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("while server %d is cut off %q answers", off, got)
+			}
+			r, err := asks.Get("https://" + at.String() + "/version")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(r.Body)
+			if got = string(b); errors.Join(err, r.Body.Close()) != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 4 {
+			if r, err := asks.Get("https://" + at.String() + "/version"); err != nil || r.StatusCode != http.StatusOK || r.Body.Close() != nil {
+				t.Errorf("with server %d cut off: %v, %v", off, r, err)
+			}
+		}
+	}
+}
+
+func TestWithoutATargetAConnectionIsReset(t *testing.T) {
+	for _, api := range []bool{false, true} {
+		testReset(t, api)
+	}
+}
+
+func testReset(t *testing.T, api bool) {
+	t.Helper()
+	f := testForwarder(t, plain)
+	at := local(t)
+	if err := f.set([]forward{{Proto: "tcp", Listen: at, Targets: []netip.AddrPort{local(t)}, API: api}}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := net.Dial("tcp4", at.String())
@@ -267,12 +323,12 @@ func TestPortsOfAClusterLeadToItsNodes(t *testing.T) {
 	}
 	addr := netip.MustParseAddrPort
 	want := []forward{
-		{Proto: "tcp", Listen: addr("127.0.0.1:16443"), Targets: []netip.AddrPort{addr("10.88.0.10:6443")}},
+		{Proto: "tcp", Listen: addr("127.0.0.1:16443"), Targets: []netip.AddrPort{addr("10.88.0.10:6443")}, API: true},
 		{Proto: "udp", Listen: addr("127.0.0.1:53"), Targets: []netip.AddrPort{addr("10.88.0.10:30053"), addr("10.88.0.31:30053")}},
 	}
 	got := forwards(s)
 	if !slices.EqualFunc(got, want, func(a, b forward) bool {
-		return a.Proto == b.Proto && a.Listen == b.Listen && slices.Equal(a.Targets, b.Targets)
+		return a.Proto == b.Proto && a.Listen == b.Listen && a.API == b.API && slices.Equal(a.Targets, b.Targets)
 	}) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

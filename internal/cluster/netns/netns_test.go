@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -1137,5 +1138,31 @@ func TestOneClusterMayBeDeletedTwiceAtOnce(t *testing.T) {
 	}
 	if fileExists(p.opts.State) || fileExists(p.opts.Run) {
 		t.Error("directories are left, though there is no cluster")
+	}
+}
+
+// On a machine that is busy a node's program takes its time to end, and nobody would start it again later.
+func TestANodeGoesOnWhenItsProgramHasTakenLongToEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		ends, answers time.Duration // 0 is never
+		ended         bool
+		kind          errs.Kind
+	}{
+		"it has ended":     {ends: 1, ended: true},
+		"it ends late":     {ends: 40 * time.Second, ended: true},
+		"it answers late":  {answers: 40 * time.Second},
+		"it does neither":  {kind: errs.Timeout},
+		"both, one by one": {answers: 10 * time.Second, ends: 20 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				after := func(d time.Duration) bool { return d != 0 && time.Since(began) >= d-1 }
+				ended, err := endsOrAnswers(t.Context(), func() bool { return !after(c.ends) }, func() bool { return after(c.answers) })
+				if ended != c.ended || (err != nil) != (c.kind != 0) || err != nil && !errs.Is(err, c.kind) {
+					t.Errorf("ended %t, %v", ended, err)
+				}
+			})
+		})
 	}
 }

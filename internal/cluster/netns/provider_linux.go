@@ -400,17 +400,17 @@ func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node c
 		return nil
 	}
 	if st.PID != 0 {
-		// What is ending, or has just ended, may not be written down yet: the first process hears of that before it
-		// hears of us. A program that ends has closed its socket; one that starts opens it soon.
-		rec, err := recordOf(st.PID)
-		for deadline := time.Now().Add(lettingGo * 10); err == nil && rec.alive(); time.Sleep(10 * time.Millisecond) {
-			if c, err := net.Dial("unix", l.controlSocket(node.Name())); err == nil {
-				_ = c.Close()
-				return nil
+		rec, gone := recordOf(st.PID)
+		ended, err := endsOrAnswers(ctx, func() bool { return gone == nil && rec.alive() }, func() bool {
+			c, err := net.Dial("unix", l.controlSocket(node.Name()))
+			if err != nil {
+				return false
 			}
-			if time.Now().After(deadline) {
-				return nil
-			}
+			_ = c.Close()
+			return true
+		})
+		if !ended {
+			return err
 		}
 	}
 	if err := provision(l, node); err != nil {
@@ -435,6 +435,21 @@ func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node c
 		}
 		return errors.New("it has not heard yet")
 	})
+}
+
+// endsOrAnswers waits for one of the two, and tells whether the program of a node has ended. What is ending, or has just ended, may not be
+// written down yet: the first process hears of that before it hears of us. A program that ends has closed its socket; one that starts opens it
+// soon. On a busy machine either takes its time.
+func endsOrAnswers(ctx context.Context, alive, answers func() bool) (ended bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, hearing, fmt.Errorf("it did not within %s", hearing))
+	defer cancel()
+	err = wait.Until(ctx, 10*time.Millisecond, "the node's program to answer, or to end", func(context.Context) error {
+		if ended = !alive(); !ended && !answers() {
+			return errors.New("it runs, and nothing answers at its socket")
+		}
+		return nil
+	})
+	return ended, err
 }
 
 // hearing is how long a node's first process may take to follow what it is told. It does nothing else, but may have to wait
