@@ -118,7 +118,11 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 // tunnels are those that the API server, or on an agent the balancer, tells of; nil for none.
 func tunnels(in component.Input) *control.Tunnels {
 	var t control.Tunnels
-	if err := readStatusFile(in.Paths.Tunnels(), &t); err != nil || len(t.Nodes)+len(t.Unreachable)+len(t.Servers) == 0 {
+	file := in.Paths.AgentTunnels()
+	if in.Config.Spec.ControlPlane() {
+		file = in.Paths.Tunnels()
+	}
+	if err := readStatusFile(file, &t); err != nil || len(t.Nodes)+len(t.Unreachable)+len(t.Servers) == 0 {
 		return nil
 	}
 	return &t
