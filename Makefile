@@ -82,6 +82,7 @@ LD_SHIM := $(STRIP) -X github.com/containerd/containerd/v2/version.Version=$(CON
 # Programs without a C library, see build/tiny.h.
 TINY := -Os -static -nostdlib -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables \
 	-fno-tree-loop-distribute-patterns -fno-pie -no-pie -Wall -Wextra -Wno-unused-function -s -Wl,--build-id=none -Wl,-z,noseparate-code
+SHARED := -shared -fPIC -Os -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -Wall -Wextra -s -Wl,--build-id=none
 
 STAGE   := $(OUT)/stage
 PACK    := $(OUT)/bin/k1s-pack
@@ -141,6 +142,7 @@ programs: deps upstream
 	$(CC_TARGET) $(TINY) -o $(STAGE)/pause build/pause.c
 	$(CC_TARGET) $(TINY) -o $(STAGE)/nft build/launch.c
 	@build/nft.sh $(ROOT) $(STAGE)/nft.d > $(OUT)/nft-files
+	$(CC_TARGET) $(SHARED) -o $(STAGE)/nft.d/protocols.so build/protocols.c
 	@for p in $(CNI); do ln -sfn ../k1s-cni $(STAGE)/cni/$$p; done
 
 notice: programs $(PACK) ## write NOTICE, components.json and sbom.spdx.json of everything carried
@@ -238,7 +240,7 @@ real: ## tests of packages with real parts, as root: a kube-apiserver, a contain
 	K1S_TEST_ROOT=1 go test -count=1 -run FullDisk ./internal/applets/kine
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
-	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy
+	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy ./internal/applets/kubeproxy
 	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
 
 # Not part of "make test": with an emulated processor it takes half an hour.

@@ -1,12 +1,13 @@
 // launch starts the program of its own name that lies, with the libraries and the dynamic loader it was
-// linked for, in a directory beside it: DIR/nft runs DIR/nft.d/ld.so --library-path DIR/nft.d DIR/nft.d/nft.
-// So a dynamic program of one distribution runs on every other, and from any directory.
+// linked for, in a directory beside it: DIR/nft runs DIR/nft.d/ld.so --preload DIR/nft.d/protocols.so
+// --library-path DIR/nft.d DIR/nft.d/nft. So a dynamic program of one distribution runs on every other, and from
+// any directory; see protocols.c for what it does not take from the machine.
 #include "tiny.h"
 
 enum { AT_FDCWD = -100, MAX_PATH = 4096, MAX_ARGS = 4096 };
 
-static char self[MAX_PATH], libs[MAX_PATH + 16], loader[MAX_PATH + 32], program[2 * MAX_PATH + 32];
-static char *args[MAX_ARGS + 6];
+static char self[MAX_PATH], libs[MAX_PATH + 16], loader[MAX_PATH + 32], preload[MAX_PATH + 32], program[2 * MAX_PATH + 32];
+static char *args[MAX_ARGS + 8];
 
 static char *append(char *to, const char *from)
 {
@@ -35,10 +36,13 @@ void start(long *stack)
 
 	append(append(libs, self), ".d");
 	append(append(loader, libs), "/ld.so");
+	append(append(preload, libs), "/protocols.so");
 	append(append(append(program, libs), "/"), name);
 
 	int i = 0;
 	args[i++] = loader;
+	args[i++] = "--preload";
+	args[i++] = preload;
 	args[i++] = "--library-path";
 	args[i++] = libs;
 	args[i++] = program;

@@ -100,6 +100,7 @@ var layers = []struct {
 	{"internal/encryption", 5},
 	{"internal/migration", 5},
 	{"internal/rotation", 5},
+	{"internal/upgrade", 5},
 	{"internal/etcdcare", 5},
 	{"internal/backup/dump", 4},
 	{"internal/backup", 5},
@@ -219,6 +220,7 @@ var pure = map[string]struct {
 	"internal/restore":    {[]string{"os", "net", "net/http", "os/exec"}, "every phase and every crash of a restore is tested by tables; what touches the world is the daemon's"},
 	"internal/backup":     {[]string{"os", "net", "net/http", "os/exec"}, "an archive is bytes: whatever can be wrong with one is tested without a disk"},
 	"internal/rotation":   {[]string{"os", "net", "net/http", "os/exec"}, "every stage and every crash is tested by tables; what touches the world is the daemon's"},
+	"internal/upgrade":    {[]string{"os", "net", "net/http", "os/exec"}, "what is allowed, and every crash, is tested by tables; what touches the world is the daemon's"},
 	"internal/paths":      {[]string{"os", "path/filepath"}, "it names things on the node, whatever machine renders them"},
 }
 

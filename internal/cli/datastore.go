@@ -79,7 +79,7 @@ func printDatastore(w io.Writer, f printer.Format, d control.Datastore) error {
 // printPrevious tells how to get back to what was left.
 func printPrevious(w io.Writer, s migration.State) error {
 	if len(s.Servers) > 0 && config.Engine(s.Previous.Engine) == config.EmbeddedEtcd {
-		_, err := fmt.Fprintf(w, "%s is kept as it was left, on each of the servers\n", s.Previous)
+		_, err := fmt.Fprintf(w, "to have %s on the servers again, with what is written until then: k1s datastore rollback\n", s.Previous)
 		return err
 	}
 	_, err := fmt.Fprintf(w, "%s is kept as it was left; to go back to it: k1s datastore rollback\n", s.Previous)
@@ -155,8 +155,9 @@ func newDatastoreMigrateCmd(deps Deps, runF func(context.Context, datastoreMoveO
 			"The API serves while it is copied. Then the control plane is stopped for some seconds: what was written meanwhile is\n" +
 			"copied, everything is compared, the configuration is changed, and the control plane starts on the new datastore.\n" +
 			"Pods run on. The old datastore is kept as it was left, for k1s datastore rollback.\n\n" +
-			"Of several servers all go together, to a database of yours; each has to be there and has to reach it. The server on\n" +
-			"which this is asked for hands the URL and the certificates to the others, sealed.\n\n" +
+			"Of several servers all go together; each has to be there, and has to reach a database of yours. The server on which\n" +
+			"this is asked for hands the URL and the certificates to the others, sealed. To an etcd of theirs it goes first, with\n" +
+			"the state, and the others become members of that one after the other.\n\n" +
 			"A URL with a password is given in a file (--to-file, which then stays part of the configuration) or in the\n" +
 			"variable " + envMoveTo + ", not on the command line. Whatever breaks off before the configuration is changed leaves\n" +
 			"the cluster on the old datastore; the same command then goes on with what is copied already.",
@@ -182,7 +183,8 @@ func newDatastoreRollbackCmd(deps Deps, runF func(context.Context, datastoreMove
 		Use:   "rollback",
 		Short: "Go back to the datastore of before the last migration, as it was left",
 		Long: "Takes the datastore of before the last migration into use again. What has been written since is not in it, and is\n" +
-			"lost to the cluster; --dry-run says what that is. To take it along, migrate to the old datastore instead.",
+			"lost to the cluster; --dry-run says what that is. To take it along, migrate to the old datastore instead. An etcd that\n" +
+			"several servers had is made anew, with all that is written until then.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
 	}
@@ -256,7 +258,11 @@ func runDatastoreMove(ctx context.Context, o datastoreMoveOptions) error {
 		}
 		if !o.yes {
 			question := "Overwrite what is there?"
-			if o.request.Action == migration.Rollback {
+			switch {
+			case o.request.Action != migration.Rollback:
+			case d.Plan.Kind == migration.Migrate:
+				question = "Go back, and take along what was written since?"
+			default:
 				question = "Go back, and lose what was written since?"
 			}
 			if err := confirm(ctx, o.deps.Streams, question); err != nil {

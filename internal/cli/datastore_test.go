@@ -52,7 +52,7 @@ The last migration, from sqlite to etcd, failed on 2026-11-21 12:00:00, and the 
 PostgreSQL  postgres://[redacted]@db:5432/k1s  -     7
 
 The last migration, from etcd to postgres://[redacted]@db:5432/k1s, was done on 2026-11-21 12:00:00 (1 keys).
-etcd is kept as it was left, on each of the servers
+to have etcd on the servers again, with what is written until then: k1s datastore rollback
 `: func(b *bytes.Buffer) error {
 			return printDatastore(b, printer.Table, control.Datastore{Place: db, Revision: 7, Move: &together})
 		},

@@ -51,7 +51,7 @@ func New(deps Deps) *cobra.Command {
 	group("cluster", "A cluster on this machine, in namespaces of its own:", clustercmd.New(deps.Streams, clusterDeps(deps)))
 	group("node", "This machine as a node:",
 		newServerCmd(deps, runServer), newAgentCmd(deps, runServer), newTokenCmd(deps), newNodeCmd(deps), newStatusCmd(deps, runStatus), newLogsCmd(deps, runLogs), newStopCmd(deps, runStop),
-		newRestartCmd(deps, runRestart), newCheckCmd(deps, runCheck), newResetCmd(deps, runReset),
+		newRestartCmd(deps, runRestart), newUpgradeCmd(deps, runUpgrade), newCheckCmd(deps, runCheck), newResetCmd(deps, runReset),
 		configcmd.New(deps.Streams, configcmd.Deps{
 			DefaultFile: deps.Paths().ConfigFile(), Environ: deps.Environ, OtherEnv: otherEnv(),
 			Disable: disableNames(), Components: components.Names(),

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -105,7 +106,10 @@ func runServer(ctx context.Context, o serverOptions) error {
 	if os.Geteuid() > 0 {
 		return errs.Hint(errs.New(errs.Failure, "cannot start a node: it needs root"), "run: sudo k1s %[1]s (or try: k1s %[1]s --dry-run)", o.role)
 	}
-	return daemon.Run(ctx, do)
+	if err := daemon.Run(ctx, do); !errors.Is(err, daemon.ErrHandOver) {
+		return err
+	}
+	return daemon.FinishUpgrade(ctx, do)
 }
 
 // daemonOptions reads the whole configuration; flags may be nil where a command has none.

@@ -89,6 +89,9 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 		state += ", " + s.Doing
 	}
 	line("k1s", "%s, for %s (%s, Kubernetes %s, pid %d)", state, printer.Age(now.Sub(s.Since)), s.Version, s.Kubernetes, s.PID)
+	if u := s.Upgrade; u != nil {
+		line("upgrade", "%s, from %s to %s", u.Phase, u.From, u.To)
+	}
 	line("cluster", "%s at %s", s.Cluster, s.Server)
 	if n := s.Node; n != nil {
 		ready := "Ready"

@@ -10,6 +10,7 @@ import (
 
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/health"
+	"k1s.io/k1s/internal/upgrade"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -38,6 +39,7 @@ func TestStatusAsText(t *testing.T) {
 	ill := control.Status{
 		State: control.Degraded, Doing: "waiting for the node to be Ready", Since: ago(73 * time.Second), PID: 812, Version: "v0.1.0", Kubernetes: "v1.36.3",
 		Cluster: "k1s", Server: "https://192.0.2.1:6443",
+		Upgrade: &upgrade.State{Phase: upgrade.Trying, From: upgrade.Program{Version: "v0.1.0", Kubernetes: "v1.36.3"}, To: upgrade.Program{Version: "v0.2.0", Kubernetes: "v1.37.0"}},
 		Node: &control.Node{Name: "one", IP: "192.0.2.1", Reason: "container runtime is down",
 			Pods: control.Pods{Total: 12, Ready: 10, NotReady: []string{"kube-system/coredns-0", "default/web-1"}}},
 		DNS:        &control.DNS{Address: "10.43.0.10", Reason: "no answer in 2s"},

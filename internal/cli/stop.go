@@ -72,6 +72,16 @@ func runStop(ctx context.Context, o stopOptions) error {
 		fmt.Fprintln(o.deps.Streams.ErrOut, "stopped; something, its init system perhaps, has started it again")
 		return nil
 	}
+	if left := daemon.PodsLeft(o.deps.Paths()); o.pods && left != nil {
+		fmt.Fprintf(o.deps.Streams.ErrOut, "the node has stopped, but not all of its pods (%v); trying once more\n", left)
+		do, err := daemonOptions(o.deps, nil)
+		if err == nil {
+			_, err = daemon.StopLeftovers(ctx, do, true)
+		}
+		if err != nil {
+			return errs.Hint(fmt.Errorf("the node has stopped, and ending its pods did not succeed: %w", err), "run again, with more time: k1s stop --pods --timeout 10m")
+		}
+	}
 	fmt.Fprintln(o.deps.Streams.ErrOut, whatNow(o))
 	return nil
 }

@@ -71,6 +71,11 @@ func (c *Client) Restart(ctx context.Context, component string) error {
 	return c.post(ctx, "/v1/restart/"+url.PathEscape(component), struct{}{})
 }
 
+// Upgrade hands the node over to another program; how far it is tells daemon.LastUpgrade, also while nothing answers.
+func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error) {
+	return call[Upgrade](ctx, c, http.MethodPost, "/v1/upgrade", r)
+}
+
 // Leave takes the server out of a cluster of several.
 func (c *Client) Leave(ctx context.Context) error { return c.post(ctx, "/v1/leave", struct{}{}) }
 

@@ -19,6 +19,7 @@ import (
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/token"
+	"k1s.io/k1s/internal/upgrade"
 )
 
 // node is a Backend of fixed answers.
@@ -44,6 +45,10 @@ func (n *node) Stop(_ context.Context, r StopRequest) error { n.stopped <- r; re
 
 func (n *node) Restart(_ context.Context, c string) error {
 	return errs.New(errs.Unsupported, "%s cannot be restarted", c)
+}
+
+func (n *node) Upgrade(_ context.Context, r UpgradeRequest) (Upgrade, error) {
+	return Upgrade{State: upgrade.State{File: r.File, Timeout: r.Timeout}, Same: r.DryRun}, nil
 }
 
 func (n *node) Leave(context.Context) error {
@@ -192,6 +197,9 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if _, err := c.Renew(t.Context(), RenewRequest{}); !errs.Is(err, errs.NotRunning) {
 		t.Errorf("renewing at the wrong time: %v", err)
+	}
+	if u, err := c.Upgrade(t.Context(), UpgradeRequest{File: "/k1s", Timeout: time.Minute, DryRun: true}); err != nil || u.State.File != "/k1s" || u.State.Timeout != time.Minute || !u.Same {
+		t.Errorf("upgrade %+v, %v", u, err)
 	}
 	if e, err := c.Encryption(t.Context()); err != nil || len(e.Keys) != 1 || e.Keys[0].Provider != "identity" {
 		t.Errorf("encryption %+v, %v", e, err)

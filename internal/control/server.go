@@ -26,6 +26,8 @@ type Backend interface {
 	Stop(ctx context.Context, r StopRequest) error
 	// Restart ends the unit of a component; the supervisor brings it back.
 	Restart(ctx context.Context, component string) error
+	// Upgrade hands the node over to another program, and returns when that has begun, or with DryRun answers with what it would do.
+	Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error)
 	// Renew issues certificates anew while everything runs.
 	Renew(ctx context.Context, r RenewRequest) (Renewed, error)
 	// Rotation tells how far the replacement of the cluster's authorities is.
@@ -251,6 +253,7 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 		}
 		reply(w, s)
 	})
+	handle(mux, "POST /v1/upgrade", b.Upgrade)
 	handle(mux, "GET /v1/certificates/rotation", func(ctx context.Context, _ struct{}) (Rotation, error) { return b.Rotation(ctx) })
 	handle(mux, "POST /v1/certificates/rotation", b.RotateCA)
 	handle(mux, "GET /v1/etcd", func(ctx context.Context, _ struct{}) (Etcd, error) { return b.Etcd(ctx) })

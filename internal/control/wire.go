@@ -13,6 +13,7 @@ import (
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/token"
+	"k1s.io/k1s/internal/upgrade"
 )
 
 // State of a whole node.
@@ -50,7 +51,9 @@ type Status struct {
 	Components []Component `json:"components"`
 	Addons     []Addon     `json:"addons,omitempty"`
 	// Tunnels are those through which servers reach nodes; nil on a server without any.
-	Tunnels  *Tunnels         `json:"tunnels,omitempty"`
+	Tunnels *Tunnels `json:"tunnels,omitempty"`
+	// Upgrade is the one on its way; nil is none.
+	Upgrade  *upgrade.State   `json:"upgrade,omitempty"`
 	Problems []health.Problem `json:"problems"`
 }
 
@@ -143,6 +146,27 @@ type Addon struct {
 type StopRequest struct {
 	// Pods also ends the pods; otherwise they keep running and the next start finds them.
 	Pods bool `json:"pods"`
+}
+
+// UpgradeRequest is the body of POST /v1/upgrade.
+type UpgradeRequest struct {
+	// DryRun answers with what would be done.
+	DryRun bool `json:"dryRun,omitempty"`
+	// File is the path of the new program, on this machine.
+	File string `json:"file"`
+	// SHA256 is what the file has to have, in hexadecimal digits; "" is not known.
+	SHA256 string `json:"sha256,omitempty"`
+	// AllowOlder lets it be an older program, within what the state of a cluster bears.
+	AllowOlder bool `json:"allowOlder,omitempty"`
+	// Timeout is how long the new program may take until the node is well, in nanoseconds.
+	Timeout time.Duration `json:"timeout"`
+}
+
+// Upgrade is the answer: the upgrade that has begun, or would.
+type Upgrade struct {
+	State upgrade.State `json:"state"`
+	// Same tells that the node runs this very file; nothing is done.
+	Same bool `json:"same,omitempty"`
 }
 
 // RenewRequest is the body of POST /v1/certificates/renew.

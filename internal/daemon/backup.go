@@ -106,7 +106,7 @@ func CollectOffline(ctx context.Context, o Options, r control.BackupRequest) (co
 	case components.LocalDir(in) != "" && isEmpty(components.LocalDir(in)):
 		return control.Collected{}, errs.Hint(errs.New(errs.NotFound, "there is no state in %s", components.LocalDir(in)), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}
-	if err := unreplaced(in.Paths); err != nil { // before anything is opened
+	if err := errors.Join(unreplaced(in.Paths), undecided(in)); err != nil { // before anything is opened
 		return control.Collected{}, err
 	}
 	source, err := private(in, "source")

@@ -19,8 +19,10 @@ import (
 	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/join"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/payload"
+	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/restore"
 )
 
@@ -258,7 +260,29 @@ esac`)
 	o := Options{Config: in.Config, Paths: in.Paths, Executable: light, Log: slog.New(slog.DiscardHandler)}
 	r := control.RestoreRequest{Snapshot: "/then.db", Foreign: true}
 	never := func(control.RestorePlan) error { return errors.New("it is asked for") }
-	_, err := RestoreOffline(t.Context(), o, r, never)
+	// It has stopped to serve, and was stopped before it was told what the servers have decided about their datastore.
+	follows := migration.Following{Attempt: "a1", Leader: "server-0", To: migration.Place{Identity: "x"}}
+	err := errors.Join(os.MkdirAll(filepath.Dir(in.Paths.Following()), 0o700), os.WriteFile(in.Paths.Following(), follows.Marshal(), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := r
+	alone.Alone = true
+	if _, err := RestoreOffline(t.Context(), o, alone, never); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "stayed with etcd") {
+		t.Errorf("it is not known where the state is: %v", err)
+	}
+	db := o
+	db.Config.Spec.Datastore.Endpoint = movedTo
+	if err := errors.Join(os.MkdirAll(in.Paths.PKI(), 0o700), os.WriteFile(pki.KeyFile(in.Paths, pki.CA), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CollectOffline(t.Context(), db, control.BackupRequest{}); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "stayed with postgres://[redacted]@db:5432/k1s") {
+		t.Errorf("it is not known where the state is that is to be backed up: %v", err)
+	}
+	if err := os.Remove(in.Paths.Following()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = RestoreOffline(t.Context(), o, r, never)
 	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "192.0.2.2:6443") || !strings.Contains(hint, "--alone") {
 		t.Errorf("%v (%s)", err, hint)
 	}

@@ -143,7 +143,7 @@ func (d *Daemon) warnOfCertificates(ctx context.Context) {
 	if !d.o.Config.Spec.ControlPlane() {
 		api = "balancer"
 	}
-	if d.sup.Wait(ctx, api, component.Ready) != nil {
+	if d.sup.Await(ctx, api, component.Ready) != nil {
 		return
 	}
 	d.tellOfCertificates(ctx, func(ctx context.Context, e kubeapi.NodeEvent) error {

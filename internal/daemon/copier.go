@@ -49,7 +49,7 @@ func startCopier(ctx context.Context, in component.Input, j migration.Job) (*cop
 	if err := os.MkdirAll(path.Dir(c.log), 0o755); err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(c.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	log, err := os.OpenFile(c.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600) // one that asks may write to it beside one that copies
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,7 @@ import (
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/runner"
 	"k1s.io/k1s/internal/supervise"
+	"k1s.io/k1s/internal/upgrade"
 	"k1s.io/k1s/internal/wait"
 )
 
@@ -65,10 +66,11 @@ type Daemon struct {
 	sup     *supervise.Supervisor
 	stop    context.CancelCauseFunc
 
-	renewing sync.Mutex // held while certificates and what is made from them are written
-	planning sync.Mutex // held while a move of the datastore is looked at
-	keyring  sync.Mutex // held while this server's keys of Secrets follow from what all agree about
-	together sync.Mutex // held while this server's authorities follow from what all agree about, and while that is begun
+	replacing sync.Mutex // held while the node is being handed over to another program
+	renewing  sync.Mutex // held while certificates and what is made from them are written
+	planning  sync.Mutex // held while a move of the datastore is looked at
+	keyring   sync.Mutex // held while this server's keys of Secrets follow from what all agree about
+	together  sync.Mutex // held while this server's authorities follow from what all agree about, and while that is begun
 	// snapshots is written to by whoever writes or removes snapshots of etcd; it holds one.
 	snapshots chan struct{}
 
@@ -84,6 +86,8 @@ type Daemon struct {
 	care     careState
 	upkeep   upkeepState
 	rotating rotationState
+	// upgrading is the last upgrade of this program.
+	upgrading upgrade.State
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
@@ -97,6 +101,8 @@ type Daemon struct {
 	openEtcd func(component.Input) (*etcdapi.Client, error)
 
 	several chan struct{} // holds one: another server joins
+	// membership holds one: this server has another place in etcd than when it was started.
+	membership chan struct{}
 	// admitting is held while a machine is let in, and while it is found out that there is nobody to be left behind by
 	// a change of keys or datastore; changing while members of etcd change, or a move begins.
 	admitting, changing sync.Mutex
@@ -106,7 +112,8 @@ type Daemon struct {
 var errStop = errors.New("asked to stop")
 
 // Run brings a node up and keeps it until ctx ends or it is asked to stop over the control socket; then
-// it stops the components in order and returns nil. Pods keep running unless the request says otherwise.
+// it stops the components in order and returns nil. Pods keep running unless the request says otherwise. With ErrHandOver all of it
+// runs on, for another program.
 // Errors are those that kept the node from starting. FinishRestore comes before o is made.
 func Run(ctx context.Context, o Options) error {
 	switch ended, err := FinishRestore(ctx, o.Paths, o.Log); {
@@ -136,11 +143,12 @@ func Run(ctx context.Context, o Options) error {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
-		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1),
+		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1), membership: make(chan struct{}, 1),
 		in: component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
 		d.log.Warn("configuration", "warning", w)
 	}
+	d.settleUpgrade()
 	d.sup = supervise.New(o.Log, supervise.Options{NewRunner: d.newRunner, LogPath: o.Paths.Log})
 
 	// The socket outlives the components, so that `status` can say what stopping waits for.
@@ -438,6 +446,9 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	wg.Go(func() { d.renewCertificates(ctx) })
 	wg.Go(func() { d.warnOfCertificates(ctx) })
 	wg.Go(func() { d.watchDisk(ctx, platform.DiskProblems) })
+	if d.o.Config.Spec.Worker() {
+		wg.Go(func() { d.watchClock(ctx, d.clocks, d.sup.Restart) })
+	}
 	if !d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchTrust(ctx) })
 	}
@@ -457,7 +468,6 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.watchRotation(ctx) })
 	}
 
-	stopPods := func() error { return nil }
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopSup(nil)
 	supDone := make(chan error, 1)
@@ -465,12 +475,17 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		d.step("stopping")
-		if r := d.stopRequest(); r != nil && r.Pods {
-			stopPods = d.endPods
+		cause := context.Cause(ctx)
+		if errors.Is(cause, ErrHandOver) {
+			d.step("handing the node over to another program")
+			cause = supervise.ErrDetach
+		} else {
+			d.step("stopping")
 		}
-		err = stopPods()
-		stopSup(context.Cause(ctx))
+		if r := d.stopRequest(); r != nil && r.Pods {
+			err = d.podsEnded(d.o.Paths, d.endPods())
+		}
+		stopSup(cause)
 		err = errors.Join(err, <-supDone)
 	case err = <-supDone:
 		err = fmt.Errorf("the supervisor ended by itself: %w", err)
@@ -478,6 +493,10 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	d.stop(errStop)
 	wg.Wait()
 	err = errors.Join(err, d.refusal(d.o.Paths))
+	if err == nil && errors.Is(context.Cause(ctx), ErrHandOver) {
+		d.log.Info("handed over; everything runs on")
+		return ErrHandOver
+	}
 	d.log.Info("stopped", "err", err)
 	return err
 }
@@ -525,7 +544,7 @@ func (d *Daemon) announceReady(ctx context.Context) {
 		}
 		d.notify()
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return // ctx ended; what keeps it from being ready is in the status
 	}
 	if in.Config.Spec.Worker() {
@@ -677,7 +696,7 @@ func (d *Daemon) prunePayloads(ctx context.Context) {
 	if !d.o.Config.Spec.ControlPlane() {
 		last = "kubelet"
 	}
-	if err := d.sup.Wait(ctx, last, component.Ready); err != nil {
+	if err := d.sup.Await(ctx, last, component.Ready); err != nil {
 		return
 	}
 	d.mu.Lock()

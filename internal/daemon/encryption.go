@@ -270,7 +270,7 @@ func (d *Daemon) watchEncryption(ctx context.Context) {
 	d.mu.Lock()
 	in, wake := d.in, d.secrets.wake
 	d.mu.Unlock()
-	if ownProviders(in) || d.sup.Wait(ctx, "kube-apiserver", component.Open) != nil {
+	if ownProviders(in) || d.sup.Await(ctx, "kube-apiserver", component.Open) != nil {
 		return
 	}
 	// It is not in the way of the start.

@@ -49,6 +49,7 @@ type oneServer struct {
 	addr   string // host:port
 	away   atomic.Bool
 	now    atomic.Pointer[Daemon] // that takes the place of the first one; nil for none
+	etcd   join.Members           // who takes part in its etcd; nil for nobody
 	shown  atomic.Pointer[tls.Certificate]
 	pool   atomic.Pointer[x509.CertPool] // whose clients the API server believes since it was started
 }
@@ -127,6 +128,17 @@ func (m movesOf) Answer(ctx context.Context, r join.MoveRequest) (join.MoveAnswe
 	return movers{m.s.Daemon}.Answer(ctx, r)
 }
 
+// membersOf are the members of etcd as a server tells them.
+type membersOf struct{ s *oneServer }
+
+func (m membersOf) Join(ctx context.Context, who join.Member) (join.Membership, error) {
+	return m.s.etcd.Join(ctx, who)
+}
+
+func (m membersOf) Promote(ctx context.Context, who join.Member) error {
+	return m.s.etcd.Promote(ctx, who)
+}
+
 // reads is what an API server does when it starts.
 func (s *oneServer) reads(t *testing.T) {
 	t.Helper()
@@ -143,7 +155,7 @@ func (s *oneServer) handler() http.Handler {
 	o := s.shared
 	mux := http.NewServeMux()
 	mux.Handle(join.Prefix, (&join.Server{
-		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting, Moves: movesOf{s},
+		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting, Moves: movesOf{s}, Members: membersOf{s},
 		Authorities: s.authorities, NewAuthorities: s.newAuthorities,
 	}).Handler())
 	mux.HandleFunc("GET /api/v1/namespaces", func(w http.ResponseWriter, _ *http.Request) {

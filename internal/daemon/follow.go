@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/paths"
+	"k1s.io/k1s/internal/pki"
 )
 
 const (
@@ -86,6 +88,16 @@ func fenced(p paths.Paths, now string) (string, error) {
 	return "", nil
 }
 
+// undecided is an error where a server that does not run cannot know whether its state is where its configuration says.
+func undecided(in component.Input) error {
+	attempt, err := fenced(in.Paths, place(in.Config.Spec.Datastore).Identity)
+	if err != nil || attempt == "" {
+		return err
+	}
+	return errs.Hint(errs.New(errs.Exists, "it is not known here whether the servers have moved the datastore or have stayed with %s", place(in.Config.Spec.Datastore)),
+		"start k1s, it finds out; if nobody can tell it any more see docs/how-to/datastores.md")
+}
+
 // movers is this server's part in moves of several, as others ask for it.
 type movers struct{ d *Daemon }
 
@@ -136,7 +148,7 @@ func answered(err error) join.MoveAnswer {
 // readyToFollow finds out whether this server could go with a move; engine is what the one that leads moves from.
 func (d *Daemon) readyToFollow(engine config.Engine) error {
 	d.mu.Lock()
-	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.state.Active()
+	in, known, api, stopped, changing, restoring, rotating := d.in, d.moving, d.api, d.stopped, d.secrets.state.Change, d.care.restore.Active(), d.rotating.replacing()
 	d.mu.Unlock()
 	switch {
 	case known.wake == nil || api == nil || stopped != nil:
@@ -210,7 +222,7 @@ func (d *Daemon) watchFollowing(ctx context.Context) {
 	d.mu.Unlock()
 	if kept != nil {
 		in.Fence = ""
-		d.goesWith(ctx, follower{d: d, from: in, to: targetOf(in, kept.Attempt)}, *kept)
+		d.goesWith(ctx, follower{d: d, from: in, to: targetOf(in, *kept)}, *kept)
 	}
 	for {
 		select {
@@ -233,7 +245,7 @@ func (d *Daemon) follows(ctx context.Context, f *following) {
 	d.mu.Lock()
 	ask, done := f.ask, f.done
 	d.mu.Unlock()
-	w := follower{d: d, from: f.in, to: targetOf(f.in, f.Attempt)}
+	w := follower{d: d, from: f.in, to: targetOf(f.in, f.Following)}
 	if done == "" {
 		err := w.check(ctx, f)
 		if err != nil {
@@ -300,10 +312,14 @@ type follower struct {
 var _ migration.Follower = (*follower)(nil)
 
 // targetOf is this server with the datastore that it was told of in an attempt.
-func targetOf(in component.Input, attempt string) component.Input {
-	in.Config.Spec.Datastore = config.Datastore{EndpointFile: in.Paths.DatastorePKI(path.Join(attempt, "endpoint"))}
+func targetOf(in component.Input, f migration.Following) component.Input {
+	if config.Engine(f.To.Engine) == config.EmbeddedEtcd {
+		in.Config.Spec.Datastore, in.Etcd = config.Datastore{Endpoint: config.DSN(config.EmbeddedEtcd)}, component.EtcdMember{}
+		return in
+	}
+	in.Config.Spec.Datastore = config.Datastore{EndpointFile: in.Paths.DatastorePKI(path.Join(f.Attempt, "endpoint"))}
 	for name, to := range map[string]*string{"ca.crt": &in.Config.Spec.Datastore.CAFile, "client.crt": &in.Config.Spec.Datastore.CertFile, "client.key": &in.Config.Spec.Datastore.KeyFile} {
-		if file := in.Paths.DatastorePKI(path.Join(attempt, name)); exists(file) {
+		if file := in.Paths.DatastorePKI(path.Join(f.Attempt, name)); exists(file) {
 			*to = file
 		}
 	}
@@ -312,7 +328,7 @@ func targetOf(in component.Input, attempt string) component.Input {
 
 // read takes what the files of the target say.
 func (w *follower) read() error {
-	w.to = targetOf(w.to, w.f.Attempt)
+	w.to = targetOf(w.to, w.f)
 	err := resolveDatastore(&w.to.Config)
 	if err == nil {
 		w.to.Datastore, err = datastoreID(w.to.Config.Spec.Datastore)
@@ -335,13 +351,11 @@ func (w *follower) check(ctx context.Context, f *following) error {
 		return errs.New(errs.Invalid, "%.20q is no attempt", f.Attempt)
 	}
 	w.f = f.Following
+	w.f.To.Engine = string(o.To.Engine)
 	w.d.mu.Lock()
 	known := w.d.moving
 	w.d.mu.Unlock()
 	if err := forgetOrders(w.from, known); err != nil { // of attempts that came to nothing
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	defer func() {
@@ -349,23 +363,26 @@ func (w *follower) check(ctx context.Context, f *following) error {
 			w.d.log.Warn("what it took to look at the new datastore is not removed", "err", err)
 		}
 	}()
-	for name, content := range map[string][]byte{"endpoint": []byte(o.To.Endpoint + "\n"), "ca.crt": o.To.CA, "client.crt": o.To.Cert, "client.key": o.To.Key} {
-		if len(content) == 0 {
-			continue
-		}
-		if err := durable.WriteFile(path.Join(dir, name), content, 0o600); err != nil {
-			return fmt.Errorf("keeping how the new datastore is reached: %w", err)
-		}
+	switch {
+	case o.To.Engine == config.EmbeddedEtcd:
+		err = w.mayBeMember(o)
+	case o.To.Engine.External():
+		err = w.keepOrder(dir, o.To)
+	default:
+		err = errs.New(errs.Unsupported, "several servers do not move to %s", o.To.Engine)
+	}
+	if err != nil {
+		return err
 	}
 	if err := w.read(); err != nil {
 		return err
 	}
-	if !components.Engine(w.to).External() {
-		return errs.New(errs.Unsupported, "several servers move to a database of others only, not to %s", components.Engine(w.to))
-	}
 	is, err := settle(ctx, w.from, w.to, "", f.Attempt, nil)
 	if err != nil {
 		return err
+	}
+	if is.Of(f.Attempt) != migration.Open && components.UsesEtcd(w.to) {
+		return errs.New(errs.Invalid, "the database that it uses, %s, is not the one that %s moves from", place(w.from.Config.Spec.Datastore), f.Leader)
 	}
 	if is.Of(f.Attempt) != migration.Open {
 		return errs.Hint(errs.New(errs.Invalid, "what it reaches at %s is not the datastore that %s copies to", place(w.to.Config.Spec.Datastore), f.Leader),
@@ -376,6 +393,43 @@ func (w *follower) check(ctx context.Context, f *following) error {
 	f.to, f.ID, f.Kind = &o, o.ID, o.Kind
 	f.From, f.To = place(w.from.Config.Spec.Datastore), place(w.to.Config.Spec.Datastore)
 	return nil
+}
+
+// keepOrder writes how a database of others is reached.
+func (w *follower) keepOrder(dir string, to join.Datastore) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{"endpoint": []byte(to.Endpoint + "\n"), "ca.crt": to.CA, "client.crt": to.Cert, "client.key": to.Key} {
+		if len(content) == 0 {
+			continue
+		}
+		if err := durable.WriteFile(path.Join(dir, name), content, 0o600); err != nil {
+			return fmt.Errorf("keeping how the new datastore is reached: %w", err)
+		}
+	}
+	return nil
+}
+
+// mayBeMember finds out whether this server can be a member of the etcd that the leader founds.
+func (w *follower) mayBeMember(o join.Order) error {
+	if hasEtcd(w.from.Paths) && !o.Replace {
+		return errHasEtcd(w.from.Paths)
+	}
+	ca, err := os.ReadFile(pki.CertFile(w.from.Paths, pki.EtcdCA))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading etcd's authority: %w", err)
+	}
+	if ours := pki.PinsOf(ca); len(ours) == 0 || !slices.Equal(ours, pki.PinsOf(o.To.CA)) {
+		return errs.Hint(errs.New(errs.Invalid, "its authority for etcd (%s) is not that of the server that leads: its member would be let in by nobody", pki.CertFile(w.from.Paths, pki.EtcdCA)),
+			"give up what is on that server (k1s reset), and let it join again")
+	}
+	return nil
+}
+
+// errHasEtcd refuses to give up the data of an etcd without having been told to.
+func errHasEtcd(p paths.Paths) error {
+	return errs.Hint(errs.New(errs.Exists, "there is the data of an etcd (%s), which would be given up", p.Etcd()), "run the command with --replace if nobody needs it")
 }
 
 // forgetOrder removes how a datastore is reached to which this server does not go.
@@ -473,6 +527,33 @@ func (w *follower) look(ctx context.Context, want migration.Decision) (migration
 	return settle(ctx, w.from, w.to, want, w.f.Attempt, fence)
 }
 
+func (w *follower) Prepare() error {
+	if err := w.read(); err != nil || !components.UsesEtcd(w.to) {
+		return err
+	}
+	return newPlace(w.to, w.f.Attempt, w.f.At)
+}
+
+func (w *follower) Join(ctx context.Context) error {
+	if err := w.read(); err != nil || !components.UsesEtcd(w.to) {
+		return err
+	}
+	w.d.renewing.Lock()
+	_, err := certificates(ctx, w.d.log, w.to, false)
+	w.d.renewing.Unlock()
+	if err != nil {
+		return err
+	}
+	in := w.to
+	err = w.d.becomeMember(ctx, &in)
+	w.d.mu.Lock()
+	if w.d.readyAt != nil {
+		w.d.doing = "" // it has started long ago
+	}
+	w.d.mu.Unlock()
+	return err
+}
+
 func (w *follower) Switch() error {
 	if err := w.read(); err != nil {
 		return err
@@ -508,12 +589,19 @@ func (w *follower) Serve(ctx context.Context) error {
 		if err = w.read(); err == nil {
 			in = w.to
 		}
+		if err == nil && components.UsesEtcd(in) {
+			err = placed(&in)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	in.Fence = ""
-	return w.d.use(ctx, in)
+	if err := w.d.use(ctx, in); err != nil {
+		return err
+	}
+	w.d.wakeMembership() // it may have no vote yet
+	return nil
 }
 
 func (w *follower) Forget() error {
@@ -546,9 +634,9 @@ func forgetOrders(in component.Input, m moveState) error {
 	if m.following != nil {
 		used = append(used, in.Paths.DatastorePKI(path.Join(m.following.Attempt, "x")))
 	}
-	if m.state.PreviousID != "" {
+	for _, id := range []string{m.state.PreviousID, m.state.ID} { // that of one that is not at its end becomes the previous one
 		var b before
-		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(m.state.PreviousID)); err == nil && json.Unmarshal(raw, &b) == nil {
+		if raw, err := os.ReadFile(in.Paths.DatastoreBefore(id)); id != "" && err == nil && json.Unmarshal(raw, &b) == nil {
 			used = append(used, b.EndpointFile, b.CAFile, b.CertFile, b.KeyFile)
 		}
 	}

@@ -51,11 +51,13 @@ func (d *Daemon) underWay() string {
 	switch {
 	case d.stopped != nil:
 		return "this server is stopping"
+	case d.upgrading.Active():
+		return "another k1s is being tried on it"
 	case d.moving.active():
 		return "the datastore is being moved"
 	case d.care.restore.Active():
 		return "a snapshot of etcd is being restored"
-	case d.rotating.state.Active() || d.rotating.agreed.Active():
+	case d.rotating.replacing():
 		return "the cluster's CA is being replaced"
 	case d.secrets.state.Change != nil:
 		return "the encryption of Secrets is being changed"

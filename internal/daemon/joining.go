@@ -224,10 +224,11 @@ func (d *Daemon) serveJoiners(ctx context.Context) {
 			d.board.Report("join", []health.Problem{health.FromError(err, health.JoinClosed, "")})
 		}
 	})
-	if d.sup.Wait(ctx, "kube-apiserver", component.Ready) != nil {
+	// A server that joins may have the datastore moved before this was ready: then it comes and goes.
+	if d.sup.Await(ctx, "kube-apiserver", component.Ready) != nil {
 		return
 	}
-	wg.Go(func() { d.watchLeaving(ctx, in, api) })
+	wg.Go(func() { d.watchLeaving(ctx, api) })
 	wg.Go(func() {
 		// Until it is: the others do not wait with keys for a server they do not know.
 		said := ""
@@ -279,7 +280,10 @@ func (d *Daemon) bindSelf(ctx context.Context, in component.Input, store cluster
 	}
 	// The others had it, and it is gone. Where etcd is ours it tells who was removed, and what is missing here is only missing
 	// in the snapshot that was restored.
-	if s.Joined != nil && b.Version == "" && !components.UsesEtcd(in) {
+	d.mu.Lock()
+	now := d.in // the state may have moved since the start
+	d.mu.Unlock()
+	if s.Joined != nil && b.Version == "" && !components.UsesEtcd(now) {
 		return d.wasRemoved(ctx)
 	}
 	return store.Bind(ctx, *b)

@@ -1,13 +1,83 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/supervise"
 	"k1s.io/k1s/internal/token"
 )
+
+// The second server joins while the first one's API server is open and not ready yet: the datastore is moved for it, and the control plane is
+// away meanwhile.
+func TestAServerIsKnownWhoseControlPlaneWasStoppedBeforeItWasReady(t *testing.T) {
+	shared := newObjects()
+	s := newServer(t, shared, "server-0", "127.0.0.1", nil)
+	const own = nodePrefix + "server-0"
+	bound := func() bool {
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		_, ok := shared.secrets[own]
+		return ok
+	}
+	shared.mu.Lock()
+	delete(shared.secrets, own)
+	shared.mu.Unlock()
+	var ready atomic.Bool
+	s.sup = supervise.New(s.log, supervise.Options{
+		NewRunner: func(component.Unit) supervise.Runner { return idle{} },
+		Probe: func(context.Context, probe.Probe) error {
+			if !ready.Load() {
+				return errors.New("not ready")
+			}
+			return nil
+		},
+	})
+	plan, err := components.Plan(s.in)
+	if err == nil {
+		err = s.sup.Apply(t.Context(), plan)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	all.Go(func() { _ = s.sup.Run(ctx) })
+	all.Go(func() { s.serveJoiners(ctx) })
+	eventually := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("waited for %s", what)
+			}
+		}
+	}
+	eventually("the socket for machines that join", func() bool { return exists(s.in.Paths.JoinSocket()) })
+	if err := s.sup.Apply(t.Context(), components.WithoutControlPlane(plan)); err != nil {
+		t.Fatal(err)
+	}
+	ready.Store(true)
+	if err := s.sup.Apply(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	eventually("its own name to be kept in the cluster", bound)
+}
+
+// idle is a process that does nothing.
+type idle struct{}
+
+func (idle) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 func TestTokensAreRemovedADayAfterTheyWereSeenToHaveExpired(t *testing.T) {
 	start := time.Now()

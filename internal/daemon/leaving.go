@@ -68,12 +68,12 @@ func (d *Daemon) stays(ctx context.Context, api *kubeapi.Client, node, uid strin
 const finishEvery = time.Minute
 
 // watchLeaving brings removals to their end whose server has died between two steps.
-func (d *Daemon) watchLeaving(ctx context.Context, in component.Input, api *kubeapi.Client) {
+func (d *Daemon) watchLeaving(ctx context.Context, api *kubeapi.Client) {
 	tick := time.NewTicker(finishEvery)
 	defer tick.Stop()
 	seen := map[string]string{}
 	for {
-		if err := d.finishLeaving(ctx, in, api, seen); err != nil && ctx.Err() == nil {
+		if err := d.finishLeaving(ctx, api, seen); err != nil && ctx.Err() == nil {
 			d.log.Warn("removals of nodes that were cut off are not finished", "err", err)
 		}
 		select {
@@ -87,7 +87,10 @@ func (d *Daemon) watchLeaving(ctx context.Context, in component.Input, api *kube
 // finishLeaving finishes the removals that were seen before and have not gone on; seen is what each was like. Where there is an
 // embedded etcd only who leads it does that, and takes back what was kept of a server that is well and still a member: whoever began is
 // gone, or has changed their mind, and nothing is lost by asking again.
-func (d *Daemon) finishLeaving(ctx context.Context, in component.Input, api *kubeapi.Client, seen map[string]string) error {
+func (d *Daemon) finishLeaving(ctx context.Context, api *kubeapi.Client, seen map[string]string) error {
+	d.mu.Lock()
+	in := d.in // the state may have moved since the start, out of an etcd or into one
+	d.mu.Unlock()
 	if d.unmoved() != nil || d.stopRequest() != nil {
 		clear(seen)
 		return nil

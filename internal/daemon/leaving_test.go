@@ -175,7 +175,7 @@ func TestARemovalThatIsCutOffAnywhereIsFinishedByAnother(t *testing.T) {
 		seen := map[string]string{}
 		finish := func() {
 			t.Helper()
-			if err := other.finishLeaving(t.Context(), other.in, other.api, seen); err != nil {
+			if err := other.finishLeaving(t.Context(), other.api, seen); err != nil {
 				t.Fatalf("%s: %v", at, err)
 			}
 		}
@@ -200,6 +200,29 @@ func TestARemovalThatIsCutOffAnywhereIsFinishedByAnother(t *testing.T) {
 	}
 }
 
+// Its daemon was started beside an etcd, which nobody asks any more.
+func TestAServerThatHasMovedFinishesRemovals(t *testing.T) {
+	d, api := remover(t, "agent-0")
+	d.openEtcd = func(component.Input) (*etcdapi.Client, error) {
+		return nil, errs.New(errs.NotRunning, "it is not there")
+	}
+	d.in.Config.Spec.Datastore.Endpoint = "etcd"
+	seen := map[string]string{}
+	if err := markLeaving(t.Context(), d.api, "agent-0", "", true); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.finishLeaving(t.Context(), d.api, seen); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.finishLeaving(t.Context(), d.api, seen); !errs.Is(err, errs.NotRunning) || len(api.nodes) != 2 {
+		t.Errorf("%v, left %v: then this test is wrong", err, api.nodes)
+	}
+	d.in.Config.Spec.Datastore.Endpoint = movedTo
+	if err := d.finishLeaving(t.Context(), d.api, seen); err != nil || len(api.nodes) != 1 {
+		t.Errorf("%v, left %v", err, api.nodes)
+	}
+}
+
 func TestARemovalThatGoesOnIsLeftAlone(t *testing.T) {
 	d, api := remover(t, "agent-0")
 	seen := map[string]string{}
@@ -207,7 +230,7 @@ func TestARemovalThatGoesOnIsLeftAlone(t *testing.T) {
 		if err := markLeaving(t.Context(), d.api, "agent-0", "", true); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil || len(api.nodes) != 2 {
+		if err := d.finishLeaving(t.Context(), d.api, seen); err != nil || len(api.nodes) != 2 {
 			t.Fatalf("%v, left %v", err, api.nodes)
 		}
 		if err := markLeaving(t.Context(), d.api, "agent-0", "", false); err != nil { // somebody was refused, and somebody asks again
@@ -219,7 +242,7 @@ func TestARemovalThatGoesOnIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil || len(api.secrets) != 2 {
+		if err := d.finishLeaving(t.Context(), d.api, seen); err != nil || len(api.secrets) != 2 {
 			t.Fatalf("%v, left %v", err, api.secrets)
 		}
 	}
@@ -416,7 +439,7 @@ func TestWhatWasCutOffIsFinishedOnlyOfAServerThatIsGone(t *testing.T) {
 		}
 		seen := map[string]string{}
 		for range 3 {
-			if err := d.finishLeaving(t.Context(), d.in, d.api, seen); err != nil {
+			if err := d.finishLeaving(t.Context(), d.api, seen); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

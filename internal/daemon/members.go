@@ -447,7 +447,7 @@ func isMember(m etcdapi.Member, b join.Binding, all []join.Binding) bool {
 
 // keepPeerURL tells the other members, or those that are to come, where this one is reached by now.
 func (d *Daemon) keepPeerURL(ctx context.Context) {
-	if d.sup.Wait(ctx, "etcd", component.Ready) != nil {
+	if d.sup.Await(ctx, "etcd", component.Ready) != nil { // also where it becomes the datastore later
 		return
 	}
 	d.mu.Lock()

@@ -242,6 +242,10 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	}
 	d.changing.Lock()
 	defer d.changing.Unlock()
+	r, shared, err := alongBack(in.Paths, known.state, r, len(others) > 0)
+	if err != nil {
+		return control.Datastore{}, err
+	}
 	m, err := d.newMove(in, known.state, r)
 	if err != nil {
 		return control.Datastore{}, err
@@ -249,6 +253,7 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if err := m.together(ctx, others); err != nil {
 		return control.Datastore{}, err
 	}
+	m.anew = components.UsesEtcd(m.to) && (shared || len(others) > 0)
 	if several {
 		m.to.Several = true
 		if err := keepSeveral(in); err != nil {
@@ -265,6 +270,9 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	}
 	s = s.Together(slices.Sorted(maps.Keys(others)), hex.EncodeToString(random))
 	m.resumes = s.Marked
+	if m.anew && !m.replace && !m.resumes && hasEtcd(in.Paths) {
+		return control.Datastore{}, errHasEtcd(in.Paths)
+	}
 	if r.DryRun {
 		plan, err := m.plan(ctx, s)
 		if err != nil {
@@ -296,6 +304,33 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	return control.Datastore{Place: s.From, Move: &s}, nil
 }
 
+// readBefore is what a rollback needs of the datastore that a move has left.
+func readBefore(p paths.Paths, id string) (before, error) {
+	var b before
+	raw, err := os.ReadFile(p.DatastoreBefore(id))
+	if err == nil {
+		err = json.Unmarshal(raw, &b)
+	}
+	if err != nil {
+		return b, fmt.Errorf("reading the configuration of before the migration: %w", err)
+	}
+	return b, nil
+}
+
+// alongBack makes a migration of a rollback to an etcd that several servers had, or are to have: one that is made anew, with the content of
+// now. As they left it, it cannot be taken into use: its members do not start without each other, and cannot be brought past the revisions that
+// clients know while they do not run. shared tells that it is one.
+func alongBack(p paths.Paths, last migration.State, r control.DatastoreRequest, several bool) (_ control.DatastoreRequest, shared bool, err error) {
+	if r.Action != migration.Rollback || last.Previous == nil || config.Engine(last.Previous.Engine) != config.EmbeddedEtcd {
+		return r, false, nil
+	}
+	b, err := readBefore(p, last.PreviousID)
+	if err != nil || len(b.Servers) == 0 && !several {
+		return r, false, err
+	}
+	return control.DatastoreRequest{Action: migration.Migrate, Endpoint: string(config.EmbeddedEtcd), Replace: true, DryRun: r.DryRun}, true, nil
+}
+
 // newMove checks what can be checked without the datastores.
 func (d *Daemon) newMove(in component.Input, last migration.State, r control.DatastoreRequest) (*move, error) {
 	if err := writesElsewhere(in); err != nil {
@@ -318,19 +353,11 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 		if last.Previous == nil {
 			break // Begin says so
 		}
-		var b before
-		raw, err := os.ReadFile(in.Paths.DatastoreBefore(last.PreviousID))
-		if err == nil {
-			err = json.Unmarshal(raw, &b)
-		}
+		b, err := readBefore(in.Paths, last.PreviousID)
 		if err != nil {
-			return nil, fmt.Errorf("reading the configuration of before the migration: %w", err)
+			return nil, err
 		}
 		*to = config.Datastore{Endpoint: config.DSN(b.Endpoint), EndpointFile: b.EndpointFile, CAFile: b.CAFile, CertFile: b.CertFile, KeyFile: b.KeyFile}
-		if len(b.Servers) > 0 && to.Endpoint.Engine() == config.EmbeddedEtcd {
-			return nil, errs.Hint(errs.New(errs.Unsupported, "cannot go back to the etcd that this server and others (%s) had left: its members do not start without each other", strings.Join(b.Servers, ", ")),
-				"on the only server that is left: k1s datastore migrate --to etcd --replace, which takes along what was written since; then let the others join again")
-		}
 		if b.DropIn != nil {
 			m.dropIn = []byte(*b.DropIn)
 		}
@@ -433,6 +460,7 @@ type move struct {
 	from, to component.Input
 	dropIn   []byte // that of the target; nil for none
 	replace  bool
+	anew     bool              // the target is an etcd of several servers, of which this one founds the first member; what is there is not opened
 	resumes  bool              // it goes on with what an earlier attempt left in the target
 	leftAt   time.Time         // when the datastore of a rollback was left
 	served   map[string]string // namespaces, with their UIDs, before
@@ -551,7 +579,11 @@ func (m *move) job(mode migration.Mode) (migration.Job, error) {
 	} else {
 		j.Source, err = private(m.from, "source")
 	}
-	j.Target, also = private(m.to, "target")
+	to := m.to
+	if m.anew {
+		to.Etcd.Token = m.attempt // members of one that was left are strangers to it
+	}
+	j.Target, also = private(to, "target")
 	if err = errors.Join(err, also); err == nil && components.Engine(m.to).External() {
 		j.Node = m.from.Facts.NodeName
 		if j.CA, err = os.ReadFile(pki.CertFile(m.from.Paths, pki.CA)); err == nil {
@@ -571,7 +603,7 @@ func (m *move) plan(ctx context.Context, s migration.State) (_ control.Datastore
 	defer func() { err = errors.Join(err, os.RemoveAll(m.from.Paths.Moving(""))) }()
 	m.id = s.ID
 	dir := components.LocalDir(m.to)
-	absent := dir != "" && isEmpty(dir)
+	absent := dir != "" && (m.anew || isEmpty(dir))
 	mode := migration.Look
 	if s.Kind == migration.Rollback {
 		mode = migration.Differ
@@ -581,8 +613,10 @@ func (m *move) plan(ctx context.Context, s migration.State) (_ control.Datastore
 		return p, err
 	}
 	if absent {
-		if err := removeEmpty(dir); err != nil {
-			return p, err
+		if isEmpty(dir) {
+			if err := removeEmpty(dir); err != nil {
+				return p, err
+			}
 		}
 		j.Target = migration.Store{}
 	}
@@ -659,7 +693,7 @@ func (m *move) prepareTarget(ctx context.Context) error {
 				return errs.Hint(errs.New(errs.Failure, "there is not enough space below %s: %d MiB are free, a copy may need %d", m.from.Paths.Data, free>>20, needed>>20), "make room")
 			}
 		}
-		if m.replace && !m.resumes {
+		if m.anew || m.replace && !m.resumes {
 			if err := os.RemoveAll(dir); err != nil {
 				return fmt.Errorf("removing what is to be replaced: %w", err)
 			}
@@ -732,6 +766,9 @@ func (m *move) configure() error {
 	p := m.from.Paths
 	old, err := os.ReadFile(p.DatastoreDropIn())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := leaveMembers(m.to); err != nil { // a start that finds the new configuration is not to look for a place that it had
 		return err
 	}
 	was := m.from.Config.Spec.Datastore

@@ -12,7 +12,9 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +62,14 @@ type etcdPart struct {
 	Learner bool `json:"learner,omitempty"`
 	// Answered: it has its place. It has no name where it has left the etcd of others for a datastore of its own.
 	Answered bool `json:"answered,omitempty"`
+	// Moved is the attempt to move the datastore with which this server came to it, and From the server that led: host:port. Both are ""
+	// where it is a member since it joined.
+	Moved string `json:"moved,omitempty"`
+	From  string `json:"from,omitempty"`
 }
+
+// named tells that it is a member of an etcd that others are in, or is to be.
+func (e *etcdPart) named() bool { return e != nil && e.Name != "" }
 
 func readPeers(p paths.Paths) (peers, error) {
 	var s peers
@@ -86,6 +95,11 @@ func (s peers) keep(p paths.Paths) error {
 		return fmt.Errorf("keeping what this server knows of the others: %w", err)
 	}
 	return nil
+}
+
+// copies tells that this server has no vote in etcd yet. In a datastore that the servers have gone to meanwhile nobody has one.
+func (s peers) copies(in component.Input) bool {
+	return s.Etcd != nil && s.Etcd.Learner && components.UsesEtcd(in)
 }
 
 // into is what follows from it for what runs.
@@ -170,6 +184,11 @@ func (d *Daemon) joinServers(ctx context.Context, in *component.Input) (*arrival
 	})
 	if err != nil {
 		return nil, err
+	}
+	if s.Joined != nil || s.Removed {
+		if in.Config, err = d.joinsAgain(in.Config); err != nil {
+			return nil, err
+		}
 	}
 	if in.Config, err = withDatastore(in.Config, in.Paths, a.keys.Datastore); err != nil {
 		return nil, err
@@ -263,6 +282,22 @@ func (a *arrival) ask(ctx context.Context, in component.Input, servers []string)
 	return join.Welcome{}, join.Bootstrap{}, first
 }
 
+// joinsAgain is the configuration of a machine that was a server once, or has begun to be one: what k1s itself has written then about the
+// datastore is nobody's word.
+func (d *Daemon) joinsAgain(c config.Config) (config.Config, error) {
+	_, origins, err := d.o.Reload()
+	if err != nil {
+		return c, fmt.Errorf("reading the configuration again: %w", err)
+	}
+	for name, o := range origins {
+		if (name == "spec.datastore" || strings.HasPrefix(name, "spec.datastore.")) && o.Name != d.o.Paths.DatastoreDropIn() {
+			return c, nil
+		}
+	}
+	c.Spec.Datastore = config.Default().Spec.Datastore
+	return c, nil
+}
+
 // withDatastore lets the configuration name the cluster's datastore. What it says itself has to be the default or the same.
 func withDatastore(c config.Config, p paths.Paths, theirs join.Datastore) (config.Config, error) {
 	if err := resolveDatastore(&c); err != nil {
@@ -305,7 +340,7 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 			return err
 		}
 	}
-	if err := forgetPodCIDR(*in); err != nil {
+	if err := errors.Join(forgetPodCIDR(*in), forgetUnderWay(ctx, p)); err != nil {
 		return err
 	}
 	if err := a.peers.keep(p); err != nil {
@@ -324,6 +359,20 @@ func (a *arrival) settle(ctx context.Context, in *component.Input) error {
 	}
 	a.peers.Joined.Pending = false
 	return a.peers.keep(p)
+}
+
+// forgetUnderWay removes what a machine that joins again was in the middle of when the others went on without it: it gets their keys as they
+// are, and their datastore. Brought to its end, an old replacement of authorities would put those of then in the place of theirs.
+func forgetUnderWay(ctx context.Context, p paths.Paths) error {
+	files, err := filepath.Glob(p.DatastoreBefore("*"))
+	err = errors.Join(err, forgetUnkept(ctx, p))
+	for _, file := range append(files, p.Rotation(), p.Following(), p.Migration(), p.DatastoreGoing()) {
+		err = errors.Join(err, removeIfThere(file))
+	}
+	if err != nil {
+		return fmt.Errorf("forgetting what was under way when this server was removed: %w", err)
+	}
+	return nil
 }
 
 // settleDatastore makes the next start find the cluster's datastore.
@@ -364,19 +413,19 @@ func (d *Daemon) takePlace(ctx context.Context, in *component.Input) error {
 // doing the same, and for the first server, which may have to move its datastore before.
 func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	s, err := readPeers(in.Paths)
-	if err != nil || s.Joined == nil {
+	if err != nil || s.Joined == nil && !s.Etcd.named() {
 		return err
 	}
 	embedded := components.UsesEtcd(*in)
 	switch {
 	case embedded && hasEtcd(in.Paths) || !embedded && s.Etcd != nil && s.Etcd.Answered:
 		return s.into(in) // it was there before
-	case s.Etcd == nil || s.Etcd.Name == "":
-		random := make([]byte, memberNameBytes)
-		if _, err := rand.Read(random); err != nil {
+	case !embedded && s.Etcd != nil && s.Etcd.Moved != "":
+		return s.into(in) // and is to be in an etcd, for which it is not configured yet
+	case !s.Etcd.named():
+		if s.Etcd, err = newMember(*in); err != nil {
 			return err
 		}
-		s.Etcd = &etcdPart{Member: join.Member{Name: in.Facts.NodeName + "-" + hex.EncodeToString(random), PeerURL: components.EtcdPeerURL(*in)}}
 		if err := s.keep(in.Paths); err != nil { // before anybody else knows of it
 			return err
 		}
@@ -412,6 +461,44 @@ func (d *Daemon) becomeMember(ctx context.Context, in *component.Input) error {
 	return s.into(in)
 }
 
+// newMember is a member that nobody knows of yet.
+func newMember(in component.Input) (*etcdPart, error) {
+	random := make([]byte, memberNameBytes)
+	if _, err := rand.Read(random); err != nil {
+		return nil, err
+	}
+	return &etcdPart{Member: join.Member{Name: in.Facts.NodeName + "-" + hex.EncodeToString(random), PeerURL: components.EtcdPeerURL(in)}}, nil
+}
+
+// newPlace makes this server one that is to be a member of the etcd that another one, at its address, has founded in an attempt to move the
+// datastore. What it had of an etcd before is gone first: no start may take that for the new one. Again it does nothing.
+func newPlace(in component.Input, attempt, at string) error {
+	s, err := readPeers(in.Paths)
+	if err != nil || s.Etcd != nil && s.Etcd.Moved == attempt {
+		return err
+	}
+	if err := os.RemoveAll(in.Paths.Etcd()); err != nil {
+		return fmt.Errorf("removing the data of the etcd that was left: %w", err)
+	}
+	if err := durable.SyncDir(path.Dir(in.Paths.Etcd())); err != nil {
+		return err
+	}
+	if s.Etcd, err = newMember(in); err != nil {
+		return err
+	}
+	s.Etcd.Moved, s.Etcd.From = attempt, at
+	return s.keep(in.Paths)
+}
+
+// placed takes what this server is in etcd.
+func placed(in *component.Input) error {
+	s, err := readPeers(in.Paths)
+	if err != nil {
+		return err
+	}
+	return s.into(in)
+}
+
 // hasEtcd tells that a member has data.
 func hasEtcd(p paths.Paths) bool {
 	_, err := os.Stat(path.Join(p.Etcd(), "member", "snap", "db"))
@@ -439,7 +526,13 @@ func (d *Daemon) askMember(ctx context.Context, in component.Input, s peers, pro
 	if err != nil {
 		return join.Membership{}, err
 	}
-	servers := s.Joined.Servers
+	var servers []string
+	if s.Etcd.From != "" { // it is in there, whoever else is
+		servers = append(servers, s.Etcd.From)
+	}
+	if s.Joined != nil {
+		servers = append(servers, s.Joined.Servers...)
+	}
 	if named, err := join.Address(in.Config.Spec.Join.Server); err == nil && !slices.Contains(servers, named) {
 		servers = append([]string{named}, servers...) // those it knows may have moved since it joined
 	}
@@ -482,7 +575,7 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 	var voting sync.WaitGroup
 	defer voting.Wait()
 	begin := func() {
-		if s.Etcd != nil && s.Etcd.Learner {
+		if s.copies(in) {
 			vote = make(chan error, 1)
 			voting.Go(func() { vote <- d.getVote(ctx, in, s) })
 		}
@@ -494,9 +587,25 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-d.membership: // it has become one while it runs
+			if vote != nil {
+				continue
+			}
+			d.mu.Lock()
+			in = d.in
+			d.mu.Unlock()
+			if s, err = readPeers(in.Paths); err != nil {
+				d.log.Error("nothing is known of the other servers", "err", err)
+				return
+			}
+			begin()
+			continue
 		case err := <-vote:
 			vote = nil
-			if err == nil || ctx.Err() != nil {
+			d.mu.Lock()
+			now := d.in
+			d.mu.Unlock()
+			if err == nil || ctx.Err() != nil || !s.copies(now) {
 				continue
 			}
 			d.log.Error("this server is no member of the datastore", "err", err)
@@ -527,6 +636,14 @@ func (d *Daemon) watchMembership(ctx context.Context) {
 			continue
 		}
 		return
+	}
+}
+
+// wakeMembership lets this server ask for its vote, after it has become a member while it runs.
+func (d *Daemon) wakeMembership() {
+	select {
+	case d.membership <- struct{}{}:
+	default: // it is on its way
 	}
 }
 

@@ -65,6 +65,36 @@ func TestAServerTakesTheDatastoreOfItsCluster(t *testing.T) {
 	}
 }
 
+// It was removed, and the others have moved the datastore since. What it is configured for k1s has written when it was one of them.
+func TestAServerThatJoinsAgainTakesTheDatastoreOfNow(t *testing.T) {
+	for name, tc := range map[string]struct {
+		env  []string
+		ours config.Datastore
+		says string
+	}{
+		"from etcd":       {nil, config.Datastore{Endpoint: "etcd"}, ""},
+		"from a database": {nil, config.Datastore{Endpoint: movedTo}, ""},
+		"its own word":    {[]string{"K1S_DATASTORE_ENDPOINT=" + movedTo}, config.Datastore{Endpoint: "etcd"}, "spec.datastore.endpoint is PostgreSQL here and MySQL in the cluster"},
+	} {
+		d, in := configuredBy(t, "", tc.env...)
+		m := &move{d: d, from: in}
+		if err := m.writeDropIn(dropIn(tc.ours, "k1s when this server joined its cluster")); err != nil {
+			t.Fatal(err)
+		}
+		now, _, err := d.configured()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err = d.joinsAgain(now)
+		if err == nil {
+			now, err = withDatastore(now, in.Paths, join.Datastore{Engine: config.MySQL, Endpoint: "mysql://k1s@tcp(db:3306)/k1s"})
+		}
+		if tc.says == "" && (err != nil || now.Spec.Datastore != config.Datastore{EndpointFile: in.Paths.DatastorePKI("endpoint")}) || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+			t.Errorf("%s: %+v, %v", name, now.Spec.Datastore, err)
+		}
+	}
+}
+
 func TestWhatAServerIsToldOfTheMembers(t *testing.T) {
 	all := []etcdapi.Member{
 		{ID: 1, Name: "server-0", PeerURLs: []string{"https://10.0.0.1:2380"}},
@@ -123,6 +153,19 @@ func TestAServerRemembersTheOthers(t *testing.T) {
 	}
 	if _, err := readPeers(p); err == nil || !strings.Contains(err.Error(), "the others") {
 		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+func TestNobodyAsksForAVoteWhereThereIsNone(t *testing.T) {
+	in := component.Input{Config: config.Default()}
+	s := peers{Etcd: &etcdPart{Learner: true, Answered: true}}
+	for endpoint, want := range map[config.DSN]bool{"etcd": true, movedTo: false} {
+		if in.Config.Spec.Datastore.Endpoint = endpoint; s.copies(in) != want {
+			t.Errorf("%s: it asks: %v", endpoint, !want)
+		}
+	}
+	if in.Config.Spec.Datastore.Endpoint = "etcd"; (peers{}).copies(in) || (peers{Etcd: &etcdPart{}}).copies(in) {
+		t.Error("one that has a vote asks for it")
 	}
 }
 

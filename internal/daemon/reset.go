@@ -71,6 +71,11 @@ func ResetSteps(o Options, force bool) []step.Step {
 		return errors.Join(platform.RemoveServiceRoutes(ctx, l), platform.RestoreSysctls(ctx, l))
 	}})
 	steps = append(steps, step.Step{Name: "remove what was looked at of backups", Do: func(context.Context) error { return cleanPeeked(p) }})
+	if s, err := LastUpgrade(p); err == nil && s.File != "" { // where it cannot be read they are not known
+		for _, file := range []string{s.Staged(), s.Kept()} {
+			steps = append(steps, step.Step{Name: "remove " + file, Do: func(context.Context) error { return removeIfThere(file) }})
+		}
+	}
 	if out := o.Config.Spec.Kubeconfig.Output; out != "" {
 		steps = append(steps, step.Step{Name: "remove the context from " + out, Do: func(ctx context.Context) error {
 			_, err := kubeconfig.Remove(ctx, []string{out}, o.Config.Spec.Cluster.Name)

@@ -536,6 +536,9 @@ func RestoreOffline(ctx context.Context, o Options, r control.RestoreRequest, co
 	if !components.UsesEtcd(in) {
 		return control.Restored{}, errs.Hint(notEtcd(in), "what k1s server is told by flags is not known while it does not run: write it into %s", in.Paths.ConfigFile())
 	}
+	if err := undecided(in); err != nil { // where they have moved, what is restored here would never be used
+		return control.Restored{}, err
+	}
 	last, err := readRestore(in.Paths)
 	if err != nil {
 		return control.Restored{}, err

@@ -62,6 +62,9 @@ func (r rotationState) shown(several bool) rotation.State {
 	return r.state
 }
 
+// replacing tells that the authorities are being replaced, here or as the servers have agreed.
+func (r rotationState) replacing() bool { return r.state.Active() || r.agreed.Active() }
+
 // readRotation reads the state; a missing file is the zero state.
 func readRotation(p paths.Paths) (rotation.State, error) {
 	b, err := os.ReadFile(p.Rotation())
@@ -150,7 +153,7 @@ func (d *Daemon) watchRotation(ctx context.Context) {
 		case <-wake:
 		}
 	}
-	if d.sup.Wait(ctx, "kube-apiserver", component.Open) != nil {
+	if d.sup.Await(ctx, "kube-apiserver", component.Open) != nil {
 		return
 	}
 	for {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -12,9 +13,12 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/component"
+	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/control"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/join"
 	"k1s.io/k1s/internal/kubeapi"
+	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/rotation"
 )
@@ -457,5 +461,83 @@ func TestKeysOfNewAuthoritiesAreCheckedAndGoToServersOnly(t *testing.T) {
 	}
 	if err := (replacer{b.Daemon}).fetch(t.Context(), begun.State); err == nil || !strings.Contains(err.Error(), "is no server of this cluster") || holds(b.o.Paths) != "" {
 		t.Errorf("one that was removed is given keys: %v", err)
+	}
+}
+
+// A server was off while the CA was replaced, so the others have removed it; and it followed a move that it knows no end of. When it joins again,
+// which takes a token and no reset, none of that is about it any more.
+func TestAServerThatJoinsAgainGoesOnWithNothingOfBefore(t *testing.T) {
+	for _, stage := range []rotation.Stage{rotation.None, rotation.Trusting, rotation.Overlapping, rotation.Draining, rotation.Removing} {
+		t.Run(string(stage), func(t *testing.T) {
+			shared := newObjects()
+			first := newServer(t, shared, "server-0", "127.0.0.1", nil)
+			keys, err := pki.ReadBundle(first.in.Paths)
+			if err != nil {
+				t.Fatal(err)
+			}
+			removed := newServer(t, shared, "server-1", "127.0.0.2", keys)
+			here, there := removed.in.Paths, first.in.Paths
+			all, err := pki.PrepareReplacement(t.Context(), there, "", time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			fresh, err := pki.ReadReplacement(there, all)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := rotation.State{Number: 1, Stage: stage, Serial: 3, Authorities: authorities(all), Since: time.Now(), Keep: time.Hour}
+			in := removed.in
+			err = errors.Join(pki.KeepReplacement(t.Context(), here, all, fresh), hold(here, s), keepRotation(here, s), removed.prepareRotation(t.Context(), &in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := certificates(t.Context(), removed.log, in, false); err != nil {
+				t.Fatal(err)
+			}
+			f := migration.Following{Attempt: "a1", Leader: "server-0", At: first.addr, To: migration.Place{Identity: "x"}}
+			led := migration.State{Attempt: "a0", Servers: []string{"server-0"}, Phase: migration.Switching}
+			err = errors.Join(os.MkdirAll(path.Dir(here.Following()), 0o700), os.WriteFile(here.Following(), f.Marshal(), 0o600), os.WriteFile(here.Migration(), led.Marshal(), 0o600),
+				os.WriteFile(here.DatastoreGoing(), nil, 0o600), os.WriteFile(here.DatastoreBefore("a0"), nil, 0o600), peers{Several: true, Removed: true}.keep(here))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What the others have done since.
+			for _, phase := range []pki.Phase{pki.TrustBoth, pki.SignNew, pki.TrustNew} {
+				if err := pki.InstallReplacement(t.Context(), there, all, phase); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if keys, err = pki.ReadBundle(there); err != nil {
+				t.Fatal(err)
+			}
+
+			in = removed.in
+			d := &Daemon{o: removed.o, in: in, log: removed.log, board: removed.board}
+			a := &arrival{d: d, peers: peers{Several: true, Joined: &joinedCluster{Pending: true}}, keys: join.Bootstrap{Keys: keys, Datastore: join.Datastore{Engine: config.EmbeddedEtcd}}}
+			if err := a.settle(t.Context(), &in); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.prepareRotation(t.Context(), &in); err != nil {
+				t.Fatalf("it does not start: %v", err)
+			}
+			if _, err := certificates(t.Context(), d.log, in, false); err != nil {
+				t.Fatalf("it does not start: %v", err)
+			}
+			trusted, err := pki.ReadTrusted(here)
+			if err != nil || !slices.Equal(pki.Pins(trusted), []string{ca(s).New}) {
+				t.Errorf("it trusts %v, %v, and the cluster only %s", pki.Pins(trusted), err, ca(s).New)
+			}
+			if d.rotating.state.Active() || in.Trust != "" || holds(here) != "" {
+				t.Errorf("it goes on with %+v", d.rotating.state)
+			}
+			if fence, err := fenced(here, place(in.Config.Spec.Datastore).Identity); err != nil || fence != "" {
+				t.Errorf("its API server waits for the end of %q, %v", fence, err)
+			}
+			for _, file := range []string{here.Following(), here.Migration(), here.DatastoreGoing(), here.DatastoreBefore("a0"), here.PKI("ca-chain.pem")} {
+				if exists(file) {
+					t.Errorf("%s is there", file)
+				}
+			}
+		})
 	}
 }

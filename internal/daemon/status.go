@@ -37,12 +37,16 @@ const askAPI = 2 * time.Second
 func (d *Daemon) Status(ctx context.Context) control.Status {
 	d.mu.Lock()
 	in, api, doing, readyAt, stopped, move, restoring, follows := d.in, d.api, d.doing, d.readyAt, d.stopped, d.moving.state, d.care.restore, d.moving.following
+	upgrading := d.upgrading
 	d.mu.Unlock()
 	spec := in.Config.Spec
 	if doing == "" && move.Active() {
 		doing = "moving the datastore to " + move.To.String() + ": " + string(move.Phase)
 	}
-	if follows != nil {
+	switch {
+	case follows != nil && follows.Decided == migration.Forward && doing == "":
+		doing = follows.Leader + " has moved the datastore to " + follows.To.String() + ": starting the control plane on it"
+	case follows != nil && follows.Decided != migration.Forward:
 		doing = follows.Leader + " moves the datastore to " + follows.To.String() + ": waiting until it is decided that it has"
 	}
 	if doing == "" && restoring.Active() {
@@ -89,6 +93,9 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 		if s.Node.Ready {
 			s.DNS = dns
 		}
+	}
+	if upgrading.Active() {
+		s.Upgrade = &upgrading
 	}
 	s.Addons, _ = addonStatus(in)
 	d.board.Report("supervisor", supervisorProblems(d.sup.Problems()))

@@ -14,7 +14,9 @@ import (
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
+	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/payload"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/probe"
@@ -47,6 +49,28 @@ func (d *Daemon) endPods() error {
 	return stopPods(ctx, in)
 }
 
+// podsEnded keeps for whoever has asked for it whether the pods have ended. What is left of them is no reason for the daemon to fail: an init system would
+// start the node again that somebody wanted to be stopped.
+func (d *Daemon) podsEnded(p paths.Paths, err error) error {
+	if err == nil {
+		return removeIfThere(p.PodsLeft())
+	}
+	d.log.Error("pods have not ended", "err", err)
+	return durable.WriteFile(p.PodsLeft(), []byte(err.Error()+"\n"), 0o600)
+}
+
+// PodsLeft is why a daemon that has ended could not end the node's pods; nil where it did, or was not asked to.
+func PodsLeft(p paths.Paths) error {
+	b, err := os.ReadFile(p.PodsLeft())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.New(strings.TrimSpace(string(b)))
+}
+
 func stopPods(ctx context.Context, in component.Input) error {
 	return applet(ctx, in, "stop-pods", "--endpoint="+components.RuntimeEndpoint(in))
 }
@@ -57,10 +81,17 @@ func applet(ctx context.Context, in component.Input, args ...string) error {
 	cmd := exec.CommandContext(ctx, path.Join(in.Payload, components.Program), args...)
 	cmd.Env = append(os.Environ(), "PATH="+in.Payload+":"+os.Getenv("PATH"))
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w: %s", args[0], err, lastLine(stderr.String()))
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil: // it was killed for that
+		err = context.Cause(ctx)
 	}
-	return nil
+	if said := lastLine(stderr.String()); said != "" {
+		err = fmt.Errorf("%w: %s", err, said)
+	}
+	return fmt.Errorf("%s: %w", args[0], err)
 }
 
 func lastLine(s string) string {
@@ -121,8 +152,11 @@ func StopLeftovers(ctx context.Context, o Options, pods bool) (int, error) {
 	}
 	isRuntime := func(unit string) bool { return unit == "containerd" }
 	err = runner.StopRecorded(ctx, ro, isRuntime)
-	err = errors.Join(err, endPodsOffline(ctx, in, ro))
-	return len(pids), errors.Join(err, runner.StopRecorded(ctx, ro, nil))
+	ended := endPodsOffline(ctx, in, ro)
+	if ended == nil {
+		ended = removeIfThere(o.Paths.PodsLeft())
+	}
+	return len(pids), errors.Join(err, ended, runner.StopRecorded(ctx, ro, nil))
 }
 
 // neverRan tells that no container can have been started here.

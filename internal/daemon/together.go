@@ -59,13 +59,17 @@ func (m *move) together(ctx context.Context, others map[string]string) error {
 	from, to := components.Engine(m.from), components.Engine(m.to)
 	names := strings.Join(slices.Sorted(maps.Keys(others)), ", ")
 	m.others = slices.Sorted(maps.Keys(others))
+	m.d.mu.Lock()
+	replacing := m.d.rotating.replacing()
+	m.d.mu.Unlock()
+	if replacing { // every server restarts then when it is its turn
+		return errs.Hint(errs.New(errs.Exists, "the cluster's CA is being replaced"), "wait for its end: k1s certs rotate-ca --status")
+	}
 	switch {
-	case to.External() && (from.External() || from == config.EmbeddedEtcd):
 	case to == config.SQLite:
 		return errs.Hint(errs.New(errs.Unsupported, "SQLite is for one server, and there are others: %s", names), "remove them before: k1s node remove NAME")
-	default:
-		return errs.Hint(errs.New(errs.Unsupported, "moving to an etcd that k1s runs is not possible yet while there are other servers: %s", names),
-			"remove them before (k1s node remove NAME), and let them join again afterwards")
+	case from == config.SQLite:
+		return errs.New(errs.Unsupported, "the state is in SQLite, which is for one server, and there are others: %s", names)
 	}
 	return m.d.askMovers(ctx, others, func(ctx context.Context, name, at string) error {
 		a, err := m.d.askMover(ctx, name, at, join.MoveRequest{Ask: join.AskReady, Engine: from})
@@ -161,6 +165,9 @@ func (m *move) readGoing() error {
 	b := g.Datastore
 	to := config.Datastore{Endpoint: config.DSN(b.Endpoint), EndpointFile: b.EndpointFile, CAFile: b.CAFile, CertFile: b.CertFile, KeyFile: b.KeyFile}
 	m.to.Config.Spec.Datastore = to
+	if components.UsesEtcd(m.to) {
+		m.to.Etcd = component.EtcdMember{} // the first member
+	}
 	m.to.Datastore, err = datastoreID(to)
 	return err
 }
@@ -185,11 +192,15 @@ func (m *move) settle(ctx context.Context, want migration.Decision) (migration.R
 	return settle(ctx, m.from, m.to, want, m.attempt, nil)
 }
 
-// settle is migration.Settle between two datastores. With a fence that is taken out of from where they go back.
+// settle is migration.Settle between two datastores: what the servers agree by is in the one that all of them reach. With a fence that is taken out of from where they go back.
 func settle(ctx context.Context, from, to component.Input, want migration.Decision, attempt string, fence *migration.Fence) (migration.Register, error) {
 	j := migration.Job{Mode: migration.Settle, Root: components.Root(from), Attempt: attempt, Want: want, Fence: fence}
+	agreed := to
+	if !components.Engine(to).External() { // one server has it, until they have agreed
+		agreed = from
+	}
 	var err error
-	if j.Target, err = private(to, "register"); err != nil {
+	if j.Target, err = private(agreed, "register"); err != nil {
 		return migration.Register{}, err
 	}
 	if fence != nil {
@@ -285,11 +296,16 @@ func (m *move) announce(ctx context.Context) error {
 		return errs.New(errs.Failure, "the servers have decided already: %s", d)
 	}
 	to, err := reachedWith(m.to.Config.Spec.Datastore)
+	if err == nil && components.UsesEtcd(m.to) {
+		if to.CA, err = os.ReadFile(pki.CertFile(m.to.Paths, pki.EtcdCA)); err != nil {
+			err = fmt.Errorf("reading etcd's authority: %w", err)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	m.d.mu.Lock()
-	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to}
+	m.d.moving.order = &join.Order{ID: m.id, Kind: m.kind, From: place(m.from.Config.Spec.Datastore), To: to, Replace: m.replace}
 	m.d.mu.Unlock()
 	return nil
 }
@@ -353,20 +369,9 @@ func (m *move) until(ctx context.Context, limit time.Duration, name, at string, 
 
 // stopServing starts the control plane anew, with an API server that serves nothing: the members of an embedded etcd run on.
 func (d *Daemon) stopServing(ctx context.Context, attempt string) error {
-	d.mu.Lock()
-	in := d.in
-	in.Fence = attempt
-	d.mu.Unlock()
-	plan, err := components.Plan(in)
+	in, err := d.fenceIn(ctx, attempt)
 	if err != nil {
 		return err
-	}
-	// First: whoever starts the control plane for another reason is not to start one that serves.
-	d.mu.Lock()
-	d.in.Fence = attempt
-	d.mu.Unlock()
-	if err := d.sup.Apply(ctx, plan); err != nil {
-		return fmt.Errorf("stopping the API server: %w", err)
 	}
 	if !components.UsesEtcd(in) {
 		return nil
@@ -374,6 +379,28 @@ func (d *Daemon) stopServing(ctx context.Context, attempt string) error {
 	ready, cancel := context.WithTimeoutCause(ctx, serveWithin, fmt.Errorf("not within %s", serveWithin))
 	defer cancel()
 	return d.sup.Wait(ready, "etcd", component.Ready)
+}
+
+func (d *Daemon) fenceIn(ctx context.Context, attempt string) (component.Input, error) {
+	// Who starts the control plane anew in this moment, for a stage of another CA, does so before this, or finds that it has stopped.
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	d.mu.Lock()
+	in := d.in
+	in.Fence = attempt
+	d.mu.Unlock()
+	plan, err := components.Plan(in)
+	if err != nil {
+		return in, err
+	}
+	// First: whoever starts the control plane for another reason is not to start one that serves.
+	d.mu.Lock()
+	d.in.Fence = attempt
+	d.mu.Unlock()
+	if err := d.sup.Apply(ctx, plan); err != nil {
+		return in, fmt.Errorf("stopping the API server: %w", err)
+	}
+	return in, nil
 }
 
 // moverClient asks another server as this one.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	"k1s.io/k1s/internal/migration"
 	"k1s.io/k1s/internal/pki"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/rotation"
 	"k1s.io/k1s/internal/supervise"
 )
 
@@ -41,6 +43,7 @@ read job
 field() { printf '%%s' "$job" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 register=%q
 case "$job" in
+*'"mode":"settle"'*'"target":{"etcd"'*) echo "error: nobody reaches an etcd of one server" >&2; exit 1 ;;
 *'"mode":"settle"'*)
 	until mkdir "$register.lock" 2>/dev/null; do sleep 0.01; done
 	attempt=$(field attempt) want=$(field want) was= decided=
@@ -63,11 +66,47 @@ type together struct {
 	t        *testing.T
 	servers  []*mover
 	register string
+	toEtcd   bool // from a database of others to an etcd of theirs; else the other way round
 
 	mu     sync.Mutex // guards what follows
 	serves map[string]string
 	wrong  []string
 	log    bytes.Buffer
+	// joined are the names of members by their nodes, votes those that have one; copying counts how often each was told to wait.
+	joined  map[string]string
+	votes   map[string]bool
+	copying map[string]int
+}
+
+// founded is the etcd of the one that leads, as join.Members.
+type founded struct {
+	c *together
+	m *mover
+}
+
+func (f founded) Join(_ context.Context, who join.Member) (join.Membership, error) {
+	d := f.m.now.Load()
+	d.mu.Lock()
+	out, active := join.Membership{Engine: components.Engine(d.in), InitialCluster: "all"}, d.moving.active()
+	d.mu.Unlock()
+	if active {
+		return out, errs.New(errs.NotRunning, "the datastore is being moved")
+	}
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.c.joined[nodeOfMember(who.Name)] = who.Name
+	return out, nil
+}
+
+func (f founded) Promote(_ context.Context, who join.Member) error {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	node := nodeOfMember(who.Name)
+	if f.c.copying[node]++; f.c.copying[node] < 3 || f.c.joined[node] != who.Name {
+		return errs.New(errs.NotRunning, "it copies")
+	}
+	f.c.votes[node] = true
+	return nil
 }
 
 type mover struct {
@@ -91,9 +130,13 @@ func (c *together) Write(b []byte) (int, error) {
 	return c.log.Write(b)
 }
 
-func newTogether(t *testing.T, n int) *together {
+func newTogether(t *testing.T, n int) *together { return newTogetherIn(t, n, "etcd") }
+
+// newTogetherIn has its state in a datastore. Where that is a database of others each server has the data of an etcd that was left.
+func newTogetherIn(t *testing.T, n int, endpoint config.DSN) *together {
 	t.Helper()
-	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}}
+	c := &together{t: t, register: filepath.Join(t.TempDir(), "register"), serves: map[string]string{}, joined: map[string]string{}, votes: map[string]bool{}, copying: map[string]int{}}
+	c.toEtcd = endpoint.Engine().External()
 	shared := &objects{secrets: map[string]kubeapi.Secret{}}
 	for i := range n {
 		name := fmt.Sprintf("server-%d", i)
@@ -104,8 +147,8 @@ func newTogether(t *testing.T, n int) *together {
 			m.oneServer = newServer(t, shared, name, fmt.Sprintf("127.0.0.%d", i+1), keysOfServer(t, c.servers[0].oneServer))
 		}
 		p := m.in.Paths
-		m.in.Payload = t.TempDir()
-		m.node, m.first = name, m.in
+		m.in.Payload, m.in.Config.Spec.Datastore.Endpoint = t.TempDir(), endpoint
+		m.node, m.first, m.etcd = name, m.in, founded{c, m}
 		m.reaches(c.register)
 		write := func(file, content string) {
 			t.Helper()
@@ -113,7 +156,18 @@ func newTogether(t *testing.T, n int) *together {
 				t.Fatal(err)
 			}
 		}
-		write(p.ConfigFile(), "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore:\n    endpoint: etcd\n")
+		write(p.ConfigFile(), "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore:\n    endpoint: "+endpoint.Reveal()+"\n")
+		s := peers{Several: true}
+		if c.toEtcd {
+			write(components.DatabaseFile(etcdOf(m.first)), "stale")
+			if i == 2 { // one that has joined, and was a member
+				s.Joined = &joinedCluster{Servers: []string{c.servers[0].addr}}
+				s.Etcd = &etcdPart{Member: join.Member{Name: "server-2-0ld0ld"}, InitialCluster: "before", Answered: true}
+			}
+		}
+		if err := s.keep(p); err != nil {
+			t.Fatal(err)
+		}
 		m.o.Reload = func() (config.Config, config.Origins, error) {
 			l, err := config.Load(config.Sources{File: p.ConfigFile(), DropIns: p.ConfigDropIns()})
 			return l.Config, l.Origins, err
@@ -126,6 +180,29 @@ func newTogether(t *testing.T, n int) *together {
 		}
 	})
 	return c
+}
+
+// etcdOf is a server with an etcd of its own.
+func etcdOf(in component.Input) component.Input {
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: "etcd"}
+	return in
+}
+
+// turns tells that the next move is the other way round: what was new is old.
+func (c *together) turns(toEtcd bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.toEtcd = toEtcd
+	for name := range c.serves {
+		c.serves[name] = oldStore
+	}
+}
+
+// names are those of members, by node.
+func (c *together) names() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.joined)
 }
 
 // reaches lets the program that copies find a database.
@@ -158,11 +235,21 @@ func (l life) Run(ctx context.Context) error {
 	}
 	c, name := l.m.all, l.m.node
 	from := oldStore
-	if l.u.Env[components.EnvClaim] != "" {
+	if (l.u.Env[components.EnvClaim] != "") != c.toEtcd {
 		from = newStore
 	}
 	fenced := l.u.Env[components.EnvFence] != ""
 	c.mu.Lock()
+	if slices.ContainsFunc(l.u.Components, func(c component.Component) bool { return c.Name == "etcd" }) && c.toEtcd {
+		db := components.DatabaseFile(etcdOf(l.m.first))
+		was, err := os.ReadFile(db)
+		if err == nil && string(was) == "stale" || c.joined[name] == "" && l.m != c.servers[0] {
+			c.wrong = append(c.wrong, fmt.Sprintf("%s starts its etcd with %q, and is %q in that of all", name, was, c.joined[name]))
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("new"), 0o600)); err != nil {
+			c.wrong = append(c.wrong, err.Error())
+		}
+	}
 	_, decided := c.registered()
 	if fenced {
 		from = ""
@@ -196,7 +283,15 @@ func (m *mover) starts() {
 		m.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(m.all, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	d := &Daemon{o: m.o, in: in, api: m.api, log: log, board: m.board, secrets: m.secrets}
+	d := &Daemon{o: m.o, in: in, api: m.api, log: log, board: m.board, secrets: m.secrets, membership: make(chan struct{}, 1)}
+	if err := errors.Join(placed(&d.in), d.becomeMember(m.t.Context(), &d.in)); err != nil {
+		m.t.Fatal(err)
+	}
+	if in = d.in; in.Fence == "" {
+		if err := mayStartEtcd(in); err != nil && m.all.toEtcd {
+			m.t.Fatal(err)
+		}
+	}
 	d.sup = supervise.New(log, supervise.Options{NewRunner: func(u component.Unit) supervise.Runner { return life{m, u} }, Probe: func(context.Context, probe.Probe) error { return nil }})
 	if err := d.prepareMove(in); err != nil {
 		m.t.Fatal(err)
@@ -215,6 +310,7 @@ func (m *mover) starts() {
 	all.Go(func() { _ = d.sup.Run(ctx) })
 	all.Go(func() { d.watchMoves(ctx) })
 	all.Go(func() { d.watchFollowing(ctx) })
+	all.Go(func() { d.watchMembership(ctx) })
 	m.stop = func() { cancel(); all.Wait() }
 }
 
@@ -270,11 +366,11 @@ func (c *together) one(from string) {
 			m.mu.Lock()
 			moving := m.moving.active()
 			m.mu.Unlock()
-			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != (from == newStore) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
+			if external := now.Spec.Datastore.Endpoint.Engine().External(); serves != from || external != ((from == newStore) != c.toEtcd) || moving || exists(m.first.Paths.Following()) || exists(m.first.Paths.DatastoreGoing()) {
 				return fmt.Errorf("%s serves from %q, is configured for %s; on its way: %v, kept: %v, %v", m.node, serves, now.Spec.Datastore.Endpoint, moving, exists(m.first.Paths.Following()), exists(m.first.Paths.DatastoreGoing()))
 			}
 			orders, err := filepath.Glob(m.first.Paths.DatastorePKI("*"))
-			if err != nil || from == oldStore && len(orders) > 0 {
+			if err != nil || (from == oldStore || c.toEtcd) && len(orders) > 0 {
 				return fmt.Errorf("%s keeps %q, %v", m.node, orders, err)
 			}
 		}
@@ -293,7 +389,10 @@ func (c *together) one(from string) {
 func (c *together) moves(r control.DatastoreRequest) error {
 	c.t.Helper()
 	r.Action = migration.Migrate
-	if r.Endpoint == "" {
+	switch {
+	case r.Endpoint == "" && c.toEtcd:
+		r.Endpoint, r.Replace = "etcd", true
+	case r.Endpoint == "":
 		r.Endpoint = movedTo
 	}
 	_, err := c.servers[0].MoveDatastore(c.t.Context(), r)
@@ -359,11 +458,6 @@ func TestAllServersGoWithTheDatastore(t *testing.T) {
 	}
 	c.start()
 	c.one(newStore)
-	// Back to the etcd of several nobody goes.
-	_, err = c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback})
-	if hint, _ := errs.HintOf(err); !errs.Is(err, errs.Unsupported) || !strings.Contains(hint, "migrate --to etcd --replace") {
-		t.Errorf("a rollback: %v, %q", err, hint)
-	}
 	if _, err = follows.MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("a rollback of one that has followed: %v", err)
 	}
@@ -405,6 +499,125 @@ func TestAllServersGoWithTheDatastore(t *testing.T) {
 	}
 }
 
+func TestAllServersGoToAnEtcdOfTheirsAndBack(t *testing.T) {
+	c := newTogetherIn(t, 3, movedTo)
+	c.start()
+	// What is there of an etcd is given up only when somebody says so.
+	if _, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}); !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "there is the data of an etcd") {
+		t.Fatalf("not asked to replace it: %v", err)
+	}
+	members := func() {
+		t.Helper()
+		c.until("all to have a vote", func() error {
+			for _, m := range c.servers[1:] {
+				s, err := readPeers(m.first.Paths)
+				if err != nil {
+					return err
+				}
+				c.mu.Lock()
+				joined, votes := c.joined[m.node], c.votes[m.node]
+				c.mu.Unlock()
+				if s.Etcd == nil || s.Etcd.Name != joined || !s.Etcd.Answered || s.Etcd.Learner || !votes || s.Etcd.InitialCluster != "all" {
+					return fmt.Errorf("%s is %+v, and %q, %v for the one that leads", m.node, s.Etcd, joined, votes)
+				}
+				m.mu.Lock()
+				name := m.Daemon.in.Etcd.Name
+				m.mu.Unlock()
+				if name != joined {
+					return fmt.Errorf("the etcd of %s runs as %q", m.node, name)
+				}
+			}
+			return nil
+		})
+	}
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || len(s.Servers) != 2 || s.Kind != migration.Migrate || s.Previous == nil {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+	members()
+	// The next start has its place, and asks nobody.
+	for _, m := range c.servers {
+		m.ends()
+	}
+	first := c.names()
+	c.start()
+	c.one(newStore)
+	if now := c.names(); !maps.Equal(now, first) {
+		t.Errorf("they were %q, and are %q", first, now)
+	}
+	// Back to the database as it was left.
+	c.turns(false)
+	if _, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || s.Kind != migration.Rollback {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+}
+
+// A cluster has moved from its etcd to a database, and goes back: the etcd is made anew, with what is in the database.
+func TestServersGoBackToTheEtcdTheyHad(t *testing.T) {
+	c := newTogether(t, 2)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.one(newStore)
+	for _, m := range c.servers { // what was left on the disks
+		db := components.DatabaseFile(etcdOf(m.first))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(db), 0o700), os.WriteFile(db, []byte("stale"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.turns(true)
+	d, err := c.servers[0].MoveDatastore(t.Context(), control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || d.Move.Kind != migration.Migrate {
+		t.Fatalf("%+v, %v", d.Move, err)
+	}
+	if s := c.ended(); s.Phase != migration.Done || s.Previous == nil {
+		t.Fatalf("%+v\n%s", s, c.log.String())
+	}
+	c.until("all to serve from it", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, m := range c.servers {
+			if c.serves[m.node] != newStore {
+				return fmt.Errorf("%s serves from %q", m.node, c.serves[m.node])
+			}
+		}
+		if len(c.joined) != 1 || len(c.wrong) > 0 {
+			return fmt.Errorf("joined: %q; %q", c.joined, c.wrong)
+		}
+		return nil
+	})
+}
+
+func TestAServerWithAnotherAuthorityForEtcdKeepsAllWhereTheyAre(t *testing.T) {
+	c := newTogetherIn(t, 2, movedTo)
+	other, err := os.ReadFile(pki.CertFile(newServer(t, newObjects(), "stranger", "127.0.0.8", nil).in.Paths, pki.EtcdCA))
+	if err == nil {
+		err = os.WriteFile(pki.CertFile(c.servers[1].first.Paths, pki.EtcdCA), other, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Failed || !strings.Contains(s.Error, "server-1: its authority for etcd") {
+		t.Errorf("%+v", s)
+	}
+	c.one(oldStore)
+}
+
 // lead lets a server move all of them.
 func (m *mover) lead(t *testing.T, to string) error {
 	t.Helper()
@@ -430,6 +643,16 @@ func TestAMoveIsRefusedBeforeAnythingIsChangedWhereNotAllCanGo(t *testing.T) {
 			c.servers[1].care.restore.Phase = "staging"
 			c.servers[1].mu.Unlock()
 		}, words: "server-1: a snapshot of etcd is being restored"},
+		"one has agreed to another CA": {before: func(c *together) {
+			c.servers[1].mu.Lock()
+			c.servers[1].rotating.agreed.Stage = rotation.Trusting
+			c.servers[1].mu.Unlock()
+		}, words: "server-1: the cluster's CA is being replaced"},
+		"the one that leads has": {before: func(c *together) {
+			c.servers[0].mu.Lock()
+			c.servers[0].rotating.agreed.Stage = rotation.Trusting
+			c.servers[0].mu.Unlock()
+		}, words: "the cluster's CA is being replaced"},
 		"to SQLite": {to: "sqlite", words: "SQLite is for one server, and there are others: server-1, server-2"},
 		"an API server of nobody": {before: func(c *together) {
 			c.servers[0].shared.mu.Lock()
@@ -485,6 +708,14 @@ func TestAServerThatReachesAnotherDatabaseKeepsAllWhereTheyAre(t *testing.T) {
 
 // All daemons were killed, with their machines, in the moment before the leader was told what it had decided.
 func TestServersThatStartFindOutWhatWasDecided(t *testing.T) {
+	startAfterAKill(t, "etcd")
+}
+
+func TestServersOnTheirWayToAnEtcdThatStartFindOutWhatWasDecided(t *testing.T) {
+	startAfterAKill(t, movedTo)
+}
+
+func startAfterAKill(t *testing.T, from config.DSN) {
 	for _, c := range []struct {
 		registered migration.Decision
 		phase      migration.Phase
@@ -494,7 +725,7 @@ func TestServersThatStartFindOutWhatWasDecided(t *testing.T) {
 		{migration.Open, migration.Switching, newStore}, {migration.Forward, migration.Switching, newStore}, {migration.Back, migration.Switching, oldStore},
 	} {
 		t.Run(string(c.registered)+" while "+string(c.phase), func(t *testing.T) {
-			all := newTogether(t, 3)
+			all := newTogetherIn(t, 3, from)
 			all.killedIn(c.phase, c.registered)
 			for _, m := range all.servers {
 				m.starts()
@@ -517,7 +748,12 @@ func (c *together) killedIn(phase migration.Phase, registered migration.Decision
 	}
 	keep(os.WriteFile(c.register, []byte(attempt+" "+string(registered)+"\n"), 0o600))
 	leader := c.servers[0]
-	m, err := leader.newMove(leader.first, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: movedTo})
+	to := movedTo
+	if c.toEtcd {
+		to = "etcd"
+		keep(os.WriteFile(components.DatabaseFile(etcdOf(leader.first)), []byte("new"), 0o600))
+	}
+	m, err := leader.newMove(leader.first, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: to})
 	keep(err)
 	keep(m.keepGoing())
 	keep(keepMove(leader.first.Paths, migration.State{
@@ -525,16 +761,51 @@ func (c *together) killedIn(phase migration.Phase, registered migration.Decision
 		Servers: []string{"server-1", "server-2"}, Attempt: attempt, Fence: true,
 	}))
 	for _, s := range c.servers[1:] {
-		dir := s.first.Paths.DatastorePKI(attempt)
-		keep(os.MkdirAll(dir, 0o700))
-		keep(os.WriteFile(filepath.Join(dir, "endpoint"), []byte(movedTo+"\n"), 0o600))
-		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, attempt), f: migration.Following{Attempt: attempt}}
+		if !c.toEtcd {
+			dir := s.first.Paths.DatastorePKI(attempt)
+			keep(os.MkdirAll(dir, 0o700))
+			keep(os.WriteFile(filepath.Join(dir, "endpoint"), []byte(movedTo+"\n"), 0o600))
+		}
+		f := migration.Following{Attempt: attempt, To: place(m.to.Config.Spec.Datastore)}
+		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, f), f: f}
 		keep(w.read())
 		keep(os.MkdirAll(filepath.Dir(s.first.Paths.Following()), 0o700))
 		keep(os.WriteFile(s.first.Paths.Following(), migration.Following{
 			Attempt: attempt, ID: "1", Kind: migration.Migrate, Leader: "server-0", At: leader.addr, Root: "/registry",
 			From: place(s.first.Config.Spec.Datastore), To: place(w.to.Config.Spec.Datastore),
 		}.Marshal(), 0o600))
+	}
+}
+
+// One that follows was killed after it had learned that the etcd has the state: wherever that was, it is a new member in the end.
+func TestAFollowerGoesOnToTheEtcdFromWhatItHasKept(t *testing.T) {
+	for name, came := range map[string]func(w *follower) error{
+		"it knows":                func(*follower) error { return nil },
+		"it is to be a member":    func(w *follower) error { return w.Prepare() },
+		"it is configured for it": func(w *follower) error { return errors.Join(w.Prepare(), w.Switch()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newTogetherIn(t, 3, movedTo)
+			c.killedIn(migration.Switching, migration.Forward)
+			s := c.servers[2]
+			kept, err := readFollowing(s.first.Paths)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept.Decided = migration.Forward
+			w := &follower{d: s.Daemon, from: s.first, to: targetOf(s.first, *kept), f: *kept}
+			if err := errors.Join(w.Keep(*kept), came(w)); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range c.servers {
+				m.starts()
+			}
+			c.one(newStore)
+			p, err := readPeers(s.first.Paths)
+			if err != nil || p.Etcd == nil || p.Etcd.Name == "server-2-0ld0ld" || p.Etcd.Name != c.names()["server-2"] || !p.Etcd.Answered {
+				t.Errorf("%+v, %v", p.Etcd, err)
+			}
+		})
 	}
 }
 
@@ -551,7 +822,7 @@ func TestAServerAloneFindsOutFromTheNewDatastore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, kept.Attempt), f: *kept}
+		w := follower{d: s.Daemon, from: s.first, to: targetOf(s.first, *kept), f: *kept}
 		r, err := w.look(t.Context(), c.want)
 		if err != nil || r.Of(kept.Attempt) != c.is {
 			t.Errorf("%s, wanted %q: %+v, %v", c.registered, c.want, r, err)
@@ -633,6 +904,161 @@ func TestWhoIsAnsweredAboutAMove(t *testing.T) {
 	}
 	if err := os.Remove(two.first.Paths.Following()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Its turn with the CA comes in the moment in which it is to stop: it must not serve again after it has told that it does not.
+func TestAServerThatGoesOverToAnotherCADoesNotServeAfterItHasStopped(t *testing.T) {
+	c := newTogether(t, 1)
+	c.start()
+	d := c.servers[0].Daemon
+	d.mu.Lock()
+	in := d.in
+	d.mu.Unlock()
+	goes, goOn := make(chan struct{}), make(chan struct{})
+	d.restart = func(ctx context.Context, in component.Input) error {
+		close(goes)
+		<-goOn
+		plan, err := components.Plan(in)
+		if err != nil {
+			return err
+		}
+		return d.sup.Apply(ctx, plan)
+	}
+	s := begin(t, d, in)
+	installed, stopped := make(chan error, 1), make(chan error, 1)
+	go func() { installed <- rotator{d}.Install(t.Context(), s) }()
+	<-goes
+	go func() { stopped <- d.stopServing(t.Context(), "a1") }()
+	time.Sleep(500 * time.Millisecond) // as far as it comes
+	close(goOn)
+	if err := errors.Join(<-installed, <-stopped); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	in = d.in
+	d.mu.Unlock()
+	if in.Fence != "a1" || in.Trust != s.Epoch() {
+		t.Errorf("it goes on as %q, and trusts what is of %q", in.Fence, in.Trust)
+	}
+	c.until("what was started last", func() error {
+		for _, u := range d.sup.Snapshot() {
+			if u.Component == apiserver && u.State == supervise.Ready {
+				return nil
+			}
+		}
+		return errors.New("it starts")
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if from := c.serves["server-0"]; from != "" {
+		t.Errorf("it serves from %s", from)
+	}
+}
+
+// Its daemon was started beside etcd, where that tells who was removed; it has learned where the state is, and was removed meanwhile.
+func TestAServerThatHasFollowedDoesNotTakeBackItsName(t *testing.T) {
+	c := newTogether(t, 2)
+	c.start()
+	if err := c.moves(control.DatastoreRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.ended(); s.Phase != migration.Done {
+		t.Fatalf("%+v", s)
+	}
+	c.one(newStore)
+	follows, api := c.servers[1], c.servers[0].api
+	if err := (peers{Several: true, Joined: &joinedCluster{}}).keep(follows.first.Paths); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[0].shared.mu.Lock()
+	delete(c.servers[0].shared.secrets, nodePrefix+"server-1")
+	c.servers[0].shared.mu.Unlock()
+	if err := follows.bindSelf(t.Context(), follows.first, clusterStore{api: api}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := (clusterStore{api: api}).Bindings(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Errorf("there are %+v, %v", all, err)
+	}
+	if s, err := readPeers(follows.first.Paths); err != nil || !s.Removed {
+		t.Errorf("it does not know that it was removed: %+v, %v", s, err)
+	}
+}
+
+// It waits for the end while others are asked by another one of its kind.
+func TestWhatTheProgramThatCopiesSaysIsNotLostToOneThatAsks(t *testing.T) {
+	_, in := configuredBy(t, "")
+	in.Payload = t.TempDir()
+	const script = `#!/bin/sh
+read job
+case "$job" in
+*'"mode":"copy"'*) echo "a line of its log" >&2; echo '{"caughtUp":true}'; read finish; printf 'error: out of luck\nhint:  try again\n' >&2; exit 1;;
+*) echo '{"settled":{}}';;
+esac
+`
+	if err := os.WriteFile(filepath.Join(in.Payload, components.Program), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := startCopier(t.Context(), in, migration.Job{Mode: migration.Copy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.kill()
+	if _, err := c.until(t.Context(), nil, func(e migration.Event) bool { return e.CaughtUp }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runSettle(t.Context(), in, migration.Job{Mode: migration.Settle}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.finish(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.until(t.Context(), nil, func(e migration.Event) bool { return e.Result != nil })
+	if hint, _ := errs.HintOf(err); err == nil || !strings.Contains(err.Error(), "out of luck") || hint != "try again" {
+		t.Errorf("%v (%s)", err, hint)
+	}
+}
+
+// It followed once, so how the datastore is reached that it leaves is in files of ours; and was killed before the end was kept.
+func TestAStartInTheLastPhaseKeepsWhatARollbackNeeds(t *testing.T) {
+	d, in := configuredBy(t, "")
+	d.log = slog.New(slog.DiscardHandler)
+	order := in.Paths.DatastorePKI("a1/endpoint")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(order), 0o700), os.WriteFile(order, []byte(movedTo+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	in.Config.Spec.Datastore = config.Datastore{Endpoint: movedTo, EndpointFile: order}
+	if err := os.WriteFile(in.Paths.ConfigFile(), []byte("apiVersion: k1s.io/v1alpha1\nkind: Config\nspec: {datastore: {endpointFile: "+order+"}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := d.newMove(in, migration.State{}, control.DatastoreRequest{Action: migration.Migrate, Endpoint: "mysql://k1s@tcp(db:3306)/k1s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.id = "x"
+	s := migration.State{ID: m.id, Kind: migration.Migrate, From: place(in.Config.Spec.Datastore), To: place(m.to.Config.Spec.Datastore), Phase: migration.Switching}
+	if err := errors.Join(m.Switch(t.Context()), keepMove(in.Paths, s)); err != nil {
+		t.Fatal(err)
+	}
+	now, _, err := d.configured()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Config = now
+	if err := d.prepareMove(in); err != nil {
+		t.Fatal(err)
+	}
+	if s := d.moving.state; s.Phase != migration.Starting {
+		t.Fatalf("%+v: then this test is wrong", s)
+	}
+	done := d.moving.state.Advance(time.Now())
+	if err := errors.Join(keepMove(in.Paths, done), d.prepareMove(in)); err != nil {
+		t.Fatal(err)
+	}
+	back, err := d.newMove(in, done, control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || back.to.Config.Spec.Datastore.Endpoint != movedTo {
+		t.Errorf("there is no way back: %v", err)
 	}
 }
 

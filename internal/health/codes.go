@@ -89,6 +89,7 @@ const (
 	ServerRemoved      Code = "server-removed"
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
+	UpgradeFailed      Code = "upgrade-failed"
 	CheckFailed        Code = "check-failed"
 )
 
@@ -170,7 +171,7 @@ func registry() []section {
 			{DatabaseAway, Error, "The database the configuration names does not answer. The API waits for it.", "start it, and check its address and what is between: spec.datastore.endpoint"},
 			{DatabaseRefuses, Error, "The database answers, and does not let k1s in, or does not let it do what it has to: the password, a certificate or a right is wrong.", "correct what the text names, see docs/how-to/datastores.md; it is tried again"},
 			{DatabaseHalf, Error, "A restore of a backup to a database of others broke off, so only half of the cluster is in it. The API server waits and serves nothing from it: what belongs to objects that are still to come would be deleted.", "stop k1s, and run the same k1s backup restore again; or empty the database, /k1s.io included"},
-			{DatabaseLeft, Error, "The servers have moved the cluster's state from this database to another one, and this server is still configured for the one that was left. The API server serves nothing from it: what it would write there is lost to the others.", "name the new datastore in spec.datastore as on the other servers, or k1s node remove this server there and join again; to go back: k1s datastore rollback on the server that was asked for the migration"},
+			{DatabaseLeft, Error, "The servers have moved the cluster's state from this database to another one, and this server is still configured for the one that was left. The API server serves nothing from it: what it would write there is lost to the others.", "name the new datastore in spec.datastore as on the other servers, or k1s node remove this server there, k1s reset --force here, and join again; to go back: k1s datastore rollback on the server that was asked for the migration"},
 			{DatastoreMove, Error, "Another server moves the datastore, and this one has stopped its API server for that. It does not know yet what was decided, or cannot do what follows from it.", "start the server that moves it. After ten minutes without it this one takes the old datastore into use again, if the new one says that nothing else was decided; so that has to answer"},
 			{EtcdNoSpace, Error, "The embedded etcd has used up its quota: the API can be read, and objects can be deleted, but nothing can be written. Where that helps k1s forgets old revisions and gives the space back by itself.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed (k1s kubectl delete); see docs/how-to/etcd.md"},
 			{EtcdNearlyFull, Warning, "Most of the embedded etcd's quota is in use. When it is used up nothing can be written.", "set a larger spec.etcd.quota and restart k1s, or delete what is not needed; see docs/how-to/etcd.md"},
@@ -192,6 +193,7 @@ func registry() []section {
 			{ServerRemoved, Error, "The other servers have removed this one. Its control plane is stopped, and its data is put aside beside the data directory's etcd.", "to join again, restart it with --server and a new token (k1s token create --role server); to give up what is on it: k1s reset"},
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
+			{UpgradeFailed, Warning, "Another k1s was tried on this node and did not make it work, so the one before runs again, with everything it had. It is told for a day.", "the text says what was in the way; look closer with: k1s upgrade --status, k1s logs NAME"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},
 		}},
 	}

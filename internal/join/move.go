@@ -61,6 +61,9 @@ type Order struct {
 	Kind migration.Kind  `json:"kind"`
 	From migration.Place `json:"from"` // as the one that leads has it
 	To   Datastore       `json:"to"`
+	// Replace tells that what a server has of a datastore like the new one on its own disk is given up. To is then, or may be, an etcd that
+	// the servers run: its CA is the authority that they all have for it.
+	Replace bool `json:"replace,omitempty"`
 }
 
 const moveInfo = "k1s move of the datastore v1"

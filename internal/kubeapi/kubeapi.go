@@ -192,6 +192,15 @@ func (c *Client) get(ctx context.Context, path string, out any) error {
 	return c.do(ctx, http.MethodGet, path, nil, out)
 }
 
+// Version is that of the API server that answers, as v1.36.3.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	var v struct {
+		GitVersion string `json:"gitVersion"`
+	}
+	err := c.get(ctx, "/version", &v)
+	return v.GitVersion, err
+}
+
 // StatusError is an answer of the API server that is no success.
 type StatusError struct {
 	Code    int

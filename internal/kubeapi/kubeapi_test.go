@@ -2,6 +2,7 @@ package kubeapi
 
 import (
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -83,6 +84,18 @@ func TestOnlyPodsOfTheNodeAreAskedForAndEndedOnesAreReady(t *testing.T) {
 	}
 	if strings.Join(ready, " ") != "p job" {
 		t.Errorf("ready: %q", ready)
+	}
+}
+
+func TestTheVersionOfTheServerIsAskedFor(t *testing.T) {
+	c := asks(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/version" {
+			t.Errorf("%s was asked for", r.URL.Path)
+		}
+		fmt.Fprint(w, `{"major": "1", "minor": "36", "gitVersion": "v1.36.3"}`)
+	}))
+	if v, err := c.Version(t.Context()); err != nil || v != "v1.36.3" {
+		t.Errorf("%q, %v", v, err)
 	}
 }
 

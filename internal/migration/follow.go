@@ -9,10 +9,13 @@ import (
 )
 
 // How several servers move together. The one that was asked leads: it is the World of Run. Each of the others follows: it stops
-// its API server, tells so, and serves again when it has learned what was decided. What is decided stands in a register in the new
-// datastore, which all of them reach: it is written once in each attempt, by whoever comes first. Only the leader writes that they go
+// its API server, tells so, and serves again when it has learned what was decided. What is decided stands in a register in a datastore
+// which all of them reach: it is written once in each attempt, by whoever comes first. Only the leader writes that they go
 // forward; that they go back may be written by any server for which the leader was away for too long. So at most one of the two
 // datastores is ever written to, whoever is killed, and nobody waits for a machine that is gone.
+//
+// The register is in the new datastore, except where that is an etcd which the servers run themselves: of that there is the leader's
+// member only until they have agreed, so the register is in the database of others that is left.
 
 // Decision is what stands in the register.
 type Decision string
@@ -30,7 +33,7 @@ type Register struct {
 	Decision Decision `json:"decision,omitempty"`
 }
 
-// RegisterKey is where it stands, for objects below a root such as /registry: in the new datastore, outside of what is copied.
+// RegisterKey is where it stands, for objects below a root such as /registry: outside of what is copied.
 func RegisterKey(root string) string { return "/k1s.io/moving" + root }
 
 // Decide is what becomes of a register when a server wants something decided in an attempt; write tells that it changes. Nothing
@@ -118,8 +121,13 @@ type Follower interface {
 	Stop(context.Context) error
 	// Learn waits for what was decided: Forward or Back.
 	Learn(context.Context) (Decision, error)
+	// Prepare makes ready what the new datastore needs on this server before any start looks for it there: what this server had of one
+	// like it is gone, so that no start takes that for the new one.
+	Prepare() error
 	// Switch changes the configuration of the next start to the new datastore.
 	Switch() error
+	// Join takes this server's place in the new datastore, where it needs one: it waits for those who are in it already.
+	Join(context.Context) error
 	// Serve starts the control plane on what the configuration names now.
 	Serve(context.Context) error
 	// Forget is for the end.
@@ -153,8 +161,14 @@ func Follow(ctx context.Context, w Follower, f Following) (Following, error) {
 			return f, fmt.Errorf("keeping what was decided: %w", err)
 		}
 	}
+	if err := w.Prepare(); err != nil {
+		return f, fmt.Errorf("preparing for the new datastore: %w", err)
+	}
 	if err := w.Switch(); err != nil {
 		return f, err
+	}
+	if err := w.Join(ctx); err != nil {
+		return f, fmt.Errorf("taking a place in the new datastore: %w", err)
 	}
 	if err := w.Serve(ctx); err != nil {
 		return f, err

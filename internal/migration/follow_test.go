@@ -22,8 +22,9 @@ const (
 type site struct {
 	t        *testing.T
 	servers  map[string]*machine
-	register Register // in the new datastore
+	register Register // in the datastore that all reach
 	fence    bool     // in the old one
+	etcd     bool     // the new one is an etcd of the servers
 	deaf     bool     // the register does not answer
 
 	deeds  int
@@ -44,6 +45,19 @@ type machine struct {
 	away   bool       // nobody reaches it
 	serves string     // "" while its API server does not
 	told   bool       // the leader, that it does not serve
+	member string     // what is on the disk of an etcd of the servers: "", stale or new
+	placed bool       // kept on the disk: it is to be a new member
+	waits  bool       // a start waits for its place
+}
+
+// newEtcdSite is one where the servers move to an etcd of theirs, and each still has the data of the one they left.
+func newEtcdSite(t *testing.T, names ...string) *site {
+	s := newSite(t, names...)
+	s.etcd = true
+	for _, m := range s.servers {
+		m.member = "stale"
+	}
+	return s
 }
 
 func newSite(t *testing.T, names ...string) *site {
@@ -73,6 +87,10 @@ func (m *machine) do(deed string) error {
 
 // serve lets an API server serve, and finds out whether it may.
 func (m *machine) serve(from string) {
+	m.s.t.Helper()
+	if m.s.etcd && from == "b" && m.member != "new" {
+		m.s.t.Fatalf("%s serves from an etcd that is %q on its disk: %q", m.name, m.member, m.s.log)
+	}
 	m.serves = from
 	m.s.look()
 }
@@ -115,7 +133,13 @@ func (l leader) Keep(s State) error {
 	}
 	return err
 }
-func (l leader) Copy(context.Context) (bool, error) { return true, l.do("copy") }
+func (l leader) Copy(context.Context) (bool, error) {
+	err := l.do("copy")
+	if err == nil {
+		l.member = ""
+	}
+	return true, err
+}
 func (l leader) Fence(ctx context.Context) error {
 	if err := l.do("open"); err != nil {
 		return err
@@ -149,7 +173,7 @@ func (l leader) Finish(context.Context) (Result, error) {
 			l.s.t.Fatalf("%s serves from %q while the rest is copied: %q", name, m.serves, l.s.log)
 		}
 	}
-	l.s.fence = true
+	l.s.fence, l.member = true, "new"
 	return Result{Keys: 7}, nil
 }
 func (l leader) Switch(context.Context) error {
@@ -229,12 +253,44 @@ func (f follower) Learn(context.Context) (Decision, error) {
 	}
 	return d, err
 }
+func (f follower) Prepare() error {
+	err := f.do("prepare")
+	if err == nil && f.s.etcd && !f.placed {
+		f.member = ""
+		err = f.do("keep that it is to be a member")
+		f.placed = err == nil
+	}
+	return err
+}
 func (f follower) Switch() error {
 	err := f.do("switch")
 	if err == nil {
 		f.config = "b"
 	}
 	return err
+}
+
+// Join needs the leader, which has founded it.
+func (f follower) Join(context.Context) error {
+	err := f.do("join")
+	if err == nil && !f.takesPlace() {
+		err = errors.New("nobody is in it")
+	}
+	return err
+}
+
+func (m *machine) takesPlace() bool {
+	l := m.s.servers[leading]
+	if m.s.etcd && m.member != "new" {
+		if l.dead || l.away || l.serves != "b" {
+			return false
+		}
+		if m.member != "" || !m.placed {
+			m.s.t.Fatalf("%s joins with an etcd that is %q, placed: %v: %q", m.name, m.member, m.placed, m.s.log)
+		}
+		m.member = "new"
+	}
+	return true
 }
 func (f follower) Serve(context.Context) error {
 	err := f.do("serve")
@@ -276,6 +332,9 @@ func (m *machine) starts() {
 		return
 	}
 	if m.record == nil || m.record.Decided == Forward && m.config == "b" {
+		if m.waits = m.config == "b" && !m.takesPlace(); m.waits {
+			return
+		}
 		m.serve(m.config)
 	}
 }
@@ -287,6 +346,10 @@ func (s *site) settled(ctx context.Context) {
 			m := s.servers[name]
 			switch {
 			case m.away || m.dead:
+			case m.waits:
+				if m.waits = !m.takesPlace(); !m.waits {
+					m.serve(m.config)
+				}
 			case name == leading && m.state.Active():
 				m.run(ctx)
 			case name != leading && m.record != nil:
@@ -334,6 +397,16 @@ func (s *site) one(want string) {
 	}
 }
 
+// nobodyWithoutTheState checks that nobody serves who is not in the etcd whose founder is gone, and that those who have gone or want to say so.
+func (s *site) nobodyWithoutTheState() {
+	s.t.Helper()
+	for name, m := range s.servers {
+		if !m.away && m.serves != "" && m.member != "new" || !m.away && m.serves == "" && m.record == nil {
+			s.t.Errorf("%s serves from %q, its etcd is %q, and it keeps %+v: %q", name, m.serves, m.member, m.record, s.log)
+		}
+	}
+}
+
 var three = []string{leading, "server-1", "server-2"}
 
 func TestSeveralServersMoveTogether(t *testing.T) {
@@ -359,6 +432,14 @@ func TestSeveralServersMoveTogether(t *testing.T) {
 // Every daemon is killed before every deed; it starts again, or its machine never comes back. With the register deaf for a while they
 // wait, and do nothing else.
 func TestAKillAtAnyPointLeavesSeveralServersOnOneDatastore(t *testing.T) {
+	killAnywhere(t, newSite)
+}
+
+func TestAKillAtAnyPointLeavesSeveralServersInOneEtcdOrOnTheDatabase(t *testing.T) {
+	killAnywhere(t, newEtcdSite)
+}
+
+func killAnywhere(t *testing.T, newSite func(*testing.T, ...string) *site) {
 	whole := newSite(t, three...)
 	whole.runs(t.Context())
 	whole.settled(t.Context())
@@ -406,6 +487,10 @@ func TestAKillAtAnyPointLeavesSeveralServersOnOneDatastore(t *testing.T) {
 				if s.register.Of(attempt) == Forward {
 					want = "b"
 				}
+				if s.etcd && want == "b" && killed.name == leading && killed.away {
+					s.nobodyWithoutTheState()
+					return
+				}
 				s.one(want)
 			})
 		}
@@ -429,9 +514,10 @@ func TestWhatFailsLeavesSeveralServersWhereTheyWere(t *testing.T) {
 }
 
 func TestWhatFailsAfterItIsAgreedIsTriedAgain(t *testing.T) {
-	for _, deed := range []string{"server-0 switch", "server-0 keep starting", "server-0 start", "server-0 keep done", "server-0 agree", "server-1 switch", "server-2 serve", "server-2 forget", "server-1 keep following forward"} {
+	for _, deed := range []string{"server-0 switch", "server-0 keep starting", "server-0 start", "server-0 keep done", "server-0 agree", "server-1 switch", "server-2 serve", "server-2 forget", "server-1 keep following forward",
+		"server-1 prepare", "server-1 keep that it is to be a member", "server-2 join"} {
 		t.Run(deed, func(t *testing.T) {
-			s := newSite(t, three...)
+			s := newEtcdSite(t, three...)
 			s.failAt = deed
 			s.runs(t.Context())
 			s.settled(t.Context())

@@ -45,6 +45,9 @@ func (p Paths) PKI(elem ...string) string {
 	return path.Join(append([]string{p.Data, "pki"}, elem...)...)
 }
 
+// Upgrade keeps how far the last upgrade of k1s came.
+func (p Paths) Upgrade() string { return path.Join(p.Data, "upgrade.json") }
+
 // Rotation keeps how far the replacement of the cluster's authorities is.
 func (p Paths) Rotation() string { return p.PKI("rotation.json") }
 
@@ -127,6 +130,9 @@ func (p Paths) Claim() string { return p.Of("kube-apiserver", "claim.json") }
 // Tunnels is the file in which the API server of a server tells which tunnels there are, AgentTunnels where the balancer of an agent does.
 func (p Paths) Tunnels() string      { return p.Of("kube-apiserver", "tunnels.json") }
 func (p Paths) AgentTunnels() string { return path.Join(p.Run, "tunnels.json") }
+
+// PodsLeft is there when a daemon that was asked to end the node's pods could not, and says why.
+func (p Paths) PodsLeft() string { return path.Join(p.Run, "pods-left") }
 
 // Datastore holds the DSN of a database of others, for kine; DatastoreStatus what kine has to say about it.
 func (p Paths) Datastore() string       { return path.Join(p.Run, "datastore") }

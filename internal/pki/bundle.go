@@ -96,6 +96,12 @@ func (b Bundle) Install(ctx context.Context, p paths.Paths) error {
 			return err
 		}
 	}
+	// What a machine has that was a server once leads to authorities that are none any more.
+	for _, name := range bundled {
+		if err := os.Remove(chainFile(p, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	// The CA itself last: with it the machine counts as a server.
 	for i := range bundled {
 		key, public := bundleFiles(bundled[len(bundled)-1-i])

@@ -155,6 +155,9 @@ func (linuxProcesses) FindByEnv(key, value string) ([]ProcessID, error) {
 	return ids, nil
 }
 
+// Identify describes the process that has the pid now; Start is 0 when there is none.
+func Identify(pid int) ProcessID { return identify(pid) }
+
 // identify describes the process that has the pid now; Start is 0 when there is none, or only its remains.
 func identify(pid int) ProcessID {
 	id := ProcessID{PID: pid, Boot: bootID()}

@@ -27,3 +27,6 @@ func (noProcesses) FindByEnv(string, string) ([]ProcessID, error) {
 }
 
 func killPID(int) error { return errors.ErrUnsupported }
+
+// Identify knows of no process yet.
+func Identify(pid int) ProcessID { return ProcessID{PID: pid} }

@@ -878,8 +878,18 @@ func (s *Supervisor) Restart(name string) error {
 }
 
 // Wait blocks until the component has reached the level. When ctx ends first the error says what it was
-// doing instead.
+// doing instead. A component that is not among the units is an error at once: see Await.
 func (s *Supervisor) Wait(ctx context.Context, name string, level component.Level) error {
+	return s.wait(ctx, name, level, false)
+}
+
+// Await is Wait also for a component that is not among the units: they may be without it for a while, as without the control plane
+// while its datastore is moved. So it is what something that lives as long as the supervisor begins with.
+func (s *Supervisor) Await(ctx context.Context, name string, level component.Level) error {
+	return s.wait(ctx, name, level, true)
+}
+
+func (s *Supervisor) wait(ctx context.Context, name string, level component.Level, absent bool) error {
 	for {
 		s.mu.Lock()
 		c, ch := s.comps[name], s.changed
@@ -892,7 +902,7 @@ func (s *Supervisor) Wait(ctx context.Context, name string, level component.Leve
 		})
 		ended := s.ended
 		s.mu.Unlock()
-		if !known {
+		if !known && !absent {
 			return errs.New(errs.NotFound, "there is no component %q on this node", name)
 		}
 		if ended {

@@ -629,6 +629,45 @@ func TestWaitTellsWhatHappenedInstead(t *testing.T) {
 	})
 }
 
+func TestAComponentThatIsAwayForAWhileIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s, stop := run(t, w, single("store"), single("api", "store"))
+		awaited := make(chan error, 1)
+		go func() { awaited <- s.Await(t.Context(), "api", component.Ready) }()
+		synctest.Wait()
+		if err := s.Apply(t.Context(), []component.Unit{single("store")}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-awaited:
+			t.Fatalf("it was not waited for: %v", err)
+		default:
+		}
+		if err := s.Apply(t.Context(), []component.Unit{single("store"), single("api", "store")}); err != nil {
+			t.Fatal(err)
+		}
+		for _, answers := range []string{"store:open", "store", "api:open", "api"} {
+			w.answer(answers, true)
+		}
+		if err := <-awaited; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := s.Await(ctx, "nothing", component.Ready); !errs.Is(err, errs.Timeout) {
+			t.Errorf("what never comes: %v", err)
+		}
+		if err := stop(ErrDetach); err != nil {
+			t.Error(err)
+		}
+		if err := s.Await(t.Context(), "nothing", component.Ready); !errs.Is(err, errs.NotRunning) {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
 func TestAUnitThatNeverEndsIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})

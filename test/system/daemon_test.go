@@ -79,6 +79,7 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 		system.untilOutput(t, limit, "CoreDNS to be of the new payload", is(next), "get", "deployment", "coredns", "-o", `jsonpath={.spec.template.metadata.annotations.k1s\.io/payload}`)
 		system.rolledOut(t, "deployment/coredns")
 	})
+	inTurn(t, "k1s upgrade goes over to another k1s, and back from one that does not work", func(t *testing.T) { upgradesInPlace(t, c, s) })
 	inTurn(t, "a second daemon is refused", func(t *testing.T) {
 		was := c.running(t)
 		c.in(within(t, limit), "k1s", "server").wants(t, 1, "already running", fmt.Sprint(was.PID), "hint:  ", "k1s status")

@@ -18,6 +18,7 @@ import (
 
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/control"
+	"k1s.io/k1s/internal/etcdcare"
 	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/migration"
 )
@@ -160,6 +161,26 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 	})
 	stop()
 	n.check(t)
+	t.Run("three servers go back to an etcd of theirs together", func(t *testing.T) { c.movesToEtcd(t, []member{first, second, third}) })
+	app.reach(t, 4)
+	t.Run("and to the database as they left it", func(t *testing.T) {
+		const later = "written-in-etcd"
+		c.kubectl(t, "create", "configmap", later)
+		if _, err := first.client().MoveDatastore(within(t, limit), control.DatastoreRequest{Action: migration.Rollback}); err != nil {
+			t.Fatal(err)
+		}
+		first.moved(t, migration.Done)
+		for _, s := range []member{first, second, third} { // a node may be not Ready for minutes: what its kubelet has reported since is lost
+			s.isIn(t, "PostgreSQL")
+		}
+		eventually(t, limit, "the database to have what it had", func(ctx context.Context) error {
+			r := c.try(ctx, "get", "configmap", "-o", "name")
+			if r.code != 0 || strings.Contains(r.out, later) || !strings.Contains(r.out, "kube-root-ca.crt") {
+				return fmt.Errorf("there are %s %v", r.out, r.error())
+			}
+			return nil
+		})
+	})
 	t.Run("of two first servers on one database one founds a cluster", func(t *testing.T) {
 		third.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		second.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
@@ -167,10 +188,14 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		config := "apiVersion: k1s.io/v1alpha1\nkind: Config\nspec:\n  datastore: {endpoint: null, endpointFile: /etc/k1s/datastore, caFile: /etc/k1s/db/ca.crt, certFile: /etc/k1s/db/client.crt, keyFile: /etc/k1s/db/client.key}\n"
 		alone := func(m member, dsn string) {
 			m.reaches(t, db, dsn)
-			m.writeFile(t, "config.d/zz-only.yaml", config+"  join: {server: '', tokenFile: ''}\n", 0o600)
+			m.writeFile(t, "config.d/zz-only.yaml", config, 0o600)
+		}
+		// The environment of this node says where its cluster is.
+		founds := func(m member) result {
+			return m.in(within(t, 2*limit), "env", "-u", "K1S_SERVER", "-u", "K1S_TOKEN_FILE", "k1s", "server")
 		}
 		alone(second, db.dsn(databasePassword))
-		second.in(within(t, limit), "k1s", "server").wants(t, 1, "belongs to another cluster, which server-0 has founded", "nothing of this start is left here")
+		founds(second).wants(t, 1, "belongs to another cluster, which server-0 has founded", "nothing of this start is left here")
 		if _, err := os.Stat(second.disk("var/lib/k1s/pki")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("it has kept keys: %v", err)
 		}
@@ -184,7 +209,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		ended := make(chan end, 2)
 		for _, m := range []member{first, second} {
 			alone(m, another)
-			go func() { ended <- end{m, m.in(within(t, 2*limit), "k1s", "server")} }()
+			go func() { ended <- end{m, founds(m)} }()
 		}
 		loser := <-ended
 		loser.result.wants(t, 1, "belongs to another cluster", "nothing of this start is left here")
@@ -210,20 +235,7 @@ func (c *Cluster) movesTogether(t *testing.T, servers []member, db *database) {
 	leads.reaches(t, db, db.dsn(databasePassword))
 	r := c.registers(t, servers)
 	r.goOn(t, "in etcd", all...)
-	isIn := func(engine string) {
-		t.Helper()
-		for _, s := range servers {
-			s.untilState(t, control.Running)
-			eventually(t, limit, s.node+" to be in "+engine, func(ctx context.Context) error {
-				d, err := s.client().Datastore(ctx)
-				if err == nil && d.Engine != engine {
-					err = fmt.Errorf("it is in %s", d.Engine)
-				}
-				return err
-			})
-		}
-		r.goOn(t, "in "+engine, all...)
-	}
+	isIn := func(engine string) { r.isIn(t, servers, engine) }
 	begin := func() {
 		t.Helper()
 		_, err := leads.client().MoveDatastore(within(t, limit), control.DatastoreRequest{
@@ -233,65 +245,16 @@ func (c *Cluster) movesTogether(t *testing.T, servers []member, db *database) {
 			t.Fatal(err)
 		}
 	}
-	// ended waits until the one that leads is at the end of it.
-	ended := func(phase migration.Phase) {
-		t.Helper()
-		eventually(t, 2*limit, "the move to be "+string(phase), func(ctx context.Context) error {
-			d, err := leads.client().Datastore(ctx)
-			if err == nil && (d.Move == nil || d.Move.Phase != phase) {
-				err = fmt.Errorf("it is %+v", d.Move)
-			}
-			return err
-		})
-	}
-	// killedWhen kills a daemon as soon as something is there on its disk.
-	killedWhen := func(s member, file, words string) {
-		t.Helper()
-		st, err := s.status(within(t, limit))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := processOf(st.PID)
-		path := s.disk(file)
-		eventually(t, limit, words+" in "+file+" of "+s.node, func(context.Context) error {
-			b, err := os.ReadFile(path)
-			if err == nil && !strings.Contains(string(b), words) {
-				err = fmt.Errorf("it has %.100q", b)
-			}
-			return err
-		})
-		kill(t, st.PID)
-		eventually(t, limit, "the daemon of "+s.node+" to be dead, and another one to run", func(ctx context.Context) error {
-			if p.alive() {
-				return errors.New("it is alive")
-			}
-			now, err := s.status(ctx)
-			if err == nil && processOf(now.PID) == p {
-				err = errors.New("it is still the old one")
-			}
-			return err
-		})
-	}
 	begin()
-	killedWhen(leads, "var/lib/k1s/datastore/migration.json", `"phase": "fencing"`)
-	ended(migration.Failed)
+	leads.killedWhen(t, "var/lib/k1s/datastore/migration.json", `"phase": "fencing"`)
+	leads.moved(t, migration.Failed)
 	isIn("etcd")
 
 	begin()
-	killedWhen(follows, "var/lib/k1s/datastore/following.json", `"attempt"`)
-	ended(migration.Done)
+	follows.killedWhen(t, "var/lib/k1s/datastore/following.json", `"attempt"`)
+	leads.moved(t, migration.Done)
 	isIn("PostgreSQL")
-	d, err := leads.client().Datastore(within(t, limit))
-	if err != nil || d.Move.Result == nil || d.Move.Result.Keys < 100 || d.Move.Result.TargetRevision <= d.Move.Result.SourceRevision {
-		t.Errorf("%+v, %v", d.Move, err)
-	} else {
-		for _, row := range d.Move.Result.Rows {
-			if !row.Equal() {
-				t.Errorf("%s differs: %+v", row.Prefix, row)
-			}
-		}
-		t.Logf("%d keys, %d late, the control plane of %s was away for %.2fs", d.Move.Result.Keys, d.Move.Result.Late, leads.node, d.Move.PausedS)
-	}
+	leads.verified(t)
 	for _, s := range servers {
 		if fs, err := filepath.Glob(s.disk("var/lib/k1s/datastore/") + "/[fg]o*.json"); err != nil || len(fs) > 0 {
 			t.Errorf("left on %s: %q, %v", s.node, fs, err)
@@ -303,5 +266,120 @@ func (c *Cluster) movesTogether(t *testing.T, servers []member, db *database) {
 			}
 		}
 	}
+	r.check(t)
+}
+
+// isIn waits until a server uses a datastore.
+func (m member) isIn(t *testing.T, engine string) {
+	t.Helper()
+	eventually(t, limit, m.node+" to be in "+engine, func(ctx context.Context) error {
+		d, err := m.client().Datastore(ctx)
+		if err == nil && d.Engine != engine {
+			err = fmt.Errorf("it is in %s", d.Engine)
+		}
+		return err
+	})
+}
+
+// isIn is the same for all servers, at each of which there are writes then.
+func (r *registers) isIn(t *testing.T, servers []member, engine string) {
+	t.Helper()
+	var all []string
+	for _, s := range servers {
+		all = append(all, s.node)
+		s.untilState(t, control.Running)
+		s.isIn(t, engine)
+	}
+	r.goOn(t, "in "+engine, all...)
+}
+
+// moved waits until a server that leads a move is at the end of it.
+func (m member) moved(t *testing.T, phase migration.Phase) {
+	t.Helper()
+	eventually(t, 2*limit, "the move to be "+string(phase), func(ctx context.Context) error {
+		d, err := m.client().Datastore(ctx)
+		if err == nil && (d.Move == nil || d.Move.Phase != phase) {
+			err = fmt.Errorf("it is %+v", d.Move)
+		}
+		return err
+	})
+}
+
+// verified looks at what a server that has led a move has compared.
+func (m member) verified(t *testing.T) {
+	t.Helper()
+	d, err := m.client().Datastore(within(t, limit))
+	if err != nil || d.Move.Result == nil || d.Move.Result.Keys < 100 || d.Move.Result.TargetRevision <= d.Move.Result.SourceRevision {
+		t.Errorf("%+v, %v", d.Move, err)
+		return
+	}
+	for _, row := range d.Move.Result.Rows {
+		if !row.Equal() {
+			t.Errorf("%s differs: %+v", row.Prefix, row)
+		}
+	}
+	t.Logf("%d keys, %d late, the control plane of %s was away for %.2fs", d.Move.Result.Keys, d.Move.Result.Late, m.node, d.Move.PausedS)
+}
+
+// killedWhen kills a daemon as soon as something is there on its disk.
+func (m member) killedWhen(t *testing.T, file, words string) {
+	t.Helper()
+	st, err := m.status(within(t, limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := processOf(st.PID)
+	path := m.disk(file)
+	eventually(t, limit, words+" in "+file+" of "+m.node, func(context.Context) error {
+		b, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(b), words) {
+			err = fmt.Errorf("it has %.100q", b)
+		}
+		return err
+	})
+	kill(t, st.PID)
+	eventually(t, limit, "the daemon of "+m.node+" to be dead, and another one to run", func(ctx context.Context) error {
+		if p.alive() {
+			return errors.New("it is alive")
+		}
+		now, err := m.status(ctx)
+		if err == nil && processOf(now.PID) == p {
+			err = errors.New("it is still the old one")
+		}
+		return err
+	})
+}
+
+// movesToEtcd lets servers that have left their etcd for a database go back, under reads and writes at each of them: the etcd is made anew, and
+// the old data is given up only when somebody says so. The daemon of one that follows is killed when it has stopped, that of another one
+// when it is to ask for its place. In the end the one that led dies, and the others go on.
+func (c *Cluster) movesToEtcd(t *testing.T, servers []member) {
+	leads := servers[0]
+	r := c.registers(t, servers)
+	r.isIn(t, servers, "PostgreSQL")
+	if _, err := leads.client().MoveDatastore(within(t, limit), control.DatastoreRequest{Action: migration.Migrate, Endpoint: "etcd"}); err == nil || !strings.Contains(err.Error(), "there is the data of an etcd") {
+		t.Fatalf("the old data would be given up: %v", err)
+	}
+	d, err := leads.client().MoveDatastore(within(t, limit), control.DatastoreRequest{Action: migration.Rollback})
+	if err != nil || d.Move.Kind != migration.Migrate {
+		t.Fatalf("%+v, %v", d.Move, err)
+	}
+	servers[1].killedWhen(t, "var/lib/k1s/datastore/following.json", `"attempt"`)
+	servers[2].killedWhen(t, "var/lib/k1s/server.json", `"moved"`)
+	leads.moved(t, migration.Done)
+	r.isIn(t, servers, "etcd")
+	leads.verified(t)
+	eventually(t, limit, "three members that have a vote", func(context.Context) error {
+		all := etcdMembers(t, servers)
+		if len(all) != len(servers) || slices.ContainsFunc(all, func(m etcdcare.Member) bool { return m.Learner }) {
+			return fmt.Errorf("they are %+v", all)
+		}
+		return nil
+	})
+	r.fault(t, "the server that led is dead", servers[1:], func() { leads.dies(t) }, func() {
+		leads.must(t, leads.nodeCommand(t, "start", patience))
+		leads.untilState(t, control.Running)
+	})
+	r.isIn(t, servers, "etcd")
 	r.check(t)
 }

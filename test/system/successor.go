@@ -62,6 +62,19 @@ const addition = "addition.txt"
 // so is another one. The frames stay as they are, nothing is compressed anew. It returns the ids of both payloads.
 func successor(t *testing.T, file string) (id, next string) {
 	t.Helper()
+	content := []byte("what the next version has more\n")
+	return successorWith(t, file, content, sha256.Sum256(content))
+}
+
+// brokenSuccessor writes one that says what it is like any other, and whose payload cannot be unpacked.
+func brokenSuccessor(t *testing.T, file string) {
+	t.Helper()
+	successorWith(t, file, []byte("what somebody has altered\n"), sha256.Sum256(nil))
+}
+
+// successorWith writes one with a content of its addition, and what is said to be its checksum.
+func successorWith(t *testing.T, file string, content []byte, sum [sha256.Size]byte) (id, next string) {
+	t.Helper()
 	p, err := payload.Open(the.program)
 	if err != nil {
 		t.Fatal(err)
@@ -107,9 +120,7 @@ func successor(t *testing.T, file string) (id, next string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	content := []byte("what the next version has more\n")
 	packed := enc.EncodeAll(content, nil)
-	sum := sha256.Sum256(content)
 	w := payload.NewWriter(out)
 	_, err1 := w.Frame(frames) // their offsets are what they were
 	offset, err2 := w.Frame(packed)

@@ -101,27 +101,39 @@ func (s *watchServer) synced(ctx context.Context) (int64, error) {
 	}
 }
 
-// since is what has happened in a range after a revision, as it stands in the database, whatever has been handed to whom.
+// compacted says that what happened after a revision is not known any more.
+type compacted struct{ now, to int64 }
+
+func (compacted) Error() string { return server.ErrCompacted.Error() }
+
+// since is what has happened in a range after a revision, as it stands in the database, whatever has been handed to whom. The error is
+// compacted where that is not all there anymore.
 func (s *watchServer) since(ctx context.Context, key, end string, revision int64) ([]*server.Event, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerFor, fmt.Errorf("no answer within %s", answerFor))
+	defer cancel()
 	looking, stop := context.WithCancel(ctx)
 	found := s.backend.Watch(looking, key, end, revision+1) // it has looked when it returns
 	stop()                                                  // so nothing follows what it has found but the end
 	if found.CompactRevision != 0 {
-		return nil, server.ErrCompacted
+		return nil, compacted{found.CurrentRevision, found.CompactRevision}
 	}
 	var all []*server.Event
-	for {
+	for open := true; open; {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
+		case batch, ok := <-found.Events:
+			all, open = append(all, batch...), ok
 		case err := <-found.Errorc:
 			return nil, err
-		case batch, ok := <-found.Events:
-			if !ok {
-				return all, nil
-			}
-			all = append(all, batch...)
 		}
+	}
+	// One that has failed ends as one does that has found nothing.
+	select {
+	case err := <-found.Errorc:
+		return nil, err
+	default:
+		return all, context.Cause(ctx)
 	}
 }
 
@@ -183,16 +195,23 @@ type watch struct {
 }
 
 // through tells whether the client has all events of w up to a revision. An API server that is told so too early answers with lists as of
-// that revision which lack what is on its way to it yet, and whoever goes on from such a list never hears of it.
-func (s *watchServer) through(ctx context.Context, w *watch, revision int64) bool {
+// that revision which lack what is on its way to it yet, and whoever goes on from such a list never hears of it. A watch of which that
+// cannot be found out any more ends: its client reads everything again.
+func (st *stream) through(ctx context.Context, w *watch, revision int64) bool {
 	after := max(w.delivered.Load(), w.complete.Load())
-	if !s.asks || after >= revision {
+	if !st.asks || after >= revision {
 		return true
 	}
-	events, err := s.since(ctx, w.key, w.end, after)
-	if err != nil {
+	events, err := st.since(ctx, w.key, w.end, after)
+	var gone compacted
+	switch {
+	case errors.As(err, &gone):
+		st.log.Warn("a watch ends: what happened since its client was told last is compacted", "key", w.key, "after", after, "compacted", gone.to)
+		st.cancel(w.id, gone.now, gone.to, gone)
+		return false
+	case err != nil:
 		if ctx.Err() == nil {
-			s.log.Warn("not known how far a watch is", "key", w.key, "after", after, "err", err)
+			st.log.Warn("not known how far a watch is", "key", w.key, "after", after, "err", err)
 		}
 		return false
 	}

@@ -186,7 +186,6 @@ func TestAWatchIsNotSaidToHaveWhatOnlyAnotherHasSeen(t *testing.T) {
 	})
 }
 
-// The NATS backend leaves the channel of such a watch open.
 // Between kine's reading of the database and a watch there are goroutines of kine's, which a busy machine lets wait.
 func TestAWatchIsNotSaidToHaveWhatIsOnItsWayToIt(t *testing.T) {
 	var live chan []*server.Event
@@ -214,6 +213,73 @@ func TestAWatchIsNotSaidToHaveWhatIsOnItsWayToIt(t *testing.T) {
 	})
 }
 
+// A look that fails finds nothing, and ends its channel as one that has found nothing does.
+func TestAWatchIsNotSaidToHaveWhatCouldNotBeLookedFor(t *testing.T) {
+	looks := 0
+	b := &someBackend{revision: 5, watch: func(ctx context.Context, _ string) server.WatchResult {
+		if looks++; looks == 1 {
+			return until(ctx, nil)
+		}
+		failed, none := make(chan error, 1), make(chan []*server.Event)
+		failed <- server.ErrGRPCUnhealthy
+		close(none)
+		return server.WatchResult{Events: none, Errorc: failed}
+	}}
+	converse(t, b, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a/"), RangeEnd: []byte("/a0"), StartRevision: 5})
+		for range 50 { // which of two channels that are ready is read is by chance
+			c.progress()
+			time.Sleep(2 * betweenProgress)
+		}
+		if c.expect(); looks < 50 {
+			t.Errorf("it was looked %d times: then this test is wrong", looks)
+		}
+	})
+}
+
+// Kine's watches do not end where it could not begin to read for them.
+func TestALookThatDoesNotEndKeepsNobodyFromBeingTold(t *testing.T) {
+	looks := 0
+	b := &someBackend{revision: 5, watch: func(ctx context.Context, key string) server.WatchResult {
+		if looks++; looks == 2 {
+			return server.WatchResult{Events: make(chan []*server.Event)}
+		}
+		return until(ctx, nil)
+	}}
+	converse(t, b, func(s *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a/"), RangeEnd: []byte("/a0"), StartRevision: 5, ProgressNotify: true})
+		go s.notify(c.ctx, time.Minute)
+		time.Sleep(time.Minute + 2*answerFor)
+		c.expect()
+		time.Sleep(time.Minute)
+		c.expect("1 has all to 5")
+	})
+}
+
+// What was between where the client is and what there still is may have been for it: it has to read everything again, and would be told
+// nothing any more otherwise.
+func TestAWatchOfWhichItCannotBeKnownAnyMoreEnds(t *testing.T) {
+	looks := 0
+	b := &someBackend{revision: 2005, watch: func(ctx context.Context, _ string) server.WatchResult {
+		if looks++; looks == 1 {
+			return until(ctx, nil)
+		}
+		return server.WatchResult{Events: make(chan []*server.Event), CurrentRevision: 2005, CompactRevision: 1005}
+	}}
+	converse(t, b, func(_ *watchServer, c *conversation) {
+		c.watch(&etcdserverpb.WatchCreateRequest{Key: []byte("/a/"), RangeEnd: []byte("/a0"), StartRevision: 5})
+		c.progress()
+		if len(c.told) == 0 || c.told[len(c.told)-1].CompactRevision != 1005 {
+			t.Errorf("the client was told %v", c.told)
+		}
+		c.expect("1 cancelled: " + server.ErrCompacted.Error())
+		time.Sleep(2 * betweenProgress)
+		c.progress()
+		c.expect("-1 has all to 2005") // of no watch
+	})
+}
+
+// The NATS backend leaves the channel of such a watch open.
 func TestACompactedWatchEndsAlsoWhenItsBackendForgetsIt(t *testing.T) {
 	backend := &someBackend{watch: func(context.Context, string) server.WatchResult {
 		return server.WatchResult{Events: make(chan []*server.Event), CurrentRevision: 9, CompactRevision: 5}

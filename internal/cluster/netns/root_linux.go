@@ -30,10 +30,11 @@ type root struct {
 // link (bin -> usr/bin) so it is in the node.
 var programDirs = []string{"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu"}
 
-// etcFiles are what programs need of /etc: users, libraries, certificates, time zone.
+// etcFiles are what programs need of /etc: users, libraries, certificates, time zone. A node does not get the names of protocols and services: many
+// machines have none.
 var etcFiles = []string{
 	"passwd", "group", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "pki", "ca-certificates",
-	"localtime", "os-release", "protocols", "services", "alternatives", "static",
+	"localtime", "os-release", "alternatives", "static",
 }
 
 // privateSysctls are settings of the whole machine that a kubelet insists on changing. A node gets files of

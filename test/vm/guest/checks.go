@@ -38,6 +38,7 @@ func (g *guest) firstBoot() []check {
 		{name: "the daemon killed: systemd starts it, it adopts", show: g.daemonKilled},
 		{name: "systemctl daemon-reload and daemon-reexec: limits and controllers stay", show: g.reloaded, long: true},
 		{name: "systemctl restart k1s: pods run on", show: g.restarted, long: true},
+		{name: "the clock is set a day forward, and back: pods run on, and their tokens are good", show: g.clockSet, long: true},
 	}
 }
 
@@ -430,6 +431,71 @@ func (g *guest) restarted(ctx context.Context) (string, error) {
 		err = errors.New("systemd had to end it")
 	}
 	return fmt.Sprintf("systemctl restart took %s\n%s\n%s", took, journal, out), err
+}
+
+// podToken is what the pod client shows to the API server.
+func podToken(ctx context.Context) (string, error) {
+	return sh(ctx, "k1s kubectl exec client -- /bin/cat /var/run/secrets/kubernetes.io/serviceaccount/token")
+}
+
+// clockSet sets the machine's clock a day forward, waits until a pod has a token of that day, and sets it back: the token is of a time to come then,
+// and the pod has to get another one long before that.
+func (g *guest) clockSet(ctx context.Context) (string, error) {
+	before, err := containers(ctx)
+	if err != nil {
+		return before, err
+	}
+	today, err := podToken(ctx)
+	if err != nil {
+		return today, err
+	}
+	if out, err := sh(ctx, "date -s '+1 day'"); err != nil {
+		return out, err
+	}
+	start := time.Now()
+	if out, err := g.answering(ctx); err != nil {
+		return out, fmt.Errorf("a day ahead: %w", err)
+	}
+	_, err = eventually(ctx, "a token of tomorrow", func(ctx context.Context) (string, error) {
+		t, err := podToken(ctx)
+		if err == nil && t == today {
+			err = errors.New("it is still today's")
+		}
+		return "", err
+	})
+	if err != nil {
+		return "", err
+	}
+	told := fmt.Sprintf("a token of tomorrow after %s\n", time.Since(start).Round(time.Second))
+	if out, err := sh(ctx, "date -s '-1 day'"); err != nil {
+		return out, err
+	}
+	start = time.Now()
+	out, err := eventually(ctx, "the pod to be known again", func(ctx context.Context) (string, error) {
+		t, err := podToken(ctx)
+		if err != nil {
+			return t, err
+		}
+		return says(ctx, `printf '{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":"%s"}}' '`+t+`' |
+k1s kubectl create -f - -o 'jsonpath=authenticated: {.status.authenticated} {.status.error}'`, "authenticated: true")
+	})
+	if err != nil {
+		return out, err
+	}
+	told += fmt.Sprintf("the pod is known again after %s\n", time.Since(start).Round(time.Second))
+	after, err := containers(ctx)
+	if err == nil && after != before {
+		return told, fmt.Errorf("containers before:\n%s\nand after:\n%s", before, after)
+	}
+	if err != nil {
+		return told, err
+	}
+	said, err := g.running(ctx)
+	if err != nil {
+		return said, err
+	}
+	said, err = g.answering(ctx)
+	return told + said, err
 }
 
 func (g *guest) backAgain(ctx context.Context) (string, error) {

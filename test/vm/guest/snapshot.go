@@ -22,10 +22,10 @@ func (s snapshot) minus(other snapshot) []string {
 	return slices.DeleteFunc(slices.Clone(s), func(thing string) bool { return had[thing] })
 }
 
-// elsewhere are directories in which others write all the time.
+// elsewhere are directories in which others write all the time, or once a day, as Debian's timers do when the clock is set.
 var elsewhere = []string{
 	"/proc", "/sys", "/dev", "/tmp", "/checks", home, "/var/log/journal", "/var/lib/systemd", "/var/tmp", "/run/systemd", "/run/udev",
-	"/run/log", "/run/dbus", "/run/utmp", "/var/lib/dbus", "/run/user",
+	"/run/log", "/run/dbus", "/run/utmp", "/var/lib/dbus", "/run/user", "/var/backups", "/var/cache/apt", "/var/lib/apt",
 }
 
 // ours are names of cgroups and units that only a node has; systemd's own come and go.
@@ -63,9 +63,9 @@ func look(ctx context.Context) (snapshot, error) {
 		return nil, err
 	}
 	// What is set per link goes with the link, and net.ipv4.vs comes with a module (ip_vs); numbers that only count
-	// are no settings.
+	// are no settings, and some the kernel makes of the pages that are free when it boots.
 	settings := `cd /proc/sys; for f in $(find net/ipv4 net/core net/netfilter net/bridge vm kernel fs/inotify user -type f 2>/dev/null |
-grep -vE '/conf/|/neigh/|/ipv4/vs/|random|ns_last_pid|pty/nr|seccomp/|/inet_peer|/bpf_|sched_domain|cad_pid|stat_refresh|compact_memory|drop_caches|nf_conntrack_count|/nf_log'); do echo "$f = $(cat $f 2>/dev/null | tr '\n\t' '  ')"; done`
+grep -vE '/conf/|/neigh/|/ipv4/vs/|random|/(tcp|udp)_mem$|user_reserve_kbytes$|ns_last_pid|pty/nr|seccomp/|/inet_peer|/bpf_|sched_domain|cad_pid|stat_refresh|compact_memory|drop_caches|nf_conntrack_count|/nf_log'); do echo "$f = $(cat $f 2>/dev/null | tr '\n\t' '  ')"; done`
 	for kind, script := range map[string]string{
 		"mount":   `cut -d' ' -f5 /proc/self/mountinfo | grep -vE '^/(run/(systemd|credentials|user)|proc/sys/fs/binfmt_misc|dev|tmp)'`,
 		"link":    `ls /sys/class/net`,
