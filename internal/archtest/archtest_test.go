@@ -119,6 +119,7 @@ var layers = []struct {
 	{"internal/strictyaml", 2},
 	{"internal/wait", 1},
 	{"internal/errs", 0},
+	{"internal/record", 0},
 	{"internal/iostreams", 0},
 	{"internal/version", 0},
 	{"internal/archtest", 0},

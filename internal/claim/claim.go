@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 	"k1s.io/k1s/internal/token"
 )
 
@@ -87,11 +88,7 @@ func (o Ours) was(pin string) bool { return slices.Contains(o.had, pin) }
 
 // Marshal is a claim as it is kept.
 func (c Claim) Marshal() []byte {
-	b, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // plain data
-	}
-	return b
+	return record.Compact(c)
 }
 
 // Foreign says that the database belongs to somebody else.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Record is what the servers of a cluster agree about. It is kept in the datastore, where one change of it is made by
@@ -35,11 +36,7 @@ type wireRecord struct {
 
 // Marshal is a Record as it is kept.
 func (r Record) Marshal() []byte {
-	b, err := json.Marshal(wireRecord{r.Serial, r.Leader, r.State.public().wire()})
-	if err != nil {
-		panic(err) // plain data
-	}
-	return b
+	return record.Compact(wireRecord{r.Serial, r.Leader, r.State.public().wire()})
 }
 
 // UnmarshalRecord reads what Marshal wrote.

@@ -17,6 +17,7 @@ import (
 
 	"k1s.io/k1s/internal/config"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Provider is one of upstream's ways to write an object.
@@ -212,7 +213,7 @@ func (s State) File() []byte {
 		}
 		providers = append(providers, map[string]any{string(k.Provider): keys{[]key{{k.Name, k.Secret.Reveal()}}}})
 	}
-	return encode(map[string]any{
+	return record.Indented(map[string]any{
 		"apiVersion": "apiserver.config.k8s.io/v1",
 		"kind":       "EncryptionConfiguration",
 		"resources":  []map[string]any{{"resources": Resources(), "providers": providers}},
@@ -254,11 +255,8 @@ const version = 1
 
 // Marshal is the state as its file keeps it, keys included.
 func (s State) Marshal() []byte {
-	b, err := json.Marshal(s.wire())
-	if err != nil {
-		panic(err) // plain data
-	}
-	return encode(sealed{Hash(b), b})
+	b := record.Compact(s.wire())
+	return record.Indented(sealed{Hash(b), b})
 }
 
 func (s State) wire() wireState {
@@ -322,12 +320,4 @@ func fromWire(w wireKey) (Key, error) {
 		return Key{}, fmt.Errorf("the key %q (%s) in it cannot be used", w.Name, w.Provider)
 	}
 	return Key{Provider: w.Provider, Name: w.Name, Secret: config.Secret(w.Secret)}, nil
-}
-
-func encode(v any) []byte {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
 }

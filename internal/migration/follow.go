@@ -2,10 +2,11 @@ package migration
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
+
+	"k1s.io/k1s/internal/record"
 )
 
 // How several servers move together. The one that was asked leads: it is the World of Run. Each of the others follows: it stops
@@ -68,11 +69,7 @@ func FenceKey(root string) string { return "/k1s.io/moved" + root }
 
 // Marshal is a fence as it is kept.
 func (f Fence) Marshal() []byte {
-	b, err := json.Marshal(f)
-	if err != nil {
-		panic(err) // plain data
-	}
-	return b
+	return record.Compact(f)
 }
 
 // Following is what a server keeps while it goes with another one. There is none before its API server is to stop.
@@ -92,22 +89,17 @@ type Following struct {
 
 // Marshal is it as its file keeps it.
 func (f Following) Marshal() []byte {
-	b, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
+	return record.Indented(f)
 }
 
 // UnmarshalFollowing reads what Marshal wrote.
 func UnmarshalFollowing(b []byte) (Following, error) {
-	var f Following
-	err := json.Unmarshal(b, &f)
+	f, err := record.Read[Following](b)
 	if err == nil && f.Attempt == "" {
-		err = errors.New("it names no attempt")
+		err = errors.New("it is not what k1s wrote: it names no attempt")
 	}
 	if err != nil {
-		return Following{}, fmt.Errorf("it is not what k1s wrote: %w", err)
+		return Following{}, err
 	}
 	return f, nil
 }

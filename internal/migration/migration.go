@@ -6,12 +6,12 @@ package migration
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Kind of a move.
@@ -306,18 +306,10 @@ func giveUp(ctx context.Context, w World, s State, err error) (State, error) {
 
 // Marshal is the state as its file keeps it.
 func (s State) Marshal() []byte {
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
+	return record.Indented(s)
 }
 
 // Unmarshal reads what Marshal wrote.
 func Unmarshal(b []byte) (State, error) {
-	var s State
-	if err := json.Unmarshal(b, &s); err != nil {
-		return State{}, fmt.Errorf("it is not what k1s wrote: %w", err)
-	}
-	return s, nil
+	return record.Read[State](b)
 }

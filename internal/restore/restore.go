@@ -5,12 +5,12 @@ package restore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Phase of a restore, in the order it goes through them.
@@ -224,18 +224,10 @@ func giveUp[S Source](ctx context.Context, w World[S], r State[S], err error) (S
 
 // Marshal is the state as its file keeps it.
 func (r State[S]) Marshal() []byte {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
+	return record.Indented(r)
 }
 
 // Unmarshal reads what Marshal wrote.
 func Unmarshal[S Source](b []byte) (State[S], error) {
-	var r State[S]
-	if err := json.Unmarshal(b, &r); err != nil {
-		return State[S]{}, fmt.Errorf("it is not what k1s wrote: %w", err)
-	}
-	return r, nil
+	return record.Read[State[S]](b)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Record is what the servers of a cluster of several agree about: the stage to which all of them are brought, one after the other. It is
@@ -31,11 +32,7 @@ type Record struct {
 
 // Marshal is a Record as it is kept.
 func (r Record) Marshal() []byte {
-	b, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // plain data
-	}
-	return b
+	return record.Compact(r)
 }
 
 // UnmarshalRecord reads what Marshal wrote, and refuses what could not be gone on with.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Stage of a replacement, in the order it goes through them.
@@ -396,11 +397,7 @@ type file struct {
 
 // Marshal is the state as its file keeps it. There is no secret in it.
 func (s State) Marshal() []byte {
-	b, err := json.MarshalIndent(file{version, s}, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
+	return record.Indented(file{version, s})
 }
 
 // Unmarshal reads what Marshal wrote, and refuses what could not be gone on with.

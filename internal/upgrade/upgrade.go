@@ -5,12 +5,12 @@ package upgrade
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/record"
 )
 
 // Phase of an upgrade, in the order it goes through them.
@@ -145,18 +145,10 @@ func Recover(w World, s State) (State, error) {
 
 // Marshal is the state as its file keeps it.
 func (s State) Marshal() []byte {
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		panic(err) // plain data
-	}
-	return append(b, '\n')
+	return record.Indented(s)
 }
 
 // Unmarshal reads what Marshal wrote.
 func Unmarshal(b []byte) (State, error) {
-	var s State
-	if err := json.Unmarshal(b, &s); err != nil {
-		return State{}, fmt.Errorf("it is not what k1s wrote: %w", err)
-	}
-	return s, nil
+	return record.Read[State](b)
 }
