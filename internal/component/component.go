@@ -237,6 +237,9 @@ type Unit struct {
 	OOMScore int `json:"oomScore,omitempty"`
 	// User is as whom the process runs; nil is root.
 	User *User `json:"user,omitempty"`
+	// TimerSlack is how much later than asked its threads may be woken, 0 to leave that to the process. It is for one that may not set
+	// it itself, and is put into force from outside when it has started.
+	TimerSlack time.Duration `json:"timerSlack,omitempty"`
 	// Grants are whose its files are, and who may read them; they are seen to before it starts.
 	Grants []Grant `json:"grants,omitempty"`
 }
@@ -297,6 +300,7 @@ const KeepOwner = -1
 
 // Hash identifies everything about the unit that needs a restart when it changes.
 func (u Unit) Hash() string {
+	u.TimerSlack = 0
 	u.Grants = nil // they follow from the rest, or are taken back, which is no reason to restart
 	b, err := json.Marshal(u)
 	if err != nil { // only strings and numbers in it

@@ -112,6 +112,9 @@ func text(units []component.Unit) string {
 		if u.User != nil {
 			fmt.Fprintf(&b, "  user: %s\n", u.User)
 		}
+		if u.TimerSlack != 0 {
+			fmt.Fprintf(&b, "  timers: %s later than asked\n", u.TimerSlack)
+		}
 		for _, g := range u.Grants {
 			fmt.Fprintf(&b, "  owner: %s\n", g)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/timers"
 )
 
 // Users of the control plane, as numbers from spec.users.first on. Like kubeadm's rootless control plane there is one a component,
@@ -93,7 +94,7 @@ func urlFiles(text string) []string {
 func argumentFiles(in component.Input, name string) []string {
 	var out []string
 	for flag, v := range in.Config.Spec.Components[name].Args {
-		if path.IsAbs(v) && (strings.HasSuffix(flag, "-file") || strings.HasSuffix(flag, "-config") || strings.HasSuffix(flag, "kubeconfig")) {
+		if path.IsAbs(v) && (strings.HasSuffix(flag, "-file") || flag == "config" || strings.HasSuffix(flag, "-config") || strings.HasSuffix(flag, "kubeconfig")) {
 			out = append(out, v)
 		}
 	}
@@ -118,6 +119,9 @@ func users(in component.Input, units []component.Unit) error {
 			id := u.First + number
 			units[i].User = &component.User{UID: id, GID: id}
 			units[i].Env["HOME"] = "/"
+			if units[i].Name == controlPlane { // as cmd/k1s-kube does it for its own process
+				units[i].TimerSlack = timers.Default.Slack
+			}
 		}
 		for _, c := range units[i].Components {
 			a.of[c.Name] = units[i].User

@@ -187,7 +187,7 @@ func (d *Daemon) components(doing string) []supervise.Status {
 
 func wireComponent(o Options, c supervise.Status) control.Component {
 	w := control.Component{
-		Name: c.Component, Unit: c.Unit, State: string(c.State), Since: c.Since, PID: c.PID,
+		Name: c.Component, Unit: c.Unit, State: string(c.State), Since: c.Since, PID: c.PID, UID: c.UID,
 		Restarts: c.Restarts, Note: c.Note(), RetryAt: c.RetryAt, Log: o.Paths.Log(c.Unit), ReadyAt: c.ReadyAt,
 	}
 	if c.LastExit != nil {

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
 	"k1s.io/k1s/internal/durable"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/health"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/platform"
 	"k1s.io/k1s/internal/runner"
@@ -80,7 +82,31 @@ func (d *Daemon) takenBack(ctx context.Context) error {
 			}
 		}
 	}
+	if err := takeArchivesBack(in.Paths); err != nil {
+		return err
+	}
 	return removeIfThere(in.Paths.Users())
+}
+
+// takeArchivesBack gives root what was put aside while it was of a user: no component has it in its plan.
+func takeArchivesBack(p paths.Paths) error {
+	var grants []component.Grant
+	for _, aside := range []struct {
+		pattern string
+		mode    fs.FileMode
+	}{
+		{p.Etcd() + "-*", 0o700}, {p.RestoreArchive("*/etcd"), 0o700}, {p.RestoreArchive("*/db"), 0o700},
+		{p.RestoreArchive("*/encryption"), 0o700}, {p.RestoreArchive("*/pki"), 0o755},
+	} {
+		dirs, err := filepath.Glob(aside.pattern)
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			grants = append(grants, component.Grant{Path: dir, Mode: aside.mode, Tree: true})
+		}
+	}
+	return runner.Give(grants)
 }
 
 // giveFiles gives what was written while everything runs to whom it is for. What takes the place of a file has its owner already.
@@ -107,6 +133,16 @@ func checkedUsers(plan []component.Unit) []platform.CheckUser {
 		}
 	}
 	return out
+}
+
+// mayRead is an error where what the configuration names, as the certificates of a database, is closed to the components' users: with that
+// they would not start.
+func mayRead(in component.Input) error {
+	plan, err := components.Plan(in)
+	if err != nil {
+		return err
+	}
+	return health.BlockingError(platform.ClosedFiles(checkedUsers(plan)))
 }
 
 // openToAPIServer lets nobody but the API server call a socket.

@@ -17,8 +17,8 @@ import (
 // renamed over path, then the directory is synchronised. The directory must exist. mode is applied as
 // it is, whatever the umask. On an error path has its old content.
 //
-// What is replaced by root stays of the user and group it was of, and a group that could read it, and is not root's, still can: a
-// component that is not root has to be able to read what it is to read again.
+// What is replaced by root in a directory where nobody else may write stays of the user and group it was of, and a group that could read
+// it, and is not root's, still can: a component that is not root has to be able to read what it is to read again.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	tmp, err := Stage(path, data, mode)
 	if err != nil {

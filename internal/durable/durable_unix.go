@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,11 @@ func likeBefore(path string, mode fs.FileMode) (give func(*os.File) error, _ fs.
 	if os.Geteuid() != 0 {
 		return keep, mode // it cannot be given away
 	}
+	// Elsewhere somebody could have put a file there to be given what root writes.
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil || dir.Mode().Perm()&0o022 != 0 || !isRoots(dir) {
+		return keep, mode
+	}
 	st, err := os.Lstat(path)
 	if err != nil || !st.Mode().IsRegular() {
 		return keep, mode
@@ -50,6 +56,11 @@ func likeBefore(path string, mode fs.FileMode) (give func(*os.File) error, _ fs.
 		}
 		return nil
 	}, mode
+}
+
+func isRoots(st fs.FileInfo) bool {
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return ok && sys.Uid == 0
 }
 
 func tryLock(f *os.File) (bool, error) {

@@ -3,6 +3,7 @@
 package durable
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -18,13 +19,19 @@ func TestWhatIsReplacedStaysOfWhomItWas(t *testing.T) {
 		t.Skip("needs root: only root gives files away")
 	}
 	for _, c := range []struct {
+		dir, of    int // of the directory: its mode, and whose it is
 		uid, gid   int
 		mode, want os.FileMode
+		roots      bool // it becomes
 	}{
-		{0, 0, 0o640, 0o600}, // root's group is no component
-		{61104, 61104, 0o600, 0o600},
-		{0, 61100, 0o640, 0o640},
-		{0, 61100, 0o664, 0o640},
+		{0o755, 0, 0, 0, 0o640, 0o600, true}, // root's group is no component
+		{0o755, 0, 61104, 61104, 0o600, 0o600, false},
+		{0o711, 0, 0, 61100, 0o640, 0o640, false},
+		{0o755, 0, 0, 61100, 0o664, 0o640, false},
+		// Whoever has put it there is not given what root writes.
+		{0o777, 0, 61104, 61104, 0o600, 0o600, true},
+		{0o775, 0, 0, 61100, 0o640, 0o600, true},
+		{0o700, 61104, 61104, 61104, 0o600, 0o600, true},
 	} {
 		path := filepath.Join(t.TempDir(), "f")
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -36,6 +43,9 @@ func TestWhatIsReplacedStaysOfWhomItWas(t *testing.T) {
 		if err := os.Chmod(path, c.mode); err != nil {
 			t.Fatal(err)
 		}
+		if err := errors.Join(os.Chmod(filepath.Dir(path), os.FileMode(c.dir)), os.Chown(filepath.Dir(path), c.of, c.of)); err != nil {
+			t.Fatal(err)
+		}
 		if err := WriteFile(path, []byte("new"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -43,9 +53,12 @@ func TestWhatIsReplacedStaysOfWhomItWas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sys := st.Sys().(*syscall.Stat_t)
-		if int(sys.Uid) != c.uid || int(sys.Gid) != c.gid || st.Mode().Perm() != c.want {
-			t.Errorf("%d:%d %o became %d:%d %o, want mode %o", c.uid, c.gid, c.mode, sys.Uid, sys.Gid, st.Mode().Perm(), c.want)
+		sys, uid, gid := st.Sys().(*syscall.Stat_t), c.uid, c.gid
+		if c.roots {
+			uid, gid = 0, 0
+		}
+		if int(sys.Uid) != uid || int(sys.Gid) != gid || st.Mode().Perm() != c.want {
+			t.Errorf("in a directory of %d, %o: %d:%d %o became %d:%d %o, want mode %o", c.of, c.dir, c.uid, c.gid, c.mode, sys.Uid, sys.Gid, st.Mode().Perm(), c.want)
 		}
 	}
 }

@@ -37,6 +37,14 @@ func checkUsers(_ context.Context, in CheckInput) []health.Problem {
 			// The others would say the same.
 			return append(all, health.New(health.NoUsers, "processes cannot run as user %d here: %v", u.UID, err))
 		}
+	}
+	return append(all, ClosedFiles(in.Users)...)
+}
+
+// ClosedFiles tells which of the files that others have written for components cannot be read by these.
+func ClosedFiles(users []CheckUser) []health.Problem {
+	var all []health.Problem
+	for _, u := range users {
 		for _, name := range slices.Sorted(maps.Keys(u.Files)) {
 			for _, file := range u.Files[name] {
 				if err := ReadableBy(u.User, file); err != nil && !errors.Is(err, fs.ErrNotExist) { // whoever needs it says so

@@ -35,6 +35,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/timers"
 	"k1s.io/k1s/internal/unitlog"
 )
 
@@ -170,6 +171,11 @@ func (p *Process) Run(ctx context.Context) error {
 		unitlog.Keep(keepCtx, p.o.Paths.Log(p.unit.Name), p.o.Rotation, func(err error) {
 			p.o.Log.Warn("log not rotated", "unit", p.unit.Name, "err", err)
 		})
+	})
+	keeper.Go(func() {
+		if err := (timers.Timers{Slack: p.unit.TimerSlack}).Give(keepCtx, proc.ID().PID); err != nil {
+			p.o.Log.Info("timers of a unit stay as they are", "unit", p.unit.Name, "err", err)
+		}
 	})
 	defer keeper.Wait()
 	defer endKeep()

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"k1s.io/k1s/internal/timers"
 )
 
 // The users of the control plane, spec.users.first being what it is by itself.
@@ -57,6 +59,9 @@ func (c *Cluster) runsAs(t *testing.T, users map[string]int) {
 					failed = append(failed, fmt.Errorf("%s (process %d) has %s %s, want %s", comp.Name, comp.PID, what, got, id))
 				}
 			}
+			if comp.UID != want {
+				failed = append(failed, fmt.Errorf("k1s status says that %s runs as %d, want %d", comp.Name, comp.UID, want))
+			}
 			if !separate {
 				continue
 			}
@@ -71,6 +76,39 @@ func (c *Cluster) runsAs(t *testing.T, users map[string]int) {
 			failed = append(failed, fmt.Errorf("%d components of %v are there", seen, users))
 		}
 		return errors.Join(failed...)
+	})
+}
+
+// gathersTimers waits until the daemon has given the threads of a component's process, which may not do that itself, their timer slack.
+func (c *Cluster) gathersTimers(t *testing.T, name string) {
+	t.Helper()
+	eventually(t, limit, "the timers of "+name+" to be gathered", func(ctx context.Context) error {
+		st, err := c.status(ctx)
+		if err != nil {
+			return err
+		}
+		comp, err := componentOf(st, name)
+		if err != nil {
+			return err
+		}
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", comp.PID))
+		if err != nil {
+			return err
+		}
+		given := 0
+		for _, thread := range threads {
+			raw, err := os.ReadFile(filepath.Join("/proc", filepath.Base(thread), "timerslack_ns"))
+			if errors.Is(err, fs.ErrPermission) {
+				t.Skipf("this needs CAP_SYS_NICE: %v", err)
+			}
+			if err == nil && strings.TrimSpace(string(raw)) == strconv.FormatInt(timers.Default.Slack.Nanoseconds(), 10) {
+				given++
+			}
+		}
+		if given == 0 {
+			return fmt.Errorf("none of %d threads of process %d has it", len(threads), comp.PID)
+		}
+		return nil
 	})
 }
 

@@ -40,6 +40,7 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 			c.runsAs(t, nil)
 			c.separates(t, true, "grouped")
 			c.runsAs(t, map[string]int{"kube-apiserver": groupedUser, "kube-controller-manager": groupedUser, "kube-scheduler": groupedUser, "etcd": groupedUser, "addon-manager": groupedUser})
+			t.Run("timers", func(t *testing.T) { c.gathersTimers(t, "kube-apiserver") })
 		}},
 		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--agents", "1"}, func(t *testing.T, c *Cluster, _ control.Status) {
 			app := everywhere{c.namespace(t, "everywhere")}
