@@ -104,8 +104,11 @@ func usage(cmd *cobra.Command, err error) error {
 // goFunc is how package strconv begins what it says about a flag's value.
 var goFunc = regexp.MustCompile(`strconv\.\w+: parsing ("[^"]*"): `)
 
-// wrongFlag is an error about a flag as the user reads it.
+// wrongFlag is an error about a flag as the user reads it. Behind a word that is no command, that word is what is wrong: the flag would be its.
 func wrongFlag(cmd *cobra.Command, err error) error {
+	if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 {
+		return knownCommand(cmd, words)
+	}
 	return usage(cmd, errors.New(goFunc.ReplaceAllString(err.Error(), "")))
 }
 
