@@ -251,7 +251,7 @@ vm: ## show ./k1s on a stock machine (systemd, cgroup v2, Debian's kernel) in a 
 	go run ./test/vm -program $(K1S) -arch $(ARCH) -cgroup $(VM_CGROUP) $(VM_FLAGS)
 
 golden: ## rewrite the golden files; read the diff before committing it
-	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+	go test $$(grep -rl --include=*_test.go 'flag.Bool("update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
 
 bench: ## measure ./k1s against its budgets
 	@test -x $(K1S) || $(MAKE) build
