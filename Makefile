@@ -223,11 +223,11 @@ system: test-deps ## real nodes and clusters, as root, with ./k1s
 	@test -x $(K1S) || $(MAKE) build
 	K1S_TEST_ROOT=1 go test -json -tags $(TAGS),system -count=1 -timeout 60m ./test/system/... | go run ./test/failures
 
-# Not part of "make test": it takes a quarter of an hour.
+# Not part of "make test": it takes twenty minutes.
 FAULTS ?= .
-faults: ## three servers and an agent under load, and everything that can happen to them: make faults FAULTS='disk|partition'
+faults: ## three servers and an agent under load, and everything that can happen to them; restores: make faults FAULTS='disk|partition'
 	@test -x $(K1S) || $(MAKE) build
-	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run 'TestNoWriteIsLost/$(FAULTS)' ./test/system
+	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run '^(TestNoWriteIsLost|TestServersAreRestored)$$/$(FAULTS)' ./test/system
 
 system-external: test-deps ## three servers that move to a PostgreSQL, which goes away for a minute; one test, some minutes, as root
 	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 20m -run TestSeveralServersOnADatabaseOfOthers ./test/system

@@ -56,10 +56,10 @@ func runReset(ctx context.Context, o resetOptions) error {
 		}
 	}
 	err = step.RunAll(ctx, steps, func(name string) { fmt.Fprintln(o.deps.Streams.ErrOut, name) })
-	if err != nil {
+	if hint, _ := errs.HintOf(err); err != nil && hint == "" {
 		return errs.Hint(err, "mend what is named and run k1s reset again: it goes on where it failed")
 	}
-	return nil
+	return err
 }
 
 // confirm asks on a terminal and refuses elsewhere.

@@ -17,22 +17,10 @@ import (
 	"k1s.io/k1s/internal/token"
 )
 
-// The second server joins while the first one's API server is open and not ready yet: the datastore is moved for it, and the control plane is
-// away meanwhile.
-func TestAServerIsKnownWhoseControlPlaneWasStoppedBeforeItWasReady(t *testing.T) {
-	shared := newObjects()
-	s := newServer(t, shared, "server-0", "127.0.0.1", nil)
-	const own = nodePrefix + "server-0"
-	bound := func() bool {
-		shared.mu.Lock()
-		defer shared.mu.Unlock()
-		_, ok := shared.secrets[own]
-		return ok
-	}
-	shared.mu.Lock()
-	delete(shared.secrets, own)
-	shared.mu.Unlock()
-	var ready atomic.Bool
+// supervised lets a server's components run, as if they did, without what Run adds; none is ready before ready says so.
+func supervised(t *testing.T, s *oneServer) (ready *atomic.Bool, plan []component.Unit) {
+	t.Helper()
+	ready = new(atomic.Bool)
 	s.sup = supervise.New(s.log, supervise.Options{
 		NewRunner: func(component.Unit) supervise.Runner { return idle{} },
 		Probe: func(context.Context, probe.Probe) error {
@@ -49,6 +37,25 @@ func TestAServerIsKnownWhoseControlPlaneWasStoppedBeforeItWasReady(t *testing.T)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ready, plan
+}
+
+// The second server joins while the first one's API server is open and not ready yet: the datastore is moved for it, and the control plane is
+// away meanwhile.
+func TestAServerIsKnownWhoseControlPlaneWasStoppedBeforeItWasReady(t *testing.T) {
+	shared := newObjects()
+	s := newServer(t, shared, "server-0", "127.0.0.1", nil)
+	const own = nodePrefix + "server-0"
+	bound := func() bool {
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		_, ok := shared.secrets[own]
+		return ok
+	}
+	shared.mu.Lock()
+	delete(shared.secrets, own)
+	shared.mu.Unlock()
+	ready, plan := supervised(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	defer all.Wait()

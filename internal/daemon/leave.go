@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"time"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/components"
@@ -17,8 +18,19 @@ import (
 	"k1s.io/k1s/internal/step"
 )
 
+// leavePatience is how long leaving waits for this server's own API, which is asked who the others are: it may be starting, or without its datastore
+// while that is moved.
+const leavePatience = 2 * time.Minute
+
 // Leave implements control.Backend.
 func (d *Daemon) Leave(ctx context.Context) error {
+	if d.o.Config.Spec.ControlPlane() {
+		starting, cancel := context.WithTimeout(ctx, leavePatience)
+		defer cancel()
+		if err := d.sup.Await(starting, "kube-apiserver", component.Ready); err != nil {
+			return fmt.Errorf("leaving the cluster: finding the other servers: %w", err)
+		}
+	}
 	in, api, err := d.server()
 	if err != nil || !in.Several {
 		return err
@@ -125,13 +137,14 @@ func forget(ctx context.Context, in component.Input, server string) error {
 }
 
 // leaveSteps is what a server of several does before it is reset: a member that is gone without a word counts against the
-// majority of those that stay. force leaves it out where they cannot be told.
+// majority of those that stay. Where they cannot be told nothing is removed, since with the keys and the data that could not be made good any more;
+// force goes on.
 func leaveSteps(o Options, force bool) []step.Step {
 	s, err := readPeers(o.Paths)
 	if err == nil && (!s.Several || s.Removed) {
 		return nil
 	}
-	return []step.Step{{Name: "leave the other servers of the cluster", Do: func(ctx context.Context) error {
+	return []step.Step{{Name: "leave the other servers of the cluster", Required: true, Do: func(ctx context.Context) error {
 		err := control.NewClient(o.Paths.ControlSocket()).Leave(ctx)
 		if err == nil || force {
 			return nil
@@ -139,6 +152,6 @@ func leaveSteps(o Options, force bool) []step.Step {
 		if errs.Is(err, errs.NotRunning) {
 			err = errs.New(errs.NotRunning, "this server does not run, and cannot tell the others that it goes: %w", err)
 		}
-		return errs.Hint(err, "start it and run k1s reset again; or run k1s node remove on another server, and here: k1s reset --force")
+		return errs.Hint(fmt.Errorf("%w; nothing was removed", err), "start it and run k1s reset again; or run k1s node remove on another server, and here: k1s reset --force")
 	}}}
 }

@@ -15,6 +15,8 @@ type Step struct {
 	// Name as the user reads it: "write systemd unit k1s.service".
 	Name string
 	Do   func(ctx context.Context) error
+	// Required keeps RunAll from everything after it when it fails.
+	Required bool
 	// Undo is safe without Do; nil where there is nothing to undo.
 	Undo func(ctx context.Context) error
 }
@@ -42,13 +44,17 @@ func Run(ctx context.Context, steps []Step, report func(name string)) error {
 	return nil
 }
 
-// RunAll does every step even after one failed, for plans that only remove: the more is gone the better.
+// RunAll does every step even after one failed, for plans that only remove: the more is gone the better. After a Required one that failed
+// it does nothing more.
 func RunAll(ctx context.Context, steps []Step, report func(name string)) error {
 	var failed []error
 	for _, s := range steps {
 		report(s.Name)
 		if err := s.Do(ctx); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", s.Name, err))
+			if s.Required {
+				break
+			}
 		}
 		if ctx.Err() != nil {
 			failed = append(failed, context.Cause(ctx))

@@ -54,6 +54,16 @@ func TestRemovingGoesOnAfterAFailure(t *testing.T) {
 	}
 }
 
+func TestNothingIsRemovedBehindWhatIsRequired(t *testing.T) {
+	trace, mk := recorder()
+	leave := mk("leave", errors.New("nobody answers"))
+	leave.Required = true
+	err := RunAll(t.Context(), []Step{mk("a", errors.New("x")), leave, mk("remove", nil)}, func(string) {})
+	if err == nil || !strings.Contains(err.Error(), "leave: nobody answers") || !slices.Equal(*trace, []string{"do a", "do leave"}) {
+		t.Fatalf("did %v, error %v", *trace, err)
+	}
+}
+
 func TestPrintDoesNothing(t *testing.T) {
 	trace, mk := recorder()
 	var out bytes.Buffer

@@ -422,14 +422,25 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		c.serverAddresses(t, "10.88.0.10", "10.88.0.11", "10.88.0.12")
 		goesOn("with all three")
 	})
-	inTurn(t, "two of them leave, and another one comes", func(t *testing.T) {
-		for _, s := range []member{servers[2], servers[0]} {
+	inTurn(t, "two of them leave, the leader first, and another one comes", func(t *testing.T) {
+		l, _ := leader(t, servers)
+		second, stays := servers[0], servers[1] // the agent has joined at the first one, which is to be gone
+		switch l.node {
+		case servers[0].node:
+			second = servers[2]
+		case servers[1].node:
+			stays = servers[2]
+		}
+		for _, s := range []member{l, second} {
 			s.nodeCommand(t, "delete", "--yes").wants(t, 0, s.node+" is deleted")
 			goesOn("after " + s.node + " has left")
+			if now, _ := leader(t, servers); now.node == s.node {
+				t.Errorf("%s still leads", s.node)
+			}
 		}
-		servers[1].nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
+		stays.nodeCommand(t, "delete", "--yes").wants(t, 4, "the only server")
 		c.k1s(within(t, limit), "cluster", "node", "add", c.name, "--server", patience).wants(t, 0, "node server-3 is there")
-		c.serverAddresses(t, "10.88.0.11", "10.88.0.13")
+		c.serverAddresses(t, strings.Replace(stays.node, "server-", "10.88.0.1", 1), "10.88.0.13")
 		goesOn("with another server")
 		app.reach(t, 3)
 	})
@@ -438,6 +449,14 @@ func TestServersJoinAndOneMayDie(t *testing.T) {
 		if r := s.in(within(t, limit), "k1s", "reset", "--dry-run"); r.code != 0 || !strings.Contains(r.out, "leave the other servers") {
 			t.Errorf("the plan: %v", r)
 		}
+		// While it does not run it cannot tell the others, and keeps everything; while it starts they are told as soon as they can be.
+		s.in(within(t, limit), "k1s", "stop").wants(t, 0, "stopped")
+		s.in(within(t, limit), "sh", "-c", resetHere).wants(t, 3, "cannot tell the others", "nothing was removed", "k1s reset --force")
+		if _, err := os.Stat(s.disk("var/lib/k1s/pki/ca.key")); err != nil {
+			t.Errorf("after a reset that was refused: %v", err)
+		}
+		goesOn("after a reset that was refused")
+		s.nodeCommand(t, "start", "--wait", "1s")
 		s.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		goesOn("after server-3 was reset")
 		eventually(t, limit, "server-3 to be forgotten", func(ctx context.Context) error {

@@ -182,6 +182,7 @@ func TestSeveralServersOnADatabaseOfOthers(t *testing.T) {
 		})
 	})
 	t.Run("of two first servers on one database one founds a cluster", func(t *testing.T) {
+		// It may be starting with the database still.
 		third.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		second.in(within(t, limit), "sh", "-c", resetHere).wants(t, 0)
 		// On the database of the cluster that is there, it is the second.

@@ -322,6 +322,13 @@ func (r *registers) unknowns() int {
 	return n
 }
 
+// refusedIn are the requests that were not answered with what was asked for, in a time.
+func (r *registers) refusedIn(from, until time.Duration) []refusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(r.refused), func(f refusal) bool { return f.at < from || f.at > until })
+}
+
 // log tells of the pauses in a time: between two writes of anybody, and of one client.
 func (r *registers) log(t *testing.T, what string, clients []string, from, until time.Duration, unknown int) {
 	t.Helper()

@@ -166,6 +166,7 @@ func TestNoWriteIsLost(t *testing.T) {
 			t.Errorf("snapshots, of %v: %v", found, r)
 		}
 	})
+	t.Run("every member of etcd is defragmented", func(t *testing.T) { defragments(t, c, r, servers) })
 	four := append(slices.Clone(servers), member{c, "server-3"})
 	t.Run("a machine dies while it joins, and the leader's while it leaves", func(t *testing.T) {
 		s := four[3]
