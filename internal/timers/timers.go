@@ -46,17 +46,21 @@ func (t Timers) Follow(ctx context.Context) error {
 	}
 }
 
-// Give puts the slack into force in another Go program's process, from half a minute on, when it has started, until ctx ends or the process
+// afterStart is how long another process is left alone: precision may make its start shorter, and a monitor that is not there yet would inherit
+// the slack.
+const afterStart = 10 * time.Second
+
+// Give puts the slack into force in another Go program's process, when it has started, until ctx ends or the process
 // does. It stays as it is then. The error says why it could not.
 func (t Timers) Give(ctx context.Context, pid int) error {
-	return t.give(ctx, pid, relaxNewThreads)
+	return t.give(ctx, pid, afterStart, relaxNewThreads)
 }
 
-func (t Timers) give(ctx context.Context, pid int, every time.Duration) error {
+func (t Timers) give(ctx context.Context, pid int, pause, every time.Duration) error {
 	if t.Slack <= 0 {
 		return nil
 	}
-	for sleep(ctx, every) {
+	for ; sleep(ctx, pause); pause = every {
 		if err := relax(pid, t.Slack); err != nil {
 			return err
 		}

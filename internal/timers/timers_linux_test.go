@@ -151,6 +151,7 @@ func TestWithoutASlackNothingIsChanged(t *testing.T) {
 // The process that is given a slack is this test binary run again.
 func TestMain(m *testing.M) {
 	if os.Getenv("TEST_CHILD") != "" {
+		fmt.Println("here")
 		if _, err := os.Stdin.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
 			panic(err)
 		}
@@ -167,14 +168,21 @@ func TestAnotherProcessIsGivenTheSlackForAsLongAsItIsThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	runs, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := runs.Read(make([]byte, 1)); err != nil { // before that it may have no monitor
+		t.Error(err)
 	}
 	pid := child.Process.Pid
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- Default.give(ctx, pid, time.Millisecond) }()
+	go func() { done <- Default.give(ctx, pid, time.Millisecond, time.Millisecond) }()
 	want := strconv.FormatInt(Default.Slack.Nanoseconds(), 10)
 	err = wait.Until(ctx, time.Millisecond, "every thread of the process but the monitor to have the slack", func(context.Context) error {
 		all, err := threads(pid)
