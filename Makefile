@@ -236,7 +236,8 @@ STAGED := $(abspath $(OUT))/stage
 real: ## tests of packages with real parts, as root: a kube-apiserver, a containerd, CNI plugins, namespaces
 	@test -x $(STAGED)/k1s-kube || $(MAKE) build
 	@ln -sfn $(STAGED)/k1s-kube $(OUT)/bin/containerd
-	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns ./internal/platform ./internal/applets/egress
+	K1S_TEST_ROOT=1 go test -count=1 ./internal/cluster/netns ./internal/platform ./internal/applets/egress ./internal/runner ./internal/durable
+	K1S_TEST_ROOT=1 go test -count=1 -run 'Aside|Closed' ./internal/daemon
 	K1S_TEST_ROOT=1 go test -count=1 -run FullDisk ./internal/applets/kine
 	unshare --net sh -c 'ip link set lo up; K1S_TEST_KUBE=$(STAGED)/k1s-kube go test -count=1 -p 1 ./internal/applets/addonmanager ./internal/applets/apiserver'
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
@@ -250,7 +251,7 @@ vm: ## show ./k1s on a stock machine (systemd, cgroup v2, Debian's kernel) in a 
 	go run ./test/vm -program $(K1S) -arch $(ARCH) -cgroup $(VM_CGROUP) $(VM_FLAGS)
 
 golden: ## rewrite the golden files; read the diff before committing it
-	go test $$(grep -rl --include=*_test.go '"update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+	go test $$(grep -rl --include=*_test.go 'flag.Bool("update"' internal cmd | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
 
 bench: ## measure ./k1s against its budgets
 	@test -x $(K1S) || $(MAKE) build

@@ -38,6 +38,7 @@ import (
 	"k1s.io/k1s/internal/applets/stoppods"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/timers"
 )
 
 func applets() applet.Table {
@@ -81,7 +82,7 @@ func run() error {
 		Table:  applets(),
 		Check:  probe.Check,
 		Memory: memory,
-		Timers: applet.DefaultTimers,
+		Timers: timers.Default,
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}.Main}
 

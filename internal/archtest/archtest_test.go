@@ -118,6 +118,7 @@ var layers = []struct {
 	{"internal/printer", 2},
 	{"internal/strictyaml", 2},
 	{"internal/wait", 1},
+	{"internal/timers", 0},
 	{"internal/errs", 0},
 	{"internal/record", 0},
 	{"internal/iostreams", 0},

@@ -182,6 +182,12 @@ func printPlan(w io.Writer, units []component.Unit) error {
 	for _, u := range units {
 		fmt.Fprintf(w, "# %s\n", u.Name)
 		fmt.Fprintf(w, "%s\n", strings.Join(u.Argv, " "))
+		if u.User != nil {
+			fmt.Fprintf(w, "user: %s\n", u.User)
+		}
+		for _, g := range u.Grants {
+			fmt.Fprintf(w, "owner: %s\n", g)
+		}
 		for _, name := range slices.Sorted(maps.Keys(u.Env)) {
 			fmt.Fprintf(w, "environment: %s=%s\n", name, u.Env[name])
 		}

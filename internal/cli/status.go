@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -113,14 +114,22 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 	fmt.Fprintln(w)
 
 	header := []string{"COMPONENT", "STATE", "FOR", "RESTARTS", "NOTE"}
+	separate := slices.ContainsFunc(s.Components, func(c control.Component) bool { return c.UID != 0 })
 	if wide {
 		header = []string{"COMPONENT", "STATE", "FOR", "RESTARTS", "PID", "PROCESS", "LAST EXIT", "LOG", "NOTE"}
+		if separate {
+			header = slices.Insert(header, 5, "USER")
+		}
 	}
 	var rows [][]string
 	for _, c := range s.Components {
 		row := []string{c.Name, c.State, printer.Age(now.Sub(c.Since)), strconv.Itoa(c.Restarts)}
 		if wide {
-			row = append(row, strconv.Itoa(c.PID), c.Unit, c.LastExit, c.Log)
+			row = append(row, strconv.Itoa(c.PID))
+			if separate {
+				row = append(row, user(c.UID))
+			}
+			row = append(row, c.Unit, c.LastExit, c.Log)
 		}
 		rows = append(rows, append(row, c.Note))
 	}
@@ -142,6 +151,14 @@ func printStatus(w io.Writer, s control.Status, wide bool, now time.Time) error 
 		return printProblems(w, s.Problems)
 	}
 	return nil
+}
+
+// user is a user as people say it; those of components need no names on the machine.
+func user(uid int) string {
+	if uid == 0 {
+		return "root"
+	}
+	return strconv.Itoa(uid)
 }
 
 // tunnelsLine counts tunnels: of a server its nodes, of an agent its servers.

@@ -56,10 +56,14 @@ func TestStatusAsText(t *testing.T) {
 		State: control.Starting, Doing: "unpacking", Since: ago(time.Second), PID: 812, Version: "v0.1.0", Kubernetes: "v1.36.3",
 		Cluster: "k1s", Server: "https://192.0.2.1:6443", Components: []control.Component{{Name: "kine", State: "waiting", Since: ago(time.Second), Note: "for certificates"}},
 	}
+	separate := well
+	apiserver := ready("kube-apiserver", "control-plane", 830)
+	apiserver.UID = 61101
+	separate.Components = []control.Component{apiserver, ready("kubelet", "node", 840)}
 	for name, show := range map[string]struct {
 		status control.Status
 		wide   bool
-	}{"well": {status: well}, "ill": {status: ill}, "ill-wide": {status: ill, wide: true}, "starting": {status: starting}} {
+	}{"well": {status: well}, "ill": {status: ill}, "ill-wide": {status: ill, wide: true}, "users-wide": {status: separate, wide: true}, "starting": {status: starting}} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
 			if err := printStatus(&out, show.status, show.wide, now); err != nil {

@@ -9,8 +9,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"k1s.io/k1s/internal/config"
@@ -78,7 +80,36 @@ type Spec struct {
 	Env    map[string]string `json:"env,omitempty"`   // added to a minimal environment
 	Files  []File            `json:"files,omitempty"` // written before it starts
 	Dirs   []Dir             `json:"dirs,omitempty"`  // made before it starts
+	// Access is what it needs of this node's files that not everybody may read, Files and Dirs aside. It is given to its user where
+	// it has one, see User.
+	Access []Access `json:"access,omitempty"`
+	// Given are files that somebody else writes and names to it, as certificates for a database of others: they have to be open to
+	// its user already, because they are not ours.
+	Given []string `json:"given,omitempty"`
 }
+
+// Access is one thing a component needs of the files on this node.
+type Access struct {
+	Path string `json:"path"`
+	Way  Way    `json:"way"`
+}
+
+// Way is what a component does with what it has access to.
+type Way string
+
+// The ways.
+const (
+	// Reads a file. One that is not there is not needed.
+	Reads Way = "reads"
+	// Owns a directory with all that is in it: it writes there.
+	Owns Way = "owns"
+	// Views a directory with all that is in it, which belongs to others; it may add to it.
+	Views Way = "views"
+	// Serves a socket in a directory that it owns; those who call it may come there.
+	Serves Way = "serves"
+	// Calls who serves a socket in a directory.
+	Calls Way = "calls"
+)
 
 // File is written before a component starts. Its content is part of what a restart depends on.
 type File struct {
@@ -147,6 +178,8 @@ type Input struct {
 	Registries string
 	// Datastore identifies the DSN of a database of others and its TLS files, which are kept out of Specs; "" for none.
 	Datastore string
+	// Former are the values of spec.users.first that files of this node may still be given to; nil for none.
+	Former []int
 	// Fence is the attempt to move the datastore for which the API server is not to serve; "" for none.
 	Fence string
 	// AuditPolicy is the user's audit policy where the configuration names one; "" for ours.
@@ -202,10 +235,73 @@ type Unit struct {
 	Stale []string `json:"stale,omitempty"`
 	// OOMScore is the process's oom_score_adj, 0 to leave it alone.
 	OOMScore int `json:"oomScore,omitempty"`
+	// User is as whom the process runs; nil is root.
+	User *User `json:"user,omitempty"`
+	// TimerSlack is how much later than asked its threads may be woken, 0 to leave that to the process. It is for one that may not set
+	// it itself, and is put into force from outside when it has started.
+	TimerSlack time.Duration `json:"timerSlack,omitempty"`
+	// Grants are whose its files are, and who may read them; they are seen to before it starts.
+	Grants []Grant `json:"grants,omitempty"`
 }
+
+// User is as whom a process runs that is not to be root. The numbers need no names on the machine.
+type User struct {
+	UID    int   `json:"uid"`
+	GID    int   `json:"gid"`
+	Groups []int `json:"groups,omitempty"` // beyond GID
+	// BindLowPorts lets it listen at ports below 1024. It has no other capability.
+	BindLowPorts bool `json:"bindLowPorts,omitempty"`
+}
+
+// String tells it in a line.
+func (u User) String() string {
+	out := fmt.Sprintf("%d:%d", u.UID, u.GID)
+	for _, g := range u.Groups {
+		out += fmt.Sprintf(",%d", g)
+	}
+	if u.BindLowPorts {
+		out += ", ports below 1024"
+	}
+	return out
+}
+
+// Grant is the owner, the group and the mode of a file or a directory. What is not there is left out.
+type Grant struct {
+	Path string `json:"path"`
+	UID  int    `json:"uid"` // KeepOwner leaves the owner
+	GID  int    `json:"gid"`
+	// Mode is that of Path itself.
+	Mode fs.FileMode `json:"mode"`
+	// Tree gives everything below to the same owner and group, and leaves its modes; with KeepOwner it lets the group read it all.
+	Tree bool `json:"tree,omitempty"`
+	// Former are owners that are not kept, where KeepOwner is said, but become root: what components have put there.
+	Former []int `json:"former,omitempty"`
+}
+
+// String tells it in a line, like ls: the mode as chmod takes it, owner and group, and the path, with /... where all below has them too.
+func (g Grant) String() string {
+	mode := uint32(g.Mode.Perm())
+	if g.Mode&fs.ModeSetgid != 0 {
+		mode |= 0o2000
+	}
+	owner := "(its own)"
+	if g.UID != KeepOwner {
+		owner = strconv.Itoa(g.UID)
+	}
+	path := g.Path
+	if g.Tree {
+		path += "/..."
+	}
+	return fmt.Sprintf("%04o %s:%d %s", mode, owner, g.GID, path)
+}
+
+// KeepOwner as the owner of a Grant leaves the one that there is.
+const KeepOwner = -1
 
 // Hash identifies everything about the unit that needs a restart when it changes.
 func (u Unit) Hash() string {
+	u.TimerSlack = 0
+	u.Grants = nil // they follow from the rest, or are taken back, which is no reason to restart
 	b, err := json.Marshal(u)
 	if err != nil { // only strings and numbers in it
 		panic(err)

@@ -1,10 +1,6 @@
 package components
 
-import (
-	"path"
-
-	"k1s.io/k1s/internal/component"
-)
+import "k1s.io/k1s/internal/component"
 
 // The add-on manager applies the packaged manifests and the user's. It lives beside the API server.
 var _ = register(component.Def{
@@ -18,7 +14,7 @@ var _ = register(component.Def{
 })
 
 // AddonStatus is the file the add-on manager reports in.
-func AddonStatus(in component.Input) string { return path.Join(in.Paths.Run, "addons.json") }
+func AddonStatus(in component.Input) string { return in.Paths.Of("addon-manager", "addons.json") }
 
 func addonManagerSpec(in component.Input) (component.Spec, error) {
 	p := in.Paths
@@ -33,6 +29,7 @@ func addonManagerSpec(in component.Input) (component.Spec, error) {
 	return component.Spec{
 		Applet: "addon-manager",
 		Args:   f,
-		Dirs:   []component.Dir{{Path: p.Packaged(), Mode: 0o700}, {Path: p.Manifests(), Mode: 0o700}},
+		Dirs:   []component.Dir{{Path: p.Packaged(), Mode: 0o700}, {Path: p.Manifests(), Mode: 0o700}, {Path: p.Of("addon-manager"), Mode: 0o700}},
+		Access: append(clientFiles(in, "addon-manager"), owns(p.Of("addon-manager")), views(p.Packaged()), views(p.Manifests())),
 	}, nil
 }

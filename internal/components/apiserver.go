@@ -2,6 +2,7 @@ package components
 
 import (
 	"maps"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -125,6 +126,19 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		in.Config.Spec.Gates = gates
 	}
 	f.gates(in)
+	dirs := []component.Dir{{Path: path.Dir(p.Tunnels()), Mode: 0o700}}
+	access := append(reads(p.PKI("apiserver.key"), p.PKI("apiserver-kubelet-client.key"), p.PKI("front-proxy-client.key"), p.PKI("sa.key"), p.EncryptionConfig()),
+		owns(path.Dir(p.Tunnels())))
+	given := argumentFiles(in, "kube-apiserver")
+	switch Engine(in) {
+	case config.EmbeddedEtcd:
+		access = append(access, reads(store.KeyFile)...)
+	case config.ExternalEtcd:
+		ours, others := databaseFiles(in)
+		access, given = append(access, ours...), append(given, others...)
+	default:
+		access = append(access, component.Access{Path: path.Dir(p.KineSocket()), Way: component.Calls})
+	}
 	if c.Audit.Enabled {
 		policy, err := auditPolicy(in)
 		if err != nil {
@@ -132,7 +146,13 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 		}
 		files = append(files, policy)
 		f.add("audit-policy-file", policy.Path)
-		f.add("audit-log-path", p.AuditLog())
+		log := p.AuditLog()
+		if c.Users.Separate {
+			log = p.AuditLogApart()
+			dirs = append(dirs, component.Dir{Path: path.Dir(log), Mode: 0o700})
+			access = append(access, owns(path.Dir(log)))
+		}
+		f.add("audit-log-path", log)
 		f.add("audit-log-maxage", "30")
 		f.add("audit-log-maxbackup", "10")
 		f.add("audit-log-maxsize", "100")
@@ -154,7 +174,7 @@ func apiserverSpec(in component.Input) (component.Spec, error) {
 	if c.Network.Backend == "none" {
 		env[EnvTunnelPods] = "1"
 	}
-	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files}, nil
+	return component.Spec{Applet: "kube-apiserver", Args: f, Env: env, Files: files, Dirs: dirs, Access: access, Given: given}, nil
 }
 
 // How the API server is told to find out whose a database of others is before it writes to it: where it tells the answer

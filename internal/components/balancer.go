@@ -44,7 +44,7 @@ func balancerSpec(in component.Input) (component.Spec, error) {
 	f.add("node-kubeconfig", in.Paths.Kubeconfig("kubelet"))
 	f.add("node-cert", in.Paths.PKI("kubelet-client.crt"))
 	f.add("node-key", in.Paths.PKI("kubelet-client.key"))
-	f.add("tunnels-file", in.Paths.Tunnels())
+	f.add("tunnels-file", in.Paths.AgentTunnels())
 	return component.Spec{Applet: "balancer", Args: f}, nil
 }
 

@@ -218,7 +218,7 @@ func cisItems() []cisItem {
 		simple("1.1.1 to 1.1.8", "files of pod specifications: 600, root:root", nil, noPodSpecs),
 		simple("1.1.9, 1.1.10", "CNI files: 600, root:root", nil, modes+"0600 in a directory that is open to read"),
 		on(simple("1.1.11", "etcd's data directory: 700", closed("etcd", 0o700, "etcd"), "0700; SQLite's too"), "etcd"),
-		simple("1.1.12", "etcd's data directory: etcd:etcd", nil, "not met: etcd runs as root, as the API server beside it; who is root of a server has its datastore either way"),
+		simple("1.1.12", "etcd's data directory: etcd:etcd", nil, "yours: `spec.users.separate: true` with `spec.isolation: component` gives it a user of its own; by itself etcd runs as root"),
 		simple("1.1.13 to 1.1.18", "kubeconfigs of the administrator, scheduler, controller manager: 600, root:root", nil, modes+"0600, root; `spec.kubeconfig.group` opens a copy of the administrator's if you want that"),
 		simple("1.1.19 to 1.1.21", "certificates and keys: root:root, 644 and 600", nil, modes+"`pki/`"),
 

@@ -45,5 +45,9 @@ func controllerManagerSpec(in component.Input) (component.Spec, error) {
 		f.add("leader-elect-retry-period", "4s")
 	}
 	f.gatesWith(in, ours)
-	return component.Spec{Applet: "kube-controller-manager", Args: f, Env: trustEnv(in)}, nil
+	return component.Spec{
+		Applet: "kube-controller-manager", Args: f, Env: trustEnv(in),
+		Access: append(clientFiles(in, "kube-controller-manager"), reads(p.PKI("controller-manager-serving.key"), p.PKI("ca.key"), p.PKI("sa.key"))...),
+		Given:  argumentFiles(in, "kube-controller-manager"),
+	}, nil
 }

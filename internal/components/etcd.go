@@ -27,7 +27,7 @@ var _ = register(component.Def{
 })
 
 // EtcdRemoved is a file that is there when the member found out that the others have removed it.
-func EtcdRemoved(in component.Input) string { return path.Join(in.Paths.Run, "etcd-removed") }
+func EtcdRemoved(in component.Input) string { return in.Paths.Of("etcd", "removed") }
 
 func etcdSpec(in component.Input) (component.Spec, error) {
 	client := fmt.Sprintf("https://%s", local(etcdClientPort))
@@ -60,7 +60,8 @@ func etcdSpec(in component.Input) (component.Spec, error) {
 		Env:    trustEnv(in),
 		Args:   args,
 		Files:  []component.File{file},
-		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}},
+		Dirs:   []component.Dir{{Path: in.Paths.Etcd(), Mode: 0o700}, {Path: path.Dir(EtcdRemoved(in)), Mode: 0o700}},
+		Access: append(reads(in.Paths.PKI("etcd", "server.key"), in.Paths.PKI("etcd", "peer.key")), owns(in.Paths.Etcd()), owns(path.Dir(EtcdRemoved(in)))),
 	}, nil
 }
 

@@ -30,8 +30,9 @@ func kineSpec(in component.Input) (component.Spec, error) {
 	f.add("endpoint", sqlite(in, "FULL"))
 	return component.Spec{
 		Applet: "kine",
-		Args:   f,
-		Dirs:   []component.Dir{{Path: in.Paths.DB(), Mode: 0o700}, {Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
+		Args:   append(f, kineCallers(in)...),
+		Dirs:   []component.Dir{{Path: in.Paths.DB(), Mode: 0o700}, {Path: path.Dir(in.Paths.KineSocket()), Mode: 0o700}},
+		Access: []component.Access{owns(in.Paths.DB()), {Path: path.Dir(in.Paths.KineSocket()), Way: component.Serves}},
 	}, nil
 }
 
@@ -58,10 +59,21 @@ func externalSpec(in component.Input) component.Spec {
 	f.add("ca-file", c.CAFile)
 	f.add("cert-file", c.CertFile)
 	f.add("key-file", c.KeyFile)
+	ours, given := databaseFiles(in)
 	return component.Spec{
 		Applet: "kine",
-		Args:   f,
+		Args:   append(f, kineCallers(in)...),
 		Env:    datastoreEnv(in),
-		Dirs:   []component.Dir{{Path: path.Dir(in.Paths.KineSocket()), Mode: 0o755}},
+		Dirs:   []component.Dir{{Path: path.Dir(in.Paths.KineSocket()), Mode: 0o700}},
+		Access: append(ours, component.Access{Path: in.Paths.Datastore(), Way: component.Reads}, component.Access{Path: path.Dir(in.Paths.KineSocket()), Way: component.Serves}),
+		Given:  given,
 	}
+}
+
+// kineCallers lets the API server call kine where that is another user.
+func kineCallers(in component.Input) []string {
+	if in.Config.Spec.Users.Separate && in.Config.Spec.Isolation == PerProcess {
+		return []string{"--group-may-connect"}
+	}
+	return nil
 }

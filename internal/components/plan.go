@@ -73,7 +73,11 @@ func Plan(in component.Input) ([]component.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	return group(in, comps)
+	units, err := group(in, comps)
+	if err != nil {
+		return nil, err
+	}
+	return units, users(in, units)
 }
 
 // Render renders the components of a node in start order: whatever one needs stands before it.

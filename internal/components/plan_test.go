@@ -38,6 +38,7 @@ var variants = map[string]func(*component.Input){
 		f.OOMScore = 500
 		f.Resolver = component.Resolver{Text: "nameserver 192.0.2.53\n", HasServers: true}
 	},
+	".former":  func(in *component.Input) { in.Former = []int{61100} },
 	".sandbox": func(in *component.Input) { in.Facts.Sandbox = true },
 	".several": func(in *component.Input) {
 		in.Several = true
@@ -108,6 +109,15 @@ func text(units []component.Unit) string {
 	var b strings.Builder
 	for _, u := range units {
 		fmt.Fprintf(&b, "unit %s (stop within %s)\n  %s\n", u.Name, u.StopTimeout, strings.Join(u.Argv[:2], " "))
+		if u.User != nil {
+			fmt.Fprintf(&b, "  user: %s\n", u.User)
+		}
+		if u.TimerSlack != 0 {
+			fmt.Fprintf(&b, "  timers: %s later than asked\n", u.TimerSlack)
+		}
+		for _, g := range u.Grants {
+			fmt.Fprintf(&b, "  owner: %s\n", g)
+		}
 		for _, c := range u.Components {
 			fmt.Fprintf(&b, "\n  component %s\n    open:  %s\n    ready: %s\n", c.Name, c.Open, c.Ready)
 			for _, n := range c.Needs {
@@ -118,6 +128,12 @@ func text(units []component.Unit) string {
 			}
 			for _, d := range c.Spec.Dirs {
 				fmt.Fprintf(&b, "    dir:   %s %o\n", d.Path, d.Mode)
+			}
+			for _, a := range c.Spec.Access {
+				fmt.Fprintf(&b, "    %s: %s\n", a.Way, a.Path)
+			}
+			for _, g := range c.Spec.Given {
+				fmt.Fprintf(&b, "    given: %s\n", g)
 			}
 			for _, f := range c.Spec.Files {
 				fmt.Fprintf(&b, "    file:  %s %o\n", f.Path, f.Mode)

@@ -17,5 +17,9 @@ func schedulerSpec(in component.Input) (component.Spec, error) {
 	var f flags
 	f.controller(in, "kube-scheduler", "scheduler-serving", schedulerPort)
 	f.gates(in)
-	return component.Spec{Applet: "kube-scheduler", Args: f}, nil
+	return component.Spec{
+		Applet: "kube-scheduler", Args: f,
+		Access: append(clientFiles(in, "kube-scheduler"), reads(in.Paths.PKI("scheduler-serving.key"))...),
+		Given:  argumentFiles(in, "kube-scheduler"),
+	}, nil
 }

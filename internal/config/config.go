@@ -41,6 +41,7 @@ type Spec struct {
 	Role      string    `json:"role" doc:"what this machine is: server (control plane, and worker), or agent (worker of a cluster that is there)" enum:"server,agent" default:"server"`
 	// Isolation decides how many processes the components share.
 	Isolation  string                   `json:"isolation" doc:"processes: grouped (control plane, node, containerd), component (one each), none (all but containerd in one)" enum:"grouped,component,none" default:"grouped"`
+	Users      Users                    `json:"users" doc:"as whom the control plane runs"`
 	NoWorker   bool                     `json:"noWorker" doc:"run the control plane only: no kubelet and no container runtime, nothing is scheduled here" example:"true"`
 	Disable    []string                 `json:"disable,omitempty" doc:"packaged components to leave out: coredns, metrics-server, local-path, network-policy" example:"[metrics-server]"`
 	Gates      map[string]bool          `json:"featureGates,omitempty" doc:"Kubernetes feature gates, for every component" example:"{AllAlpha: true}"`
@@ -162,6 +163,12 @@ type Secrets struct {
 // ComponentArgs are additional arguments of one component; they win over ours.
 type ComponentArgs struct {
 	Args map[string]string `json:"args,omitempty" doc:"flag name without dashes: value" example:"{v: 4}" scalar:"any"`
+}
+
+// Users are as whom the processes of the control plane run.
+type Users struct {
+	Separate bool `json:"separate" doc:"run the control plane without root, as a user of its own, and with isolation component each of its components as another one; not with isolation none" example:"true"`
+	First    int  `json:"first" doc:"first of the eight user and group numbers for that; they need no names, and nothing else on the machine may use them" default:"61100"`
 }
 
 // Kubeconfig is where the administrator's kubeconfig goes.

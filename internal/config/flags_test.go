@@ -141,7 +141,7 @@ func TestHelpShowsFlagsBySection(t *testing.T) {
 			t.Errorf("usage of api:\n%s", g.Flags.FlagUsages())
 		}
 	}
-	want := []string{"", "cluster", "join", "node", "api", "network", "datastore", "etcd", "runtime", "images", "audit", "secrets", "general", "kubeconfig", "log"}
+	want := []string{"", "cluster", "join", "node", "api", "network", "datastore", "etcd", "runtime", "images", "audit", "secrets", "general", "users", "kubeconfig", "log"}
 	if !reflect.DeepEqual(titles, want) {
 		t.Errorf("sections %q, want %q", titles, want)
 	}

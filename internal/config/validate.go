@@ -68,6 +68,7 @@ func Validate(cfg Config, known Known) []Problem {
 	if s.Audit.PolicyFile != "" {
 		c.file("spec.audit.policyFile", s.Audit.PolicyFile)
 	}
+	c.users(s)
 	c.disable(s.Disable)
 	for _, gate := range slices.Sorted(maps.Keys(s.Gates)) {
 		if !gateName.MatchString(gate) {
@@ -512,6 +513,17 @@ func (c *checker) file(at, name string) {
 		c.bad(at, "write the whole path", "%q is not an absolute path", shorten(name))
 	case strings.ContainsRune(name, 0):
 		c.bad(at, "", "contains a zero byte")
+	}
+}
+
+// users checks that there is room for eight numbers, none of which is root's or one that systems give to people and services.
+func (c *checker) users(s Spec) {
+	const least, most = 1000, 1<<31 - 16
+	if s.Users.First < least || s.Users.First > most {
+		c.bad("spec.users.first", "the default is 61100", "%d is no number that users of their own can begin with: %d to %d", s.Users.First, least, most)
+	}
+	if s.Users.Separate && s.Isolation == "none" {
+		c.bad("spec.users.separate", "set spec.isolation to grouped or component", "cannot be had with spec.isolation none: the kubelet is in the same process, and needs root")
 	}
 }
 

@@ -122,6 +122,7 @@ type Component struct {
 	State    string     `json:"state"`
 	Since    time.Time  `json:"since"`
 	PID      int        `json:"pid,omitempty"`
+	UID      int        `json:"uid,omitempty"` // the user as whom it runs; 0, which is left out, is root
 	Restarts int        `json:"restarts"`
 	Note     string     `json:"note,omitempty"` // what it waits for, or why it is not well
 	LastExit string     `json:"lastExit,omitempty"`

@@ -164,7 +164,9 @@ func (d *Daemon) renew(ctx context.Context, all bool) (pki.Report, error) {
 	var report pki.Report
 	var err error
 	if in.Config.Spec.ControlPlane() {
-		report, err = certificates(ctx, d.log, in, all)
+		if report, err = certificates(ctx, d.log, in, all); err == nil {
+			err = giveFiles(in)
+		}
 	} else {
 		report, err = d.refreshMember(ctx, in, all)
 	}

@@ -25,7 +25,7 @@ func founder(t *testing.T, endpoint config.DSN) (*Daemon, component.Input) {
 	t.Helper()
 	dir := t.TempDir()
 	p := paths.Paths{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run"), Config: filepath.Join(dir, "etc")}
-	for _, d := range []string{p.Data, p.Run, p.Config, p.PKI()} {
+	for _, d := range []string{p.Data, p.Run, p.Config, p.PKI(), filepath.Dir(p.Claim())} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -299,6 +299,9 @@ func (d *Daemon) prepare(ctx context.Context) ([]component.Unit, error) {
 	spec = in.Config.Spec // the cluster's settings are in it
 
 	d.step("rendering components")
+	if err := prepareUsers(&in); err != nil {
+		return nil, err
+	}
 	reg, err := readRegistries(o.Paths.RegistriesFile())
 	if err != nil {
 		return nil, err
@@ -434,6 +437,11 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	d.step("starting components")
 	var wg sync.WaitGroup
 	wg.Go(func() { d.announceReady(ctx) })
+	wg.Go(func() {
+		if err := d.takenBack(ctx); err != nil {
+			d.log.Warn("it is not forgotten whose files were", "err", err)
+		}
+	})
 	wg.Go(func() { d.prunePayloads(ctx) })
 	wg.Go(func() { d.renewCertificates(ctx) })
 	wg.Go(func() { d.warnOfCertificates(ctx) })

@@ -368,6 +368,9 @@ func (w *follower) check(ctx context.Context, f *following) error {
 	if err := w.read(); err != nil {
 		return err
 	}
+	if err := mayRead(w.to); err != nil {
+		return err
+	}
 	is, err := settle(ctx, w.from, w.to, "", f.Attempt, nil)
 	if err != nil {
 		return err

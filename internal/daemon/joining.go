@@ -189,7 +189,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 	if err != nil {
 		return fmt.Errorf("opening the socket for machines that join: %w", err)
 	}
-	if err := os.Chmod(socket, 0o600); err != nil {
+	if err := openToAPIServer(in, socket); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	srv := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second}

@@ -376,6 +376,9 @@ func (d *Daemon) newMove(in component.Input, last migration.State, r control.Dat
 	if m.to.Datastore, err = datastoreID(*to); err != nil {
 		return nil, err
 	}
+	if err := mayRead(m.to); err != nil {
+		return nil, err
+	}
 	return m, m.mayConfigure()
 }
 

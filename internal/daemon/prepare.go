@@ -109,8 +109,16 @@ func preflight(ctx context.Context, in component.Input, running []int) ([]health
 	if in.Payload != "" {
 		nft = path.Join(in.Payload, "nft")
 	}
+	var users []platform.CheckUser
+	if in.Config.Spec.Users.Separate {
+		plan, err := components.Plan(in)
+		if err != nil {
+			return nil, err
+		}
+		users = checkedUsers(plan)
+	}
 	problems := platform.RunChecks(ctx, checks, platform.CheckInput{
-		Facts: in.Facts, Config: in.Config, Paths: in.Paths, NFT: nft,
+		Facts: in.Facts, Config: in.Config, Paths: in.Paths, NFT: nft, Users: users,
 		IgnorePIDs: running, Adopting: len(running) > 0,
 	})
 	return problems, health.BlockingError(problems)

@@ -126,7 +126,11 @@ func (d *Daemon) Status(ctx context.Context) control.Status {
 // tunnels are those that the API server, or on an agent the balancer, tells of; nil for none.
 func tunnels(in component.Input) *control.Tunnels {
 	var t control.Tunnels
-	if err := readStatusFile(in.Paths.Tunnels(), &t); err != nil || len(t.Nodes)+len(t.Unreachable)+len(t.Servers) == 0 {
+	file := in.Paths.AgentTunnels()
+	if in.Config.Spec.ControlPlane() {
+		file = in.Paths.Tunnels()
+	}
+	if err := readStatusFile(file, &t); err != nil || len(t.Nodes)+len(t.Unreachable)+len(t.Servers) == 0 {
 		return nil
 	}
 	return &t
@@ -184,7 +188,7 @@ func (d *Daemon) components(doing string) []supervise.Status {
 
 func wireComponent(o Options, c supervise.Status) control.Component {
 	w := control.Component{
-		Name: c.Component, Unit: c.Unit, State: string(c.State), Since: c.Since, PID: c.PID,
+		Name: c.Component, Unit: c.Unit, State: string(c.State), Since: c.Since, PID: c.PID, UID: c.UID,
 		Restarts: c.Restarts, Note: c.Note(), RetryAt: c.RetryAt, Log: o.Paths.Log(c.Unit), ReadyAt: c.ReadyAt,
 	}
 	if c.LastExit != nil {

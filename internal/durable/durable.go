@@ -16,6 +16,9 @@ import (
 // WriteFile replaces path by data: a temporary file in the same directory is written, synchronised and
 // renamed over path, then the directory is synchronised. The directory must exist. mode is applied as
 // it is, whatever the umask. On an error path has its old content.
+//
+// What is replaced by root in a directory where nobody else may write stays of the user and group it was of, and a group that could read
+// it, and is not root's, still can: a component that is not root has to be able to read what it is to read again.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	tmp, err := Stage(path, data, mode)
 	if err != nil {
@@ -55,11 +58,15 @@ func stage(path string, data []byte, mode fs.FileMode, finish func(*os.File) err
 		return nil, fmt.Errorf("writing %q: %w", path, err)
 	}
 	s := &Staged{tmp: f.Name(), path: path}
+	owner, mode := likeBefore(path, mode)
 	_, err = f.Write(data)
 	// Not all file systems know modes (9p, vfat): only a key readable by others would matter, and there
 	// CreateTemp's 0600 could not be had either.
 	if chmodErr := f.Chmod(mode); err == nil && chmodErr != nil && !errors.Is(chmodErr, errors.ErrUnsupported) {
 		err = chmodErr
+	}
+	if err == nil {
+		err = owner(f)
 	}
 	if err == nil {
 		err = finish(f)

@@ -2,6 +2,7 @@ package durable
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/windows"
@@ -9,6 +10,11 @@ import (
 
 // SyncDir does nothing: NTFS journals names, and directories cannot be opened for synchronisation.
 func SyncDir(string) error { return nil }
+
+// likeBefore gives nothing to anybody: files have the rights of their directory.
+func likeBefore(_ string, mode fs.FileMode) (func(*os.File) error, fs.FileMode) {
+	return func(*os.File) error { return nil }, mode
+}
 
 func tryLock(f *os.File) (bool, error) {
 	err := windows.LockFileEx(windows.Handle(f.Fd()),

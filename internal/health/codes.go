@@ -28,6 +28,8 @@ const (
 	OpenFilesLow       Code = "open-files-low"
 	SELinux            Code = "selinux"
 	Swap               Code = "swap"
+	NoUsers            Code = "no-users"
+	FileClosed         Code = "file-closed"
 
 	// The machine's resources and identity.
 	MemoryLow       Code = "memory-low"
@@ -130,6 +132,8 @@ func registry() []section {
 			{OpenFilesLow, Warning, "The limit of open files is low for an API server and a container runtime.", "raise it: ulimit -n 1048576, or LimitNOFILE= in the service"},
 			{SELinux, Info, "SELinux is enforcing. The data directory needs the labels of a container runtime.", "label it: semanage fcontext -a -t container_var_lib_t '/var/lib/k1s(/.*)?' && restorecon -R /var/lib/k1s"},
 			{Swap, Info, "Swap is on. Pods do not use it; the machine may become slow instead of running out of memory.", "nothing has to be done; swapoff -a avoids surprises in latency"},
+			{NoUsers, Error, "spec.users.separate is set, and processes cannot be started as another user here, or files cannot be given to one: a right is missing, as in a container, or the file system knows no owners, or what leads to the data directory is closed.", "give k1s the right that the text names, open the directories above the data directory (chmod o+x), or set spec.users.separate: false"},
+			{FileClosed, Error, "spec.users.separate is set, and a file of yours that the configuration names cannot be read by the component's user. k1s changes nothing about files that are not its own.", "give it to the group that the text names, and let that read it: chgrp GROUP FILE; chmod g+r FILE"},
 		}},
 		{"The machine", []Doc{
 			{MemoryLow, Warning, "Less than 768 MB of memory may be used here; below 400 MB it is an error.", "give the machine, or the cgroup k1s runs in, more memory"},

@@ -84,6 +84,12 @@ func (p Paths) Logs() string           { return path.Join(p.Data, "log") }
 func (p Paths) Log(unit string) string { return path.Join(p.Data, "log", unit+".log") }
 func (p Paths) AuditLog() string       { return path.Join(p.Data, "log", "audit.log") }
 
+// AuditLogApart is the audit log of an API server that is not root: it rotates it, and so needs a directory that is its own.
+func (p Paths) AuditLogApart() string { return path.Join(p.Data, "log", "audit", "audit.log") }
+
+// Users keeps which users and groups files were given to, for as long as some may be theirs.
+func (p Paths) Users() string { return path.Join(p.Data, "users.json") }
+
 // EncryptionKeys holds the keys Secrets are encrypted with; EncryptionConfig is what follows from it for API servers.
 func (p Paths) EncryptionKeys() string   { return path.Join(p.Data, "encryption", "keys.json") }
 func (p Paths) EncryptionConfig() string { return path.Join(p.Data, "encryption", "config.json") }
@@ -111,20 +117,26 @@ func (p Paths) ControlSocket() string    { return path.Join(p.Run, "k1s.sock") }
 func (p Paths) ContainerdSocket() string { return path.Join(p.Run, "containerd", "containerd.sock") }
 func (p Paths) ContainerdState() string  { return path.Join(p.Run, "containerd") }
 func (p Paths) JoinSocket() string       { return path.Join(p.Run, "join.sock") }
-func (p Paths) KineSocket() string       { return path.Join(p.Run, "kine.sock") }
+
+// Of is where a component keeps what it makes at run time, in a directory of its own so that it can have a user of its own.
+func (p Paths) Of(component string, elem ...string) string {
+	return path.Join(append([]string{p.Run, component}, elem...)...)
+}
+func (p Paths) KineSocket() string { return p.Of("kine", "kine.sock") }
 
 // Claim is where the API server tells whose a database of others is.
-func (p Paths) Claim() string { return path.Join(p.Run, "claim.json") }
+func (p Paths) Claim() string { return p.Of("kube-apiserver", "claim.json") }
+
+// Tunnels is the file in which the API server of a server tells which tunnels there are, AgentTunnels where the balancer of an agent does.
+func (p Paths) Tunnels() string      { return p.Of("kube-apiserver", "tunnels.json") }
+func (p Paths) AgentTunnels() string { return path.Join(p.Run, "tunnels.json") }
 
 // PodsLeft is there when a daemon that was asked to end the node's pods could not, and says why.
 func (p Paths) PodsLeft() string { return path.Join(p.Run, "pods-left") }
 
-// Tunnels is the file in which is told which tunnels there are: by the API server on a server, by the balancer on an agent.
-func (p Paths) Tunnels() string { return path.Join(p.Run, "tunnels.json") }
-
 // Datastore holds the DSN of a database of others, for kine; DatastoreStatus what kine has to say about it.
 func (p Paths) Datastore() string       { return path.Join(p.Run, "datastore") }
-func (p Paths) DatastoreStatus() string { return path.Join(p.Run, "datastore.json") }
+func (p Paths) DatastoreStatus() string { return p.Of("kine", "datastore.json") }
 
 // Moving is where a move of the datastore keeps its sockets and what opens them, one time after the other.
 func (p Paths) Moving(name string) string { return path.Join(p.Run, "datastore-move", name) }

@@ -129,8 +129,11 @@ func (r Request) dirs() []string {
 func read(r Request) state {
 	have := state{}
 	for _, name := range r.names() {
-		keyFile := KeyFile(r.Paths, name)
-		if st, err := os.Lstat(keyFile); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows" {
+		keyFile, others := KeyFile(r.Paths, name), fs.FileMode(0o077)
+		if name == ServiceAccount {
+			others = 0o037 // two components read it, and may have a group for that
+		}
+		if st, err := os.Lstat(keyFile); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&others != 0 && runtime.GOOS != "windows" {
 			// A failure shows when the key is used; reading it does not depend on it.
 			_ = os.Chmod(keyFile, 0o600)
 		}

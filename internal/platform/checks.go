@@ -24,8 +24,17 @@ type CheckInput struct {
 	// Adopting says that components of ours run already, so mounts, links and routes are theirs. A data
 	// directory with certificates in it says the same.
 	Adopting bool
+	// Users are those that processes of ours are to run as, nil for root alone.
+	Users []CheckUser
 	// Now is the clock; time.Now if nil.
 	Now func() time.Time
+}
+
+// CheckUser is a user that a process is to run as.
+type CheckUser struct {
+	component.User
+	// Files are what others have written for its components, by component.
+	Files map[string][]string
 }
 
 func (in CheckInput) now() time.Time {

@@ -33,6 +33,7 @@ func Checks() []Check {
 		{Name: "seccomp", Summary: "seccomp filters", Worker: true, Run: checkSeccomp},
 		{Name: "cgroups", Summary: "cgroups and their controllers", Worker: true, Run: checkCgroups},
 		{Name: "capabilities", Summary: "capabilities", Run: checkCapabilities},
+		{Name: "users", Summary: "users of the control plane", Run: checkUsers},
 		{Name: "sysctls", Summary: "kernel settings", Worker: true, Run: checkSysctls},
 		{Name: "open-files", Summary: "the limit of open files", Run: checkOpenFiles},
 		{Name: "security", Summary: "SELinux", Worker: true, Run: checkSecurity},

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"k1s.io/k1s/internal/component"
 )
 
 // Processes starts processes that outlive their starter and finds them again.
@@ -46,6 +48,8 @@ type Command struct {
 	// Cgroup is where the process is born, where the kernel can do that (version 2). Elsewhere it is born
 	// in ours, so Cgroup.Add has to follow in any case. May be nil.
 	Cgroup *Cgroup
+	// User is as whom it runs; nil is as us.
+	User *component.User
 }
 
 // ProcessID identifies one process for ever: a pid alone does not, pids are used again, but no two processes

@@ -51,6 +51,9 @@ func (linuxProcesses) Start(c Command) (Process, error) {
 		// A session of its own: neither a terminal's hang-up nor its ^C reaches it.
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
+	if c.User != nil {
+		attr.Sys.Credential, attr.Sys.AmbientCaps = credential(*c.User)
+	}
 	if c.Cgroup != nil {
 		if f, err := c.Cgroup.birthplace(); err == nil && f != nil {
 			defer f.Close()

@@ -35,6 +35,7 @@ import (
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/platform"
+	"k1s.io/k1s/internal/timers"
 	"k1s.io/k1s/internal/unitlog"
 )
 
@@ -146,7 +147,12 @@ func (p *Process) Run(ctx context.Context) error {
 		proc = nil
 	}
 	adopted := proc != nil
-	if !adopted {
+	if adopted {
+		// What was written since it was started.
+		if err := Give(p.unit.Grants); err != nil {
+			p.o.Log.Warn("files of a unit are not of its user", "unit", p.unit.Name, "err", err)
+		}
+	} else {
 		if proc, rec, err = p.start(); err != nil && p.mended(ctx, err) {
 			proc, rec, err = p.start()
 		}
@@ -165,6 +171,11 @@ func (p *Process) Run(ctx context.Context) error {
 		unitlog.Keep(keepCtx, p.o.Paths.Log(p.unit.Name), p.o.Rotation, func(err error) {
 			p.o.Log.Warn("log not rotated", "unit", p.unit.Name, "err", err)
 		})
+	})
+	keeper.Go(func() {
+		if err := (timers.Timers{Slack: p.unit.TimerSlack}).Give(keepCtx, proc.ID().PID); err != nil {
+			p.o.Log.Info("timers of a unit stay as they are", "unit", p.unit.Name, "err", err)
+		}
 	})
 	defer keeper.Wait()
 	defer endKeep()
@@ -210,6 +221,9 @@ func (p *Process) start() (_ platform.Process, rec Record, err error) {
 	if err := prepare(p.unit.Dirs, p.unit.Files); err != nil {
 		return nil, rec, err
 	}
+	if err := Give(p.unit.Grants); err != nil {
+		return nil, rec, err
+	}
 	for _, f := range p.unit.Stale {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, rec, remedy(err, f)
@@ -241,7 +255,7 @@ func (p *Process) start() (_ platform.Process, rec Record, err error) {
 		return nil, rec, err
 	}
 	unitlog.Begin(out, p.unit.Name, rec.Started)
-	proc, err := p.o.Procs.Start(platform.Command{Argv: p.unit.Argv, Env: p.environ(rec.Marker), Output: out, Cgroup: group})
+	proc, err := p.o.Procs.Start(platform.Command{Argv: p.unit.Argv, Env: p.environ(rec.Marker), Output: out, Cgroup: group, User: p.unit.User})
 	if err != nil {
 		return nil, rec, errors.Join(programRemedy(err, p.unit.Argv[0]), p.o.forget(p.unit.Name))
 	}

@@ -36,6 +36,7 @@ type Status struct {
 	State     State     `json:"state"`
 	Since     time.Time `json:"since"` // when it entered State
 	PID       int       `json:"pid,omitempty"`
+	UID       int       `json:"uid,omitempty"`     // as whom it runs, or would; 0 is root
 	Adopted   bool      `json:"adopted,omitempty"` // an earlier daemon has started it
 	Restarts  int       `json:"restarts"`          // of the unit, by this daemon
 	// WaitsFor are the needs that are not met, while waiting.
@@ -144,7 +145,7 @@ func (u *unit) ended() bool {
 func (s *Supervisor) statusOfComing(spec component.Unit, u *unit) []Status {
 	var all []Status
 	for _, c := range spec.Components {
-		st := Status{Component: c.Name, Unit: spec.Name, State: Waiting, Since: s.since}
+		st := Status{Component: c.Name, Unit: spec.Name, State: Waiting, Since: s.since, UID: uid(spec)}
 		switch {
 		case u == nil:
 		case u.attach:
@@ -159,12 +160,20 @@ func (s *Supervisor) statusOfComing(spec component.Unit, u *unit) []Status {
 	return all
 }
 
+// uid is as whom a unit runs, 0 for root.
+func uid(u component.Unit) int {
+	if u.User == nil {
+		return 0
+	}
+	return u.User.UID
+}
+
 // statusOfUnit tells about one that the supervisor keeps. The caller holds mu.
 func (s *Supervisor) statusOfUnit(u *unit) []Status {
 	var all []Status
 	for _, c := range u.comps {
 		st := Status{
-			Component: c.Name, Unit: u.spec.Name, State: c.state, Since: c.since, PID: u.pid, Adopted: u.adopted,
+			Component: c.Name, Unit: u.spec.Name, State: c.state, Since: c.since, PID: u.pid, UID: uid(u.spec), Adopted: u.adopted,
 			Restarts: u.restarts, Reason: c.reason, OpenAt: moment(c.openAt), ReadyAt: moment(c.rdyAt),
 		}
 		if u.lastExit != nil {

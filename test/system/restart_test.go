@@ -15,7 +15,8 @@ import (
 // One process a component, so that each can be killed by itself.
 func TestEveryKilledComponentComesBackAndPodsDoNotNotice(t *testing.T) {
 	t.Parallel()
-	c := created(t, "kill", withImages(t, "--set", "spec.isolation=component")...)
+	c := created(t, "kill", withImages(t, "--set", "spec.isolation=component", "--set", "spec.audit.enabled=true", "--set", "spec.secrets.encryption=secretbox")...)
+	c.separates(t, true, "component")
 	s := survives(t, c)
 	c.settled(t)
 	before := c.containers(t)
@@ -23,6 +24,7 @@ func TestEveryKilledComponentComesBackAndPodsDoNotNotice(t *testing.T) {
 	if units := distinct(st, func(c control.Component) string { return c.Unit }); len(units) != len(st.Components) {
 		t.Fatalf("%d components in the processes %q", len(st.Components), units)
 	}
+	c.runsAs(t, separateUsers)
 	for _, name := range distinct(st, func(c control.Component) string { return c.Name }) {
 		t.Run(name, func(t *testing.T) {
 			c.killed(t, c.running(t), name)
@@ -33,6 +35,7 @@ func TestEveryKilledComponentComesBackAndPodsDoNotNotice(t *testing.T) {
 	if after := c.containers(t); after != before {
 		t.Errorf("containers before:\n%s\nand after:\n%s", before, after)
 	}
+	inTurn(t, "users", func(t *testing.T) { c.keepsUsersApart(t, s) })
 }
 
 // killed kills a component and waits until it is back in a new process, the restart counted and explained.

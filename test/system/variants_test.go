@@ -36,6 +36,11 @@ func TestTheNodeComesInOtherShapes(t *testing.T) {
 			if err := c.in(within(t, limit), "test", "-d", "/var/lib/k1s/etcd/member").error(); err != nil {
 				t.Error(err)
 			}
+			// A node that has run as root so far.
+			c.runsAs(t, nil)
+			c.separates(t, true, "grouped")
+			c.runsAs(t, map[string]int{"kube-apiserver": groupedUser, "kube-controller-manager": groupedUser, "kube-scheduler": groupedUser, "etcd": groupedUser, "addon-manager": groupedUser})
+			t.Run("timers", func(t *testing.T) { c.gathersTimers(t, "kube-apiserver") })
 		}},
 		{"vxlan", []string{"--set", "spec.network.backend=vxlan", "--agents", "1"}, func(t *testing.T, c *Cluster, _ control.Status) {
 			app := everywhere{c.namespace(t, "everywhere")}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/errs"
 	"k1s.io/k1s/internal/probe"
+	"k1s.io/k1s/internal/timers"
 )
 
 // Runner runs groups.
@@ -31,7 +33,7 @@ type Runner struct {
 	// Memory is put into force when Run begins and after all members have become ready.
 	Memory applet.Memory
 	// Timers is put into force when all members are ready.
-	Timers applet.Timers
+	Timers timers.Timers
 	Log    *slog.Logger
 }
 
@@ -89,7 +91,10 @@ func (r Runner) Run(ctx context.Context, g component.Group) error {
 		}
 		r.Log.Info("group is ready", "group", g.Name, "after", time.Since(begin).Round(time.Millisecond), "memory", r.Memory.String())
 		owned.Go(func() {
-			if err := r.Timers.Follow(starting); err != nil {
+			switch err := r.Timers.Follow(starting); {
+			case errors.Is(err, fs.ErrPermission):
+				r.Log.Info("timers are left to who has started this process, which may not change them", "err", err)
+			case err != nil:
 				r.Log.Info("timers stay as they are", "err", err)
 			}
 		})

@@ -29,6 +29,7 @@ import (
 //	--emulated-etcd-version VERSION  announced to the API server, default 3.4.0
 //	--notify-interval DURATION       between unasked progress notifications per watch, default 1m
 //	--max-idle, --max-open N         database connections kept and opened at most, default kine's
+//	--group-may-connect              not the owner of the socket alone may connect, but its group too
 //	--once                           end when a database of others cannot be opened, instead of trying again
 //	--min-revision N                 the next write has a greater one, and older ones count as compacted
 func Run(ctx context.Context, args []string) (err error) {
@@ -66,6 +67,7 @@ type settings struct {
 	notifyInterval           time.Duration
 	endpointFile, statusFile string
 	once                     bool
+	groupMayConnect          bool
 	minRevision              int64
 	secrets                  []string // of the DSN, not to be seen
 	where                    string   // the address in the DSN
@@ -99,6 +101,7 @@ func parse(args []string) (settings, error) {
 	set.DurationVar(&config.notifyInterval, "notify-interval", time.Minute, "`time` between unasked progress notifications")
 	set.IntVar(&config.ConnectionPoolConfig.MaxIdle, "max-idle", 0, "idle database connections, 0 for kine's default")
 	set.IntVar(&config.ConnectionPoolConfig.MaxOpen, "max-open", 0, "database connections, 0 for no limit")
+	set.BoolVar(&config.groupMayConnect, "group-may-connect", false, "let the group of the socket's directory connect too")
 	set.BoolVar(&config.once, "once", false, "end when a database of others cannot be opened")
 	set.Int64Var(&config.minRevision, "min-revision", 0, "`revision` that is over already")
 	if err := set.Parse(args); err != nil {

@@ -45,7 +45,7 @@ func serve(ctx context.Context, s settings) error {
 		return context.Cause(ctx)
 	}
 
-	listener, scheme, err := listen(ctx, s.listen)
+	listener, scheme, err := listen(ctx, s.listen, s.groupMayConnect)
 	if err != nil {
 		return err
 	}
@@ -127,9 +127,9 @@ func (s settings) explain(err error) error {
 	return explain(file(s.DataSourceName), err)
 }
 
-// listen opens a unix socket for the owner alone, in place of what a crash left, or a TCP port. The
+// listen opens a unix socket for the owner alone, or with group for the group of its directory too, in place of what a crash left, or a TCP port. The
 // scheme is what clients are told.
-func listen(ctx context.Context, url string) (l net.Listener, scheme string, err error) {
+func listen(ctx context.Context, url string, group bool) (l net.Listener, scheme string, err error) {
 	network, address := util.SchemeAndAddress(url)
 	if network != "unix" {
 		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
@@ -141,7 +141,11 @@ func listen(ctx context.Context, url string) (l net.Listener, scheme string, err
 	if l, err = (&net.ListenConfig{}).Listen(ctx, "unix", address); err != nil {
 		return nil, "", err
 	}
-	if err := os.Chmod(address, 0o600); err != nil {
+	mode := fs.FileMode(0o600)
+	if group {
+		mode = 0o660
+	}
+	if err := os.Chmod(address, mode); err != nil {
 		return nil, "", errors.Join(err, l.Close())
 	}
 	return l, "unix", nil

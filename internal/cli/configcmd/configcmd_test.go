@@ -86,6 +86,9 @@ spec:
   secrets: {}
   role: server # default
   isolation: grouped # default
+  users:
+    separate: false # default
+    first: 61100 # default
   noWorker: false # default
   kubelet:
     maxPods: 250 # FILE:5:22

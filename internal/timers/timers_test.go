@@ -1,4 +1,4 @@
-package applet
+package timers
 
 import "testing"
 

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package applet
+package timers
 
 import "time"
 
@@ -8,4 +8,6 @@ import "time"
 func slack() (time.Duration, error) { return 0, nil }
 
 // relax has no counterpart here.
-func relax(time.Duration) error { return nil }
+func relax(int, time.Duration) error { return nil }
+
+func self() int { return 0 }

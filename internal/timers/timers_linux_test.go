@@ -1,11 +1,13 @@
-package applet
+package timers
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,11 +25,11 @@ func TestEveryThreadButTheMonitorGetsTheSlack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := relax(want); err != nil {
+	if err := relax(self(), want); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := relax(was); err != nil {
+		if err := relax(self(), was); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -79,7 +81,7 @@ func naps(t *testing.T, thread int) bool {
 // slacks are those of all threads. Who may not change those of others may not read them either.
 func slacks(t *testing.T) map[int]string {
 	t.Helper()
-	all, err := threads()
+	all, err := threads(self())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,5 +145,72 @@ func TestWithoutASlackNothingIsChanged(t *testing.T) {
 		if now, there := after[thread]; there && now != slack {
 			t.Errorf("thread %d had %s ns and now has %s", thread, slack, now)
 		}
+	}
+}
+
+// The process that is given a slack is this test binary run again.
+func TestMain(m *testing.M) {
+	if os.Getenv("TEST_CHILD") != "" {
+		fmt.Println("here")
+		if _, err := os.Stdin.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
+			panic(err)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestAnotherProcessIsGivenTheSlackForAsLongAsItIsThere(t *testing.T) {
+	slacks(t) // skips where the right is missing
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), "TEST_CHILD=1")
+	end, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runs.Read(make([]byte, 1)); err != nil { // before that it may have no monitor
+		t.Error(err)
+	}
+	pid := child.Process.Pid
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- Default.give(ctx, pid, time.Millisecond, time.Millisecond) }()
+	want := strconv.FormatInt(Default.Slack.Nanoseconds(), 10)
+	err = wait.Until(ctx, time.Millisecond, "every thread of the process but the monitor to have the slack", func(context.Context) error {
+		all, err := threads(pid)
+		if err != nil {
+			return err
+		}
+		others := 0
+		for _, thread := range all {
+			if text, err := os.ReadFile(slackOf(thread)); err == nil && strings.TrimSpace(string(text)) != want {
+				others++
+			}
+		}
+		if len(all) < 3 || others != 1 {
+			return fmt.Errorf("%d of %d threads do not have it", others, len(all))
+		}
+		return nil
+	})
+	if err := errors.Join(err, end.Close(), child.Wait()); err != nil {
+		t.Error(err)
+	}
+	if all, err := threads(pid); err != nil || len(all) != 0 {
+		t.Errorf("after its end it has the threads %v, %v", all, err)
+	}
+	if err := relax(pid, Default.Slack); err != nil {
+		t.Errorf("a process that is gone: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -1,4 +1,4 @@
-package applet
+package timers
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -24,9 +25,9 @@ func slack() (time.Duration, error) {
 	return time.Duration(ns), nil
 }
 
-// relax gives all threads of this process but the runtime's monitor a timer slack, also those that were started by one
-// that did not have it yet.
-func relax(slack time.Duration) error {
+// relax gives all threads of a process but the runtime's monitor a timer slack, also those that were started by one
+// that did not have it yet. A process that has ended has none.
+func relax(pid int, slack time.Duration) error {
 	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
 	if err != nil {
 		return fmt.Errorf("reading how threads are counted: %w", err)
@@ -36,12 +37,12 @@ func relax(slack time.Duration) error {
 		return fmt.Errorf("reading how threads are counted: %w", err)
 	}
 	for done := map[int]bool{}; ; {
-		all, err := threads()
+		all, err := threads(pid)
 		if err != nil {
 			return err
 		}
 		fresh := false
-		but := monitor(os.Getpid(), all, limit)
+		but := monitor(pid, all, limit)
 		for _, thread := range all {
 			if thread == but || done[thread] {
 				continue
@@ -49,7 +50,7 @@ func relax(slack time.Duration) error {
 			done[thread], fresh = true, true
 			// With prctl every thread would have to do it for itself. A thread has this file only outside of task/.
 			err := os.WriteFile(slackOf(thread), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended meanwhile
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ESRCH) { // it has ended meanwhile
 				return fmt.Errorf("giving a thread a timer slack of %s: %w", slack, err)
 			}
 		}
@@ -63,9 +64,14 @@ func slackOf(thread int) string {
 	return filepath.Join("/proc", strconv.Itoa(thread), "timerslack_ns")
 }
 
-// threads are the IDs of this process' threads.
-func threads() ([]int, error) {
-	entries, err := os.ReadDir("/proc/self/task")
+func self() int { return os.Getpid() }
+
+// threads are the IDs of a process' threads.
+func threads(pid int) ([]int, error) {
+	entries, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing threads: %w", err)
 	}
