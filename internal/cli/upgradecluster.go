@@ -235,6 +235,9 @@ func followClusterUpgrade(ctx context.Context, deps Deps, format printer.Format,
 			}
 		}
 		for _, wait := range u.Waits {
+			if wait == said[strings.Fields(wait + " -")[0]] { // it is its step
+				continue
+			}
 			tell("waits "+strings.Fields(wait + " -")[0], "  "+wait)
 		}
 		if u.Note != "" {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +34,20 @@ type draining struct {
 	cancel context.CancelFunc
 }
 
-func newDrains(d *Daemon) *drains { return &drains{d: d, all: map[string]*draining{}} }
+// newDrains is for one leader, which removes what one that was killed has left.
+func newDrains(d *Daemon) *drains {
+	left, err := filepath.Glob(filepath.Join(d.o.Paths.Run, drainCache+"*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		d.log.Warn("what an upgrade has left is not removed", "err", err)
+	}
+	return &drains{d: d, all: map[string]*draining{}}
+}
+
+// drainCache begins the name of a directory for kubectl.
+const drainCache = "drain-"
 
 // begin empties a node, unless that is being done, or has come to its end since it was wanted first. It ends with ctx, with end, and when it is not wanted any more.
 func (s *drains) begin(ctx context.Context, node string, within time.Duration) {
@@ -104,7 +118,7 @@ func (s *drains) end() {
 // drainNode lets the pods of a node leave it, with kubectl: it obeys PodDisruptionBudgets, and touches no pod that nobody would bring back. What it
 // says is passed on line by line.
 func drainNode(ctx context.Context, in component.Input, node string, within time.Duration, said func(string)) error {
-	cache, err := os.MkdirTemp(in.Paths.Run, "drain-")
+	cache, err := os.MkdirTemp(in.Paths.Run, drainCache)
 	if err != nil {
 		return fmt.Errorf("making room for kubectl: %w", err)
 	}
@@ -127,6 +141,9 @@ func drainNode(ctx context.Context, in component.Input, node string, within time
 	}
 	if told := drainError(out.text.String()); told != "" {
 		return errors.New(told)
+	}
+	if told := lastLine(out.text.String()); told != "" {
+		return fmt.Errorf("kubectl drain: %w: %s", err, told)
 	}
 	return fmt.Errorf("kubectl drain: %w", err)
 }

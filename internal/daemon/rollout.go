@@ -67,8 +67,9 @@ type rolloutState struct {
 	// reports are those that this server has heard, and waits what follows from them, where it leads.
 	reports map[string]rollout.Report
 	waits   []string
-	note    string // why nothing is known now, or it does not go on
-	swept   int64  // the serial of a record at its end of which nothing is left on nodes
+	note    string    // why nothing is known now, or it does not go on
+	swept   int64     // one more than the serial of a record at its end of which nothing is left on nodes, 0 for none was looked for
+	sweepAt time.Time // when a server that does not lead looks next whether it does
 	// obeys is the order this node follows.
 	obeys obedience
 	// digest is that of the program that runs.
@@ -79,6 +80,9 @@ type rolloutState struct {
 type upgrader struct{ d *Daemon }
 
 var _ join.Upgrades = upgrader{}
+
+// errDamagedRollout is of a record that cannot be read.
+var errDamagedRollout = errors.New("it is damaged")
 
 // record is what the servers agree about, nil for nothing yet. A plan that nobody has signed who may is left closed; the error says so.
 func (w upgrader) record(ctx context.Context) (*rollout.Record, error) {
@@ -93,7 +97,7 @@ func (w upgrader) record(ctx context.Context) (*rollout.Record, error) {
 	r, err := rollout.Unmarshal([]byte(m.Data[rolloutRecordKey]))
 	if err != nil {
 		w.knows(nil)
-		return nil, errs.Hint(fmt.Errorf("the configmap %s/%s is damaged: %w", systemNamespace, rolloutRecord, err),
+		return nil, errs.Hint(fmt.Errorf("the configmap %s/%s is not as k1s wrote it, %w: %w", systemNamespace, rolloutRecord, errDamagedRollout, err),
 			"delete it: k1s kubectl -n %s delete configmap %s; then begin again: k1s upgrade --cluster --file NEW", systemNamespace, rolloutRecord)
 	}
 	r.Version = m.Metadata.ResourceVersion
@@ -204,11 +208,14 @@ func (d *Daemon) noteRollout(err error) {
 }
 
 func rolloutProblems(r *rollout.Record, err error) []health.Problem {
+	if errors.Is(err, errDamagedRollout) {
+		return []health.Problem{health.FromError(err, health.UpgradeHalted, "").As(health.Warning)}
+	}
 	if r == nil || !r.Active() {
 		return nil
 	}
 	if err != nil && errs.Is(err, errs.Denied) {
-		return []health.Problem{health.FromError(err, health.UpgradeHalted, "")}
+		return []health.Problem{health.FromError(err, health.UpgradeHalted, "").As(health.Warning)}
 	}
 	if failed := r.Failed(); r.Stage == rollout.Halted && failed != nil {
 		p := health.New(health.UpgradeHalted, "the upgrade of the cluster to %s has halted: %s: %s", r.Plan.To, failed.Name, failed.Error)
@@ -229,9 +236,19 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 	}
 	r, err := w.record(ctx)
 	d.mu.Lock()
-	tried, self, swept := d.upgrading.Active(), d.in.Facts.NodeName, d.rolling.swept
+	tried, self := d.upgrading.Active(), d.in.Facts.NodeName
 	d.mu.Unlock()
-	if r == nil {
+	if r == nil && err != nil {
+		drains.only(nil)
+		return lookForRollout, err
+	}
+	if r == nil { // there never was one, or somebody has removed it: then nodes are not left as they were for their turn
+		r = &rollout.Record{}
+	}
+	d.mu.Lock()
+	quiet := !r.Active() && (d.rolling.swept == r.Serial+1 || time.Now().Before(d.rolling.sweepAt))
+	d.mu.Unlock()
+	if quiet {
 		drains.only(nil)
 		w.forget(ctx)
 		return idle, err
@@ -245,7 +262,10 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 	if !r.Active() {
 		drains.only(nil)
 		w.forget(ctx)
-		if !leads || swept == r.Serial {
+		if !leads {
+			d.mu.Lock()
+			d.rolling.sweepAt = time.Now().Add(lookAloneForRollout)
+			d.mu.Unlock()
 			return idle, err
 		}
 		left, err := w.sweep(ctx, *r)
@@ -253,10 +273,13 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 			return lookAtRollout, err
 		}
 		d.mu.Lock()
-		d.rolling.swept, d.rolling.reports, d.rolling.waits = r.Serial, nil, nil
+		d.rolling.swept, d.rolling.reports, d.rolling.waits = r.Serial+1, nil, nil
 		d.mu.Unlock()
 		return idle, nil
 	}
+	d.mu.Lock()
+	d.rolling.swept, d.rolling.sweepAt = 0, time.Time{}
+	d.mu.Unlock()
 	own := d.upgradeReport(ctx)
 	sources := addresses(servers, r.Leader)
 	var told error

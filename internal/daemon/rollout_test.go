@@ -381,6 +381,48 @@ func TestNobodyFollowsWhoeverMayWriteConfigMaps(t *testing.T) {
 	}
 }
 
+func TestARecordThatIsGoneLeavesNothingOnNodes(t *testing.T) {
+	c := newRolling(t, 2, 1)
+	c.shared.mu.Lock()
+	for _, name := range []string{"agent-0", "server-1"} {
+		n := c.shared.node(name)
+		n.annotations[turnAnnotation], n.unschedulable = "id", true
+	}
+	c.shared.node("agent-0").annotations[cordonAnnotation] = "id"
+	c.shared.maps[rolloutRecord] = kubeapi.ConfigMap{Metadata: kubeapi.SecretMeta{Name: rolloutRecord, ResourceVersion: "x"}, Data: map[string]string{rolloutRecordKey: "{"}}
+	c.shared.mu.Unlock()
+	ctx := t.Context()
+	s := c.servers[0]
+	drains := newDrains(s.Daemon)
+	defer drains.end()
+	_, err := s.rollOn(ctx, drains)
+	if s.noteRollout(err); !errors.Is(err, errDamagedRollout) || len(s.board.List()) != 1 || s.board.List()[0].Code != health.UpgradeHalted {
+		t.Errorf("damaged: %v, %v", err, s.board.List())
+	}
+	if n := c.shared.node("agent-0"); !n.unschedulable {
+		t.Error("what it says is taken for its end")
+	}
+	c.shared.mu.Lock()
+	delete(c.shared.maps, rolloutRecord) // as it is told
+	c.shared.mu.Unlock()
+	for range 3 {
+		for _, s := range c.servers {
+			_, err := s.rollOn(ctx, drains)
+			if s.noteRollout(err); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for name, cordoned := range map[string]bool{"agent-0": false, "server-1": true} { // that one by a person
+		if n := c.shared.node(name); len(n.annotations) > 0 || n.unschedulable != cordoned {
+			t.Errorf("%s: %+v", name, n)
+		}
+	}
+	if got := s.board.List(); len(got) != 0 {
+		t.Errorf("told is %v", got)
+	}
+}
+
 func TestNothingElseBeginsWhileNodesAreAwayInTurn(t *testing.T) {
 	c := newRolling(t, 1, 0)
 	s := c.servers[0]

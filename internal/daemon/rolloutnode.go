@@ -32,6 +32,8 @@ const (
 	// no server may give it the program.
 	wellPatience  = 2 * time.Minute
 	fetchPatience = 8 * time.Minute
+	// obeyEvery is how often it is tried: the program is copied and read each time.
+	obeyEvery = 10 * time.Second
 	// maxProgram is more than any k1s has.
 	maxProgram = 1 << 30
 )
@@ -40,6 +42,7 @@ const (
 type obedience struct {
 	key   string
 	since time.Time
+	tried time.Time // last
 	doing string
 	err   error // why not
 }
@@ -104,6 +107,10 @@ func (d *Daemon) follow(ctx context.Context, o *rollout.Order, servers []string)
 		f = obedience{key: o.Key, since: time.Now()}
 		d.log.Info("told to go over to another k1s", "to", o.Program.Version, "kubernetes", o.Program.Kubernetes, "order", o.Key)
 	}
+	if time.Since(f.tried) < obeyEvery {
+		return
+	}
+	f.tried = time.Now()
 	say := func(doing string) {
 		d.mu.Lock()
 		f.doing = doing
@@ -116,7 +123,7 @@ func (d *Daemon) follow(ctx context.Context, o *rollout.Order, servers []string)
 		return
 	}
 	waited := time.Since(f.since)
-	away := errors.As(err, new(*join.Unreachable))
+	away := errors.As(err, new(*join.Unreachable)) || errs.Is(err, errs.NotFound) // a server may not have looked yet
 	switch {
 	case err == nil:
 		say("")

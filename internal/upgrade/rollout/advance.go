@@ -224,7 +224,7 @@ func (r Record) work(n Node, f Facts, set func(s Step, why, hint string)) (actio
 		case r.Plan.Drain == 0 || !elsewhere(n.Name, f) || drain.Done:
 			set(Upgrading, "", "")
 		case drain.Err != "":
-			set(Failed, "its pods do not leave it: "+drain.Err, "")
+			set(Failed, "its pods do not leave it: "+drain.Err, "see what is on it: k1s kubectl get pods -A --field-selector spec.nodeName="+n.Name+". A pod that nobody would bring back is yours to move; with --drain-timeout 0 all stay where they are")
 		case since > r.Plan.Drain:
 			set(Failed, fmt.Sprintf("its pods have not left it within %s: %s", r.Plan.Drain, orElse(drain.Last, "nothing is known of them")), "see: k1s kubectl get poddisruptionbudgets -A; give them longer with --drain-timeout, or leave them where they are with --drain-timeout 0")
 		default:
