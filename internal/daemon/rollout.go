@@ -48,6 +48,8 @@ const (
 	lookAtRollout       = time.Second
 	// believePlan is for how long a signature that was looked at is not looked at again: who has signed may be removed.
 	believePlan = 30 * time.Second
+	// maxTold is how many bytes of a reason that a node tells are kept.
+	maxTold = 2 << 10
 	// maxParallel bounds how many agents are without their kubelet at a time because somebody has mistyped a number.
 	maxParallel = 100
 )
@@ -506,6 +508,9 @@ func (w upgrader) Report(ctx context.Context, rep rollout.Report) (join.UpgradeA
 	if d.rolling.reports == nil {
 		d.rolling.reports = map[string]rollout.Report{}
 	}
+	for _, text := range []*string{&rep.Why, &rep.Doing, &rep.Error, &rep.Hint} { // one node is not to fill the record of all
+		*text = strings.ToValidUTF8((*text)[:min(len(*text), maxTold)], "")
+	}
 	rep.At = time.Now()
 	d.rolling.reports[rep.Node] = rep
 	return join.UpgradeAnswer{Order: r.Order(rep.Node)}, nil
@@ -656,6 +661,9 @@ func (d *Daemon) planRollout(ctx context.Context, in component.Input, api *kubea
 	signed, err := rollout.Sign(identity, p)
 	if err != nil {
 		return fail(err)
+	}
+	if _, err := (upgrader{d}).open(ctx, signed); err != nil { // as every server will
+		return fail(errs.Hint(errs.New(errs.NotRunning, "cannot upgrade the cluster now: the others would not know who has said so: %w", err), "this server has just started, or was removed; see: k1s status"))
 	}
 	next, err := rollout.Begin(in.Facts.NodeName, before, signed, p, f.Machines)
 	if err != nil {

@@ -423,7 +423,7 @@ func TestARecordThatIsGoneLeavesNothingOnNodes(t *testing.T) {
 	}
 }
 
-func TestNothingElseBeginsWhileNodesAreAwayInTurn(t *testing.T) {
+func TestNothingElseBeginsAndNobodyTellsTooMuchWhileNodesAreAwayInTurn(t *testing.T) {
 	c := newRolling(t, 1, 0)
 	s := c.servers[0]
 	s.moving.wake = make(chan *move, 1)
@@ -434,6 +434,13 @@ func TestNothingElseBeginsWhileNodesAreAwayInTurn(t *testing.T) {
 		if !errs.Is(err, errs.Exists) || !strings.HasSuffix(err.Error(), "now: the cluster is being upgraded") {
 			t.Errorf("%v", err)
 		}
+	}
+	s.rolling.record = &rollout.Record{Stage: rollout.Going, Leader: "server-0", Plan: rollout.Plan{ID: "id"}}
+	if _, err := (upgrader{s.Daemon}).Report(t.Context(), rollout.Report{Node: "agent-0", Error: strings.Repeat("€", 30_000)}); err != nil {
+		t.Error(err)
+	}
+	if got := s.rolling.reports["agent-0"].Error; len(got) > maxTold || len(got) < maxTold-3 || strings.Trim(got, "€") != "" {
+		t.Errorf("of a long reason %d bytes are kept", len(got))
 	}
 	s.rolling.record.Stage = rollout.Halted
 	if err := s.notUpgraded("do something"); err != nil {
