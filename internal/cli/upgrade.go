@@ -28,10 +28,15 @@ type upgradeOptions struct {
 	file, sha256                    string
 	dryRun, yes, allowOlder, status bool
 	timeout                         time.Duration
+	cluster                         bool
+	parallel                        int
+	drain                           time.Duration
+	// given are the flags that only count with --cluster.
+	given bool
 }
 
 func newUpgradeCmd(deps Deps, runF func(context.Context, upgradeOptions) error) *cobra.Command {
-	o := upgradeOptions{deps: deps, format: printer.Table, timeout: 5 * time.Minute}
+	o := upgradeOptions{deps: deps, format: printer.Table, timeout: 5 * time.Minute, parallel: 1, drain: 5 * time.Minute}
 	cmd := &cobra.Command{
 		Use:   "upgrade --file NEW",
 		Short: "Go over to another k1s on this node, and back if it does not work",
@@ -39,14 +44,22 @@ func newUpgradeCmd(deps Deps, runF func(context.Context, upgradeOptions) error) 
 			"runs, and restarts the components that are other ones in it. Pods run on. When the node has been well with it for some\n" +
 			"seconds, it takes the place of the present file, which is kept as FILE.old. If the node is not well in time, or the program\n" +
 			"ends, the present one goes on. Until the new one is in its place the machine starts the present one, whatever is killed.\n" +
-			"Nothing is downloaded. Several nodes are upgraded one after the other, servers first.",
+			"Nothing is downloaded.\n\n" +
+			"With --cluster, on a server, all nodes go over, one after the other and servers first: each is emptied, goes over in this way, and gets\n" +
+			"pods again. They get the file from this server. It halts at the first node that fails.",
 		Example: "  sudo k1s upgrade --file ./k1s --dry-run\n" +
 			"  sudo k1s upgrade --file ./k1s\n" +
 			"  sudo k1s upgrade --status\n" +
-			"  sudo k1s upgrade --file /usr/local/bin/k1s.old --allow-older   # back to the one before",
+			"  sudo k1s upgrade --file /usr/local/bin/k1s.old --allow-older   # back to the one before\n" +
+			"  sudo k1s upgrade --cluster --file ./k1s --parallel 3\n" +
+			"  sudo k1s upgrade status",
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runF(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.given = cmd.Flags().Changed("parallel") || cmd.Flags().Changed("drain-timeout")
+			return runF(cmd.Context(), o)
+		},
 	}
+	cmd.AddCommand(newUpgradeStatusCmd(deps, runClusterUpgrade), newUpgradeResumeCmd(deps, runClusterUpgrade), newUpgradeAbortCmd(deps, runClusterUpgrade))
 	f := cmd.Flags()
 	f.VarP(&o.format, "output", "o", "output format")
 	f.StringVarP(&o.file, "file", "f", "", "the new k1s, on this machine")
@@ -56,14 +69,17 @@ func newUpgradeCmd(deps Deps, runF func(context.Context, upgradeOptions) error) 
 	f.BoolVar(&o.status, "status", false, "show how far the upgrade is, or how the last one ended")
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	f.DurationVar(&o.timeout, "timeout", o.timeout, "how long the new program may take until the node is well")
+	f.BoolVar(&o.cluster, "cluster", false, "upgrade all nodes, one after the other; on a server")
+	f.IntVar(&o.parallel, "parallel", o.parallel, "with --cluster: how many agents may go over at a time")
+	f.DurationVar(&o.drain, "drain-timeout", o.drain, "with --cluster: how long pods may take to leave a node; 0 leaves them where they are, and they run on")
 	return cmd
 }
 
 func runUpgrade(ctx context.Context, o upgradeOptions) error {
 	s := o.deps.Streams
 	switch sum, err := hex.DecodeString(o.sha256); {
-	case o.status && (o.file != "" || o.dryRun || o.allowOlder || o.sha256 != ""):
-		return errs.New(errs.Usage, "--status only shows how far it is; give it alone")
+	case o.status && (o.cluster || o.given || o.file != "" || o.dryRun || o.allowOlder || o.sha256 != ""):
+		return errs.New(errs.Usage, "--status only shows how far this node is; give it alone. For the cluster: k1s upgrade status")
 	case o.status:
 		return upgradeStatus(o)
 	case o.file == "":
@@ -72,6 +88,12 @@ func runUpgrade(ctx context.Context, o upgradeOptions) error {
 		return errs.New(errs.Usage, "the new program cannot be given %s", o.timeout)
 	case err != nil || o.sha256 != "" && len(sum) != 32:
 		return errs.New(errs.Usage, "--sha256 %q is no SHA-256: it has 64 hexadecimal digits", o.sha256)
+	case !o.cluster && o.given:
+		return errs.New(errs.Usage, "--parallel and --drain-timeout are for --cluster: one node alone moves no pods")
+	case o.cluster && (o.parallel < 1 || o.drain < 0):
+		return errs.New(errs.Usage, "the cluster cannot be upgraded with --parallel %d and --drain-timeout %s", o.parallel, o.drain)
+	case o.cluster:
+		return upgradeCluster(ctx, o)
 	}
 	file, err := filepath.Abs(o.file)
 	if err != nil {

@@ -76,6 +76,16 @@ func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error)
 	return call[Upgrade](ctx, c, http.MethodPost, "/v1/upgrade", r)
 }
 
+// ClusterUpgrade tells how far the upgrade of the cluster is.
+func (c *Client) ClusterUpgrade(ctx context.Context) (ClusterUpgrade, error) {
+	return call[ClusterUpgrade](ctx, c, http.MethodGet, "/v1/upgrade/cluster", nil)
+}
+
+// UpgradeCluster begins one, or says how it goes on; how far it is tells ClusterUpgrade.
+func (c *Client) UpgradeCluster(ctx context.Context, r ClusterUpgradeRequest) (ClusterUpgrade, error) {
+	return call[ClusterUpgrade](ctx, c, http.MethodPost, "/v1/upgrade/cluster", r)
+}
+
 // Leave takes the server out of a cluster of several.
 func (c *Client) Leave(ctx context.Context) error { return c.post(ctx, "/v1/leave", struct{}{}) }
 

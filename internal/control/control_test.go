@@ -51,6 +51,17 @@ func (n *node) Upgrade(_ context.Context, r UpgradeRequest) (Upgrade, error) {
 	return Upgrade{State: upgrade.State{File: r.File, Timeout: r.Timeout}, Same: r.DryRun}, nil
 }
 
+func (n *node) ClusterUpgrade(context.Context) (ClusterUpgrade, error) {
+	return ClusterUpgrade{ID: "1", Stage: "halted", Nodes: []ClusterUpgradeNode{{Name: "agent-0", Step: "failed", Error: "it did not work"}}}, nil
+}
+
+func (n *node) UpgradeCluster(_ context.Context, r ClusterUpgradeRequest) (ClusterUpgrade, error) {
+	if r.Action == ResumeUpgrade {
+		return ClusterUpgrade{}, errs.Hint(errs.New(errs.NotRunning, "nothing has halted"), "begin")
+	}
+	return ClusterUpgrade{ID: r.File, Stage: "going", Drain: r.Drain, Parallel: r.Parallel}, nil
+}
+
 func (n *node) Leave(context.Context) error {
 	return errs.Hint(errs.New(errs.Denied, "too few would be left"), "start the others")
 }
@@ -197,6 +208,15 @@ func TestClientSeesWhatTheNodeSays(t *testing.T) {
 	}
 	if _, err := c.Renew(t.Context(), RenewRequest{}); !errs.Is(err, errs.NotRunning) {
 		t.Errorf("renewing at the wrong time: %v", err)
+	}
+	if u, err := c.UpgradeCluster(t.Context(), ClusterUpgradeRequest{File: "/k1s", Drain: time.Minute, Parallel: 3}); err != nil || u.ID != "/k1s" || u.Drain != time.Minute || u.Parallel != 3 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if _, err := c.UpgradeCluster(t.Context(), ClusterUpgradeRequest{Action: ResumeUpgrade}); !errs.Is(err, errs.NotRunning) {
+		t.Error(err)
+	}
+	if u, err := c.ClusterUpgrade(t.Context()); err != nil || u.Stage != "halted" || len(u.Nodes) != 1 || u.Nodes[0].Error != "it did not work" {
+		t.Errorf("%+v, %v", u, err)
 	}
 	if u, err := c.Upgrade(t.Context(), UpgradeRequest{File: "/k1s", Timeout: time.Minute, DryRun: true}); err != nil || u.State.File != "/k1s" || u.State.Timeout != time.Minute || !u.Same {
 		t.Errorf("upgrade %+v, %v", u, err)

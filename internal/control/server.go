@@ -28,6 +28,10 @@ type Backend interface {
 	Restart(ctx context.Context, component string) error
 	// Upgrade hands the node over to another program, and returns when that has begun, or with DryRun answers with what it would do.
 	Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error)
+	// ClusterUpgrade tells how far the upgrade of the cluster is.
+	ClusterUpgrade(ctx context.Context) (ClusterUpgrade, error)
+	// UpgradeCluster begins one, or says how it goes on, and returns at once, or with DryRun answers with what it would do.
+	UpgradeCluster(ctx context.Context, r ClusterUpgradeRequest) (ClusterUpgrade, error)
 	// Renew issues certificates anew while everything runs.
 	Renew(ctx context.Context, r RenewRequest) (Renewed, error)
 	// Rotation tells how far the replacement of the cluster's authorities is.
@@ -254,6 +258,8 @@ func Handler(log *slog.Logger, b Backend) http.Handler {
 		reply(w, s)
 	})
 	handle(mux, "POST /v1/upgrade", b.Upgrade)
+	handle(mux, "GET /v1/upgrade/cluster", func(ctx context.Context, _ struct{}) (ClusterUpgrade, error) { return b.ClusterUpgrade(ctx) })
+	handle(mux, "POST /v1/upgrade/cluster", b.UpgradeCluster)
 	handle(mux, "GET /v1/certificates/rotation", func(ctx context.Context, _ struct{}) (Rotation, error) { return b.Rotation(ctx) })
 	handle(mux, "POST /v1/certificates/rotation", b.RotateCA)
 	handle(mux, "GET /v1/etcd", func(ctx context.Context, _ struct{}) (Etcd, error) { return b.Etcd(ctx) })

@@ -170,6 +170,69 @@ type Upgrade struct {
 	Same bool `json:"same,omitempty"`
 }
 
+// What can be done with an upgrade of the cluster that is there.
+const (
+	ResumeUpgrade = "resume" // go on after a halt
+	AbortUpgrade  = "abort"  // begin with no other node
+)
+
+// ClusterUpgradeRequest is the body of POST /v1/upgrade/cluster.
+type ClusterUpgradeRequest struct {
+	// Action is ResumeUpgrade or AbortUpgrade, which need nothing else; "" begins one.
+	Action string `json:"action,omitempty"`
+	// DryRun answers with what would be done.
+	DryRun bool `json:"dryRun,omitempty"`
+	// File is the path of the new program, on this machine; SHA256 and AllowOlder are as for one node.
+	File       string `json:"file,omitempty"`
+	SHA256     string `json:"sha256,omitempty"`
+	AllowOlder bool   `json:"allowOlder,omitempty"`
+	// Timeout is how long the new program may take on a node until that is well, and Drain how long pods may take to leave it, 0 for leaving
+	// them where they are; in nanoseconds.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	Drain   time.Duration `json:"drain,omitempty"`
+	// Parallel is how many agents may go over at a time.
+	Parallel int `json:"parallel,omitempty"`
+}
+
+// ClusterUpgrade is the upgrade of the cluster, the last there was.
+type ClusterUpgrade struct {
+	// ID is "" where there never was one, and where nobody knows who has signed it.
+	ID string `json:"id,omitempty"`
+	// Stage is going, halted, aborting, aborted or complete.
+	Stage string `json:"stage,omitempty"`
+	// From is what this server runs; only a request that begins one is told.
+	From     upgrade.Program `json:"from,omitzero"`
+	To       upgrade.Program `json:"to,omitzero"`
+	Leader   string          `json:"leader,omitempty"`
+	Began    time.Time       `json:"began,omitzero"`
+	Ended    time.Time       `json:"ended,omitzero"`
+	Parallel int             `json:"parallel,omitempty"`
+	Drain    time.Duration   `json:"drain,omitempty"`
+	Timeout  time.Duration   `json:"timeout,omitempty"`
+	// Nodes are in the order in which they go.
+	Nodes []ClusterUpgradeNode `json:"nodes"`
+	// Waits is what is waited for, Note why nothing is known or it does not go on, Warnings what is worth knowing before.
+	Waits    []string `json:"waits,omitempty"`
+	Note     string   `json:"note,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// ClusterUpgradeNode is how far one node is.
+type ClusterUpgradeNode struct {
+	Name   string `json:"name"`
+	Server bool   `json:"server,omitempty"`
+	// Step is waiting, asking, draining, upgrading, upgraded, failed or gone.
+	Step    string    `json:"step"`
+	Since   time.Time `json:"since,omitzero"`
+	Attempt int       `json:"attempt,omitempty"`
+	// Version is that of k1s where the node has told it, Kubernetes that of its kubelet.
+	Version       string `json:"version,omitempty"`
+	Kubernetes    string `json:"kubernetes,omitempty"`
+	Unschedulable bool   `json:"unschedulable,omitempty"`
+	Error         string `json:"error,omitempty"`
+	Hint          string `json:"hint,omitempty"`
+}
+
 // RenewRequest is the body of POST /v1/certificates/renew.
 type RenewRequest struct {
 	// All renews every certificate; otherwise only those of whose lifetime less than a third is left.

@@ -67,6 +67,7 @@ type Daemon struct {
 	stop    context.CancelCauseFunc
 
 	replacing sync.Mutex // held while the node is being handed over to another program
+	staging   sync.Mutex // held while the program that the cluster is to be upgraded to is put in its place, or removed
 	renewing  sync.Mutex // held while certificates and what is made from them are written
 	planning  sync.Mutex // held while a move of the datastore is looked at
 	keyring   sync.Mutex // held while this server's keys of Secrets follow from what all agree about
@@ -88,6 +89,7 @@ type Daemon struct {
 	rotating rotationState
 	// upgrading is the last upgrade of this program.
 	upgrading upgrade.State
+	rolling   rolloutState
 	// learners is when a vote was last asked for a member of etcd that has none.
 	learners map[uint64]time.Time
 	refused  error // why the node ended by itself
@@ -97,8 +99,10 @@ type Daemon struct {
 	restart func(context.Context, component.Input) error
 	works   func() bool
 
-	// openEtcd is etcdClient, or what a test has in its place.
-	openEtcd func(component.Input) (*etcdapi.Client, error)
+	// openEtcd is etcdClient, or what a test has in its place; so is goesOver upgradeTo, and emptyNode drainNode.
+	openEtcd  func(component.Input) (*etcdapi.Client, error)
+	goesOver  func(context.Context, control.UpgradeRequest, string) (control.Upgrade, error)
+	emptyNode func(ctx context.Context, in component.Input, node string, within time.Duration, said func(string)) error
 
 	several chan struct{} // holds one: another server joins
 	// membership holds one: this server has another place in etcd than when it was started.
@@ -143,6 +147,7 @@ func Run(ctx context.Context, o Options) error {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), outline: outline, board: health.NewBoard(time.Now), stop: stop, doing: "preparing",
+		rolling:   rolloutState{wake: make(chan struct{}, 1)},
 		snapshots: make(chan struct{}, 1), several: make(chan struct{}, 1), membership: make(chan struct{}, 1),
 		in: component.Input{Config: o.Config, Paths: o.Paths}}
 	for _, w := range o.Warnings {
@@ -451,6 +456,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 	}
 	if !d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchTrust(ctx) })
+		wg.Go(func() { d.watchOrders(ctx) })
 	}
 	if d.o.Config.Spec.ControlPlane() {
 		wg.Go(func() { d.watchEncryption(ctx) })
@@ -466,6 +472,7 @@ func (d *Daemon) run(ctx context.Context, plan []component.Unit) error {
 		wg.Go(func() { d.keepPeerURL(ctx) })
 		wg.Go(func() { d.watchClaim(ctx) })
 		wg.Go(func() { d.watchRotation(ctx) })
+		wg.Go(func() { d.watchRollout(ctx) })
 	}
 
 	supCtx, stopSup := context.WithCancelCause(context.WithoutCancel(ctx))

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,6 +41,70 @@ type objects struct {
 	published string                       // the CA that pods are given
 	restarts  int                          // how many control planes start in this moment
 	stored    int64                        // bytes in the datastore, as the API server tells; 0 for not told. Nobody writes it later
+	nodes     map[string]*fakeNode         // what is known of nodes beside their names
+}
+
+// fakeNode is what was written on a node.
+type fakeNode struct {
+	annotations   map[string]string
+	unschedulable bool
+	kubelet       string
+	rev           int
+}
+
+// node is one of them; o.mu is held.
+func (o *objects) node(name string) *fakeNode {
+	if o.nodes == nil {
+		o.nodes = map[string]*fakeNode{}
+	}
+	if o.nodes[name] == nil {
+		o.nodes[name] = &fakeNode{annotations: map[string]string{}, kubelet: "v1.36.3"}
+	}
+	return o.nodes[name]
+}
+
+// shown is a node as the API has it; o.mu is held.
+func (o *objects) shownNode(name string) map[string]any {
+	n := o.node(name)
+	return map[string]any{
+		"metadata": map[string]any{"name": name, "annotations": maps.Clone(n.annotations), "resourceVersion": fmt.Sprint(n.rev)},
+		"spec":     map[string]any{"unschedulable": n.unschedulable},
+		"status": map[string]any{
+			"conditions": []any{map[string]string{"type": "Ready", "status": "True"}}, "nodeInfo": map[string]string{"kubeletVersion": n.kubelet, "architecture": runtime.GOARCH},
+		},
+	}
+}
+
+// patchNode merges what upgrades of the cluster write on a node.
+func (o *objects) patchNode(w http.ResponseWriter, r *http.Request) {
+	var p struct {
+		Metadata struct {
+			ResourceVersion *string            `json:"resourceVersion"`
+			Annotations     map[string]*string `json:"annotations"`
+		} `json:"metadata"`
+		Spec map[string]*bool `json:"spec"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := o.node(r.PathValue("name"))
+	if v := p.Metadata.ResourceVersion; v != nil && *v != fmt.Sprint(n.rev) {
+		w.WriteHeader(http.StatusConflict)
+		return
+	}
+	n.rev++
+	for k, v := range p.Metadata.Annotations {
+		if delete(n.annotations, k); v != nil {
+			n.annotations[k] = *v
+		}
+	}
+	if v, ok := p.Spec["unschedulable"]; ok {
+		n.unschedulable = v != nil && *v
+	}
+	answer(w, o.shownNode(r.PathValue("name")))
 }
 
 // oneServer is a daemon and an API server that does what a daemon asks of it.
@@ -157,7 +223,7 @@ func (s *oneServer) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(join.Prefix, (&join.Server{
 		Store: clusterStore{api: s.api}, Secrets: func() ([]byte, error) { return s.keysState().Marshal(), nil }, Log: s.log, Now: time.Now, Admitting: &s.admitting, Moves: movesOf{s}, Members: membersOf{s},
-		Authorities: s.authorities, NewAuthorities: s.newAuthorities,
+		Authorities: s.authorities, NewAuthorities: s.newAuthorities, Upgrades: upgrader{s.Daemon},
 	}).Handler())
 	mux.HandleFunc("GET /api/v1/namespaces", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"items": []any{map[string]any{"metadata": map[string]any{"name": "kube-system", "uid": "1"}}}})
@@ -246,10 +312,16 @@ func (s *oneServer) handler() http.Handler {
 		defer o.mu.Unlock()
 		var items []any
 		for name := range o.secrets {
-			items = append(items, map[string]any{"metadata": map[string]string{"name": nodeOfSecret(name)}, "status": map[string]any{"conditions": []any{map[string]string{"type": "Ready", "status": "True"}}}})
+			items = append(items, o.shownNode(nodeOfSecret(name)))
 		}
 		answer(w, map[string]any{"items": items})
 	})
+	mux.HandleFunc("GET /api/v1/nodes/{name}", func(w http.ResponseWriter, r *http.Request) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		answer(w, o.shownNode(r.PathValue("name")))
+	})
+	mux.HandleFunc("PATCH /api/v1/nodes/{name}", o.patchNode)
 	return mux
 }
 

@@ -23,6 +23,9 @@ func (d *Daemon) awayMembers(in component.Input, f etcdcare.Facts, stays func(id
 	d.mu.Lock()
 	sight := d.upkeep.sight.Look(time.Since(d.started), f) // by the monotonic clock
 	underWay, unmoved := d.underWay(), d.upkeep.unmoved
+	if r := d.rolling.record; underWay == "" && r != nil && r.Moving() { // servers are away in turn
+		underWay = clusterUpgrades
+	}
 	d.mu.Unlock()
 	if underWay != "" {
 		sight = sight.Barred()

@@ -168,7 +168,7 @@ func (d *Daemon) serveJoining(ctx context.Context, in component.Input, api *kube
 	s := &join.Server{
 		Store: clusterStore{api: api, own: net.JoinHostPort(in.Facts.NodeIP.String(), fmt.Sprint(c.API.Port))}, Members: members{d}, Moves: movers{d}, Bootstrap: d.bootstrap,
 		Secrets:     func() ([]byte, error) { return d.keysState().Marshal(), nil },
-		Authorities: d.authorities, NewAuthorities: d.newAuthorities,
+		Authorities: d.authorities, NewAuthorities: d.newAuthorities, Upgrades: upgrader{d},
 		Admitting: &d.admitting,
 		// Read for each machine: certificates are renewed, and nobody joins often.
 		Authority: func() (join.Authority, error) { return pki.OpenAuthority(in.Paths) },

@@ -231,6 +231,9 @@ func (d *Daemon) moveDatastore(ctx context.Context, r control.DatastoreRequest, 
 	if known.following != nil {
 		return control.Datastore{}, errs.Hint(errs.New(errs.Exists, "%s moves the datastore", known.following.Leader), "watch it there: k1s datastore")
 	}
+	if err := d.notUpgraded("move the datastore"); err != nil && !several {
+		return control.Datastore{}, err
+	}
 	var others map[string]string
 	if !several { // those who join know of it
 		d.admitting.Lock()

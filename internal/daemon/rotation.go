@@ -538,6 +538,11 @@ func (d *Daemon) RotateCA(ctx context.Context, r control.RotateRequest) (control
 	if err != nil {
 		return control.Rotation{}, err
 	}
+	if !r.Finish && !r.Abort {
+		if err := d.notUpgraded("replace the cluster's CA"); err != nil {
+			return control.Rotation{}, err
+		}
+	}
 	if in.Several {
 		return d.rotateTogether(ctx, in, api, r)
 	}

@@ -106,6 +106,11 @@ func upgradeProblems(s upgrade.State, now time.Time) []health.Problem {
 
 // Upgrade implements control.Backend.
 func (d *Daemon) Upgrade(ctx context.Context, r control.UpgradeRequest) (control.Upgrade, error) {
+	return d.upgradeTo(ctx, r, "")
+}
+
+// upgradeTo is Upgrade, which an order of an upgrade of the cluster may have asked for.
+func (d *Daemon) upgradeTo(ctx context.Context, r control.UpgradeRequest, order string) (control.Upgrade, error) {
 	if !d.replacing.TryLock() {
 		return control.Upgrade{}, errs.Hint(errs.New(errs.Exists, "another upgrade is being prepared"), "wait for its end: k1s upgrade --status")
 	}
@@ -133,7 +138,7 @@ func (d *Daemon) Upgrade(ctx context.Context, r control.UpgradeRequest) (control
 	if err := d.startsAgain(in.Config.Spec.Datastore); err != nil {
 		return control.Upgrade{}, err
 	}
-	next, err := last.Begin(upgrade.State{From: from, File: d.o.Executable, Timeout: r.Timeout, Since: time.Now().UTC().Truncate(time.Second)})
+	next, err := last.Begin(upgrade.State{From: from, File: d.o.Executable, Timeout: r.Timeout, Since: time.Now().UTC().Truncate(time.Second), Order: order})
 	if err != nil {
 		return control.Upgrade{}, err
 	}

@@ -90,6 +90,7 @@ const (
 	AddonFailed        Code = "addon-failed"
 	RegistryConfig     Code = "registry-config"
 	UpgradeFailed      Code = "upgrade-failed"
+	UpgradeHalted      Code = "upgrade-halted"
 	CheckFailed        Code = "check-failed"
 )
 
@@ -194,6 +195,7 @@ func registry() []section {
 			{AddonFailed, Warning, "A packaged component or a manifest of yours could not be applied.", "correct what the text names; it is tried again"},
 			{RegistryConfig, Warning, "registries.yaml cannot be used as it is; images come from where they came before.", "correct what the text names"},
 			{UpgradeFailed, Warning, "Another k1s was tried on this node and did not make it work, so the one before runs again, with everything it had. It is told for a day.", "the text says what was in the way; look closer with: k1s upgrade --status, k1s logs NAME"},
+			{UpgradeHalted, Warning, "The upgrade of the cluster has stopped at the first node that did not go over, or cannot go on: no other node is begun with. Nodes that went over stay so, the one that failed runs what it ran before.", "mend what is named, then: k1s upgrade resume; or leave it as it is: k1s upgrade abort"},
 			{CheckFailed, Warning, "A preflight check could not be made, so nothing is known about what it looks at.", "read the text: most often a permission is missing"},
 		}},
 	}

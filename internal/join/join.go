@@ -42,6 +42,10 @@ const (
 	// POST: AuthoritiesRequest in, Authorities out; how far a server is with the replacement of the cluster's authorities, and
 	// the keys of the new ones
 	pathAuthorities = Prefix + "authorities"
+	// POST: UpgradeRequest in, UpgradeAnswer out; how far a node is while the cluster is upgraded, and what it is to do
+	pathUpgrade = Prefix + "upgrade"
+	// POST: ProgramRequest in, the program out
+	pathProgram = Prefix + "program"
 )
 
 // ServerName is the name servers are known by in TLS: in the certificate of every API server and of nothing else,

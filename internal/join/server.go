@@ -67,6 +67,8 @@ type Server struct {
 	// new ones, for other servers; an error of kind errs.NotFound says that this one has none.
 	Authorities    func() (Authorities, error)
 	NewAuthorities func() (pki.Bundle, error)
+	// Upgrades answers nodes while the cluster is upgraded.
+	Upgrades Upgrades
 	// Authority signs, with the CA's key; CA is what anybody may see, see pki.Published.
 	Authority func() (Authority, error)
 	CA        func() ([]byte, error)
@@ -179,6 +181,7 @@ func (s *Server) Handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a)
 	})
+	s.serveUpgrades(mux)
 	return mux
 }
 

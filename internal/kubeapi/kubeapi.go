@@ -62,9 +62,11 @@ func NewNamed(server, name, caFile, certFile, keyFile string) (*Client, error) {
 // Node is the little we read of a node.
 type Node struct {
 	Metadata struct {
-		Name   string            `json:"name"`
-		UID    string            `json:"uid"`
-		Labels map[string]string `json:"labels"`
+		Name            string            `json:"name"`
+		UID             string            `json:"uid"`
+		ResourceVersion string            `json:"resourceVersion"`
+		Labels          map[string]string `json:"labels"`
+		Annotations     map[string]string `json:"annotations"`
 	} `json:"metadata"`
 	Spec struct {
 		PodCIDR       string `json:"podCIDR"`
@@ -78,6 +80,7 @@ type Node struct {
 		} `json:"addresses"`
 		NodeInfo struct {
 			KubeletVersion          string `json:"kubeletVersion"`
+			Architecture            string `json:"architecture"` // as Go has it
 			ContainerRuntimeVersion string `json:"containerRuntimeVersion"`
 		} `json:"nodeInfo"`
 	} `json:"status"`
@@ -162,6 +165,16 @@ func (c *Client) LabelNode(ctx context.Context, name, key, value string) error {
 		return err
 	}
 	return c.do(ctx, http.MethodPatch, "/api/v1/nodes/"+url.PathEscape(name), patch, &struct{}{})
+}
+
+// PatchNode merges something into a node. An error of kind errs.NotFound says that it is not there, of errs.Exists that it is not any more as it
+// was with the resourceVersion in the patch.
+func (c *Client) PatchNode(ctx context.Context, name string, patch any) error {
+	b, err := json.Marshal(patch)
+	if err != nil {
+		return err
+	}
+	return kind(c.do(ctx, http.MethodPatch, "/api/v1/nodes/"+url.PathEscape(name), b, &struct{}{}))
 }
 
 // Nodes lists all nodes, from the datastore itself.

@@ -105,6 +105,9 @@ func (p Paths) EncryptionKeysAside(t time.Time) string {
 func (p Paths) Agent() string   { return path.Join(p.Data, "agent.json") }
 func (p Paths) Servers() string { return path.Join(p.Data, "servers.json") }
 
+// Programs holds the k1s that the cluster is upgraded to, while it is.
+func (p Paths) Programs() string { return path.Join(p.Data, "programs") }
+
 // Server is what a server keeps of the other servers.
 func (p Paths) Server() string { return path.Join(p.Data, "server.json") }
 

@@ -47,6 +47,8 @@ type State struct {
 	Ended   time.Time     `json:"ended,omitzero"`
 	Error   string        `json:"error,omitempty"`
 	Hint    string        `json:"hint,omitempty"`
+	// Order is the key of the order of an upgrade of the cluster that it follows, see package rollout; "" for none.
+	Order string `json:"order,omitempty"`
 	// Guard is the process that tries it.
 	Guard Process `json:"guard,omitzero"`
 }
