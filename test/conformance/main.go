@@ -48,6 +48,7 @@ type options struct {
 	limit   time.Duration // of the tests; building them is not limited
 	only    string        // do only this: "build" or "list"
 	keep    bool          // leave the cluster for looking at it
+	set     []string      // settings of nodes, as k1s cluster create takes them
 
 	chosen, left *regexp.Regexp // focus and skip; left is nil without
 }
@@ -69,6 +70,10 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.procs, "procs", 2, "how many tests run at once; those marked [Serial] run alone")
 	f.DurationVar(&o.limit, "limit", 2*time.Hour, "how long all tests together may take")
 	f.StringVar(&o.only, "only", "", "build: only build what is needed; list: only print the names of the tests that would be run")
+	f.Func("set", "a setting of nodes, `PATH=VALUE[@NODES]`, e.g. spec.isolation=component; may be given several times", func(v string) error {
+		o.set = append(o.set, v)
+		return nil
+	})
 	f.BoolVar(&o.keep, "keep", false, "leave the cluster there, and print how to delete it")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -158,7 +163,7 @@ func test(ctx context.Context, o options, programs, images string, plan plan) (e
 	}()
 	fmt.Fprintf(os.Stderr, "%d tests, %d at once, in a cluster of %d nodes; follow: tail -f %s\n",
 		len(plan.run), o.procs, o.nodes, filepath.Join(results, "e2e.log"))
-	if err := s.create(ctx, o.nodes, images, programs, results); err != nil {
+	if err := s.create(ctx, o, images, programs, results); err != nil {
 		return err
 	}
 	start := time.Now()

@@ -52,10 +52,13 @@ func (s sandbox) howToDelete() string {
 }
 
 // create makes the cluster, with the images, and shows programs and results to the node that runs the tests.
-func (s sandbox) create(ctx context.Context, nodes int, images, programs, results string) error {
-	cmd := s.k1s(ctx, "create", cluster, "--no-kubeconfig", "--agents", strconv.Itoa(nodes-1), "--image-bundle", images, "--wait", "5m",
-		"--volume", programs+":"+programsInNode+":ro@server-0", "--volume", results+":"+resultsInNode+"@server-0")
-	return errs.Ended("k1s cluster create", cmd.Run())
+func (s sandbox) create(ctx context.Context, o options, images, programs, results string) error {
+	args := []string{"create", cluster, "--no-kubeconfig", "--agents", strconv.Itoa(o.nodes - 1), "--image-bundle", images, "--wait", "5m",
+		"--volume", programs + ":" + programsInNode + ":ro@server-0", "--volume", results + ":" + resultsInNode + "@server-0"}
+	for _, v := range o.set {
+		args = append(args, "--set", v)
+	}
+	return errs.Ended("k1s cluster create", s.k1s(ctx, args...).Run())
 }
 
 // runTests runs the tests of the plan in a node, with what they print in log. That some failed is an *exec.ExitError.

@@ -29,7 +29,11 @@ func fake(how string, args []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(f, strings.Join(args[:2], " ")); err != nil {
+	asked := args[:2]
+	if i := slices.Index(args, "--set"); i > 0 {
+		asked = append(slices.Clone(asked), args[i+1])
+	}
+	if _, err := fmt.Fprintln(f, strings.Join(asked, " ")); err != nil {
 		return err
 	}
 	results := filepath.Join(here, "results") // as create was told
@@ -73,12 +77,12 @@ func TestTheClusterIsDeletedWhateverCameOfTheTests(t *testing.T) {
 		asked               []string
 		says                string // "" where it is a success
 	}{
-		{"passed", "", good, []string{"create", "exec", "delete"}, ""},
-		{"failed", "exec", bad, []string{"create", "exec", "logs", "delete"}, "1 tests failed"},
-		{"all passed, and ginkgo says otherwise", "exec", good, []string{"create", "exec", "delete"}, "exit status 1"},
-		{"no report", "exec", "", []string{"create", "exec", "delete"}, "without a report"},
-		{"no cluster", "create", "", []string{"create", "delete"}, "exit status 1"},
-		{"a cluster that stays", "delete", good, []string{"create", "exec", "delete"}, "deleting the cluster"},
+		{"passed", "", good, []string{"create", "spec.log.level=debug", "exec", "delete"}, ""},
+		{"failed", "exec", bad, []string{"create", "spec.log.level=debug", "exec", "logs", "delete"}, "1 tests failed"},
+		{"all passed, and ginkgo says otherwise", "exec", good, []string{"create", "spec.log.level=debug", "exec", "delete"}, "exit status 1"},
+		{"no report", "exec", "", []string{"create", "spec.log.level=debug", "exec", "delete"}, "without a report"},
+		{"no cluster", "create", "", []string{"create", "spec.log.level=debug", "delete"}, "exit status 1"},
+		{"a cluster that stays", "delete", good, []string{"create", "spec.log.level=debug", "exec", "delete"}, "deleting the cluster"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			work := t.TempDir()
@@ -86,7 +90,7 @@ func TestTheClusterIsDeletedWhateverCameOfTheTests(t *testing.T) {
 			t.Setenv("K1S_FAKE", c.fails)
 			t.Setenv("K1S_FAKE_ASKED", asked)
 			t.Setenv("K1S_FAKE_REPORT", c.report)
-			o, err := parse([]string{"-program", program, "-out", t.TempDir(), "-work", work, "-focus", "a"})
+			o, err := parse([]string{"-program", program, "-out", t.TempDir(), "-work", work, "-focus", "a", "-set", "spec.log.level=debug"})
 			if err != nil {
 				t.Fatal(err)
 			}
