@@ -103,7 +103,7 @@ MAINS := k8s.io/kubernetes,github.com/containerd/containerd/v2,github.com/openco
 # Everything that does not import Kubernetes, containerd and the like, and the tests that need nothing.
 LIGHT_PACKAGES = $(shell go list ./... | grep -Ev '/internal/applets(/|$$)|/cmd/k1s-(kube|pods)$$|/test/(script|system|images)(/|$$)')
 
-.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system system-external faults vm golden bench up down try clean dist dist-check reproducible sizes help
+.PHONY: build cli payload programs deps test-deps upstream notice test quick race lint lint-heavy cross script real system system-external faults conformance vm golden bench up down try clean dist dist-check reproducible sizes help
 
 # ---- building -------------------------------------------------------------------------------------
 
@@ -243,6 +243,20 @@ real: ## tests of packages with real parts, as root: a kube-apiserver, a contain
 	PATH=$(STAGED):$$PATH K1S_TEST_CNI=$(STAGED)/cni go test -count=1 ./internal/applets/flannel
 	PATH=$(STAGED):$$PATH K1S_TEST_ROOT=1 go test -count=1 ./internal/applets/networkpolicy ./internal/applets/kubeproxy
 	PATH=$(STAGED):$$PATH K1S_TEST_CONTAINERD=$(abspath $(OUT))/bin/containerd go test -count=1 ./internal/applets/images
+
+# Not part of "make test": the test binary is compiled for ten minutes, and the tests take longer. FOCUS and SKIP are regular expressions for names of
+# tests; they go by the environment, because names have quotes. A $ in them is written $$.
+FOCUS ?=
+SKIP  ?=
+NODES ?= 2
+PROCS ?= 2
+conformance: export FOCUS := $(FOCUS)
+conformance: export SKIP := $(SKIP)
+conformance: ## upstream's own tests against ./k1s; unless told only those of NetworkPolicy: make conformance FOCUS='\[Conformance\]' SKIP=Slow NODES=3
+	@test -x $(K1S) || $(MAKE) build
+	@mkdir -p $(OUT)/bin
+	go build -o $(OUT)/bin/conformance ./test/conformance
+	$(OUT)/bin/conformance -program $(K1S) -out $(OUT)/conformance -nodes $(NODES) -procs $(PROCS) $${FOCUS:+-focus "$$FOCUS"} $${SKIP:+-skip "$$SKIP"} $(CONFORMANCE_FLAGS)
 
 # Not part of "make test": with an emulated processor it takes half an hour.
 VM_CGROUP ?= v2
