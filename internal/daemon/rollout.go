@@ -292,7 +292,9 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 	} else {
 		drains.only(nil)
 		d.mu.Lock()
-		d.rolling.waits = []string{r.Leader + " decides how it goes on"}
+		if d.rolling.waits = []string{r.Leader + " decides how it goes on"}; tried {
+			d.rolling.waits = []string{self + " is just trying the program, and decides nothing until that is over"}
+		}
 		d.mu.Unlock()
 		if at := servers[r.Leader]; at != "" {
 			told = w.tell(ctx, at, own)
