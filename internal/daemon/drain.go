@@ -32,6 +32,7 @@ type drains struct {
 type draining struct {
 	state  rollout.Drain
 	cancel context.CancelFunc
+	ended  chan struct{} // closed when nothing of it runs any more
 }
 
 // newDrains is for one leader, which removes what one that was killed has left.
@@ -50,14 +51,15 @@ func newDrains(d *Daemon) *drains {
 const drainCache = "drain-"
 
 // begin empties a node, unless that is being done, or has come to its end since it was wanted first. It ends with ctx, with end, and when it is not wanted any more.
-func (s *drains) begin(ctx context.Context, node string, within time.Duration) {
+func (s *drains) begin(ctx context.Context, plan, node string, within time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all[node] != nil {
 		return
 	}
+	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
-	one := &draining{cancel: cancel}
+	one := &draining{cancel: cancel, ended: make(chan struct{})}
 	s.all[node] = one
 	empty := drainNode
 	if s.d.emptyNode != nil {
@@ -68,8 +70,12 @@ func (s *drains) begin(ctx context.Context, node string, within time.Duration) {
 	s.d.mu.Unlock()
 	s.d.log.Info("emptying a node", "node", node, "within", within.Round(time.Second))
 	s.running.Go(func() {
+		defer close(one.ended)
 		defer cancel()
 		err := empty(ctx, in, node, within, func(line string) {
+			if line == "node/"+node+" cordoned" {
+				s.owned(outer, plan, node)
+			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			one.state.Last = line
@@ -80,6 +86,17 @@ func (s *drains) begin(ctx context.Context, node string, within time.Duration) {
 			one.state.Err = err.Error()
 		}
 	})
+}
+
+// owned keeps with a node that it was the upgrade that has cordoned it. kubectl does that itself where it finds a node that was released in the
+// moment it was started, as by another server that leads from then on.
+func (s *drains) owned(ctx context.Context, plan, node string) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	patch := map[string]any{"metadata": map[string]any{"annotations": map[string]any{cordonAnnotation: plan}}}
+	if err := s.d.client().PatchNode(ctx, node, patch); err != nil {
+		s.d.log.Warn("a node was cordoned by an upgrade of the cluster, and that could not be kept with it", "node", node, "err", err)
+	}
 }
 
 // seen tells how they go.
@@ -93,8 +110,14 @@ func (s *drains) seen() map[string]rollout.Drain {
 	return out
 }
 
-// only ends and forgets those that are not wanted any more.
+// only ends and forgets those that are not wanted any more. When it returns nothing of them runs: what is done to their nodes next is the last.
 func (s *drains) only(wanted []rollout.Action) {
+	var ending []*draining
+	defer func() {
+		for _, one := range ending {
+			<-one.ended
+		}
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for node, one := range s.all {
@@ -105,6 +128,7 @@ func (s *drains) only(wanted []rollout.Action) {
 		if !keep {
 			one.cancel()
 			delete(s.all, node)
+			ending = append(ending, one)
 		}
 	}
 }

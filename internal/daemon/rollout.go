@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"k1s.io/k1s/internal/component"
 	"k1s.io/k1s/internal/control"
@@ -71,7 +72,7 @@ type rolloutState struct {
 	waits   []string
 	note    string    // why nothing is known now, or it does not go on
 	swept   int64     // one more than the serial of a record at its end of which nothing is left on nodes, 0 for none was looked for
-	sweepAt time.Time // when a server that does not lead looks next whether it does
+	sweepAt time.Time // when a program that is tried looks next whether it runs the node
 	// obeys is the order this node follows.
 	obeys obedience
 	// digest is that of the program that runs.
@@ -264,7 +265,8 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 	if !r.Active() {
 		drains.only(nil)
 		w.forget(ctx)
-		if !leads {
+		// Each server looks, not the one that leads alone: one that led before may have written on a node after that one has looked.
+		if tried {
 			d.mu.Lock()
 			d.rolling.sweepAt = time.Now().Add(lookAloneForRollout)
 			d.mu.Unlock()
@@ -300,6 +302,9 @@ func (d *Daemon) rollOn(ctx context.Context, drains *drains) (time.Duration, err
 	}
 	if err == nil && !tried {
 		d.follow(ctx, r.Order(self), sources)
+	}
+	if !r.Moving() { // a person says how it goes on, which may take days
+		return lookForRollout, errors.Join(err, told)
 	}
 	return lookAtRollout, errors.Join(err, told)
 }
@@ -454,7 +459,7 @@ func (w upgrader) do(ctx context.Context, r rollout.Record, a rollout.Action, no
 	meta := map[string]any{"annotations": annotations}
 	switch a.Deed {
 	case rollout.Empty:
-		drains.begin(ctx, a.Node, a.Within)
+		drains.begin(ctx, r.Plan.ID, a.Node, a.Within)
 		return nil
 	case rollout.Call:
 		annotations[turnAnnotation] = r.Plan.ID
@@ -510,12 +515,25 @@ func (w upgrader) Report(ctx context.Context, rep rollout.Report) (join.UpgradeA
 	if d.rolling.reports == nil {
 		d.rolling.reports = map[string]rollout.Report{}
 	}
-	for _, text := range []*string{&rep.Why, &rep.Doing, &rep.Error, &rep.Hint} { // one node is not to fill the record of all
-		*text = strings.ToValidUTF8((*text)[:min(len(*text), maxTold)], "")
+	phase := string(rep.Phase)
+	for _, text := range []*string{&rep.Why, &rep.Doing, &rep.Error, &rep.Hint, &rep.Digest, &rep.Version, &rep.Kubernetes, &rep.Order, &phase} {
+		*text = told(*text)
 	}
+	rep.Phase = upgrade.Phase(phase)
 	rep.At = time.Now()
 	d.rolling.reports[rep.Node] = rep
 	return join.UpgradeAnswer{Order: r.Order(rep.Node)}, nil
+}
+
+// told is what is kept of what a node says: it is not to fill the record of all, nor to write more than text on a person's terminal.
+func told(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), maxTold)], "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // Program implements join.Upgrades.

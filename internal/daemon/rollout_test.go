@@ -442,6 +442,9 @@ func TestNothingElseBeginsAndNobodyTellsTooMuchWhileNodesAreAwayInTurn(t *testin
 	if got := s.rolling.reports["agent-0"].Error; len(got) > maxTold || len(got) < maxTold-3 || strings.Trim(got, "€") != "" {
 		t.Errorf("of a long reason %d bytes are kept", len(got))
 	}
+	if got := told("\x1b[2Jit\nfailed"); got != " [2Jit failed" {
+		t.Errorf("told is %q", got)
+	}
 	s.rolling.record.Stage = rollout.Halted
 	if err := s.notUpgraded("do something"); err != nil {
 		t.Errorf("halted: %v", err)
@@ -479,6 +482,84 @@ func TestAProgramIsFetchedWholeOrNotAtAll(t *testing.T) {
 		if _, err := b.fetchProgram(t.Context(), bad, []string{a.addr}); !errs.Is(err, errs.Invalid) {
 			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+}
+
+func TestAnOrderIsFollowedWhenTheProgramIsHereAndItStillStands(t *testing.T) {
+	c := newRolling(t, 1, 1)
+	c.begins(c.identity())
+	s, agent := c.servers[0], c.agents[0]
+	if _, err := (upgrader{s.Daemon}).record(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	o := &rollout.Order{Key: "id/agent-0/1", Program: c.to, Timeout: time.Minute}
+	agent.follow(t.Context(), o, []string{s.addr})
+	if _, err := os.Stat(agent.programFile(c.to.Digest)); err != nil || len(c.went) > 0 {
+		t.Errorf("getting it took its time, and it went over %v without having asked again: %v", c.went, err)
+	}
+	agent.follow(t.Context(), o, []string{s.addr})
+	if !slices.Equal(c.went, []string{"agent-0"}) {
+		t.Errorf("over went %v", c.went)
+	}
+}
+
+func TestEachServerLooksForWhatItHasLeftOnNodes(t *testing.T) {
+	c := newRolling(t, 2, 1)
+	c.begins(c.identity())
+	ctx := t.Context()
+	drains := newDrains(c.servers[1].Daemon)
+	defer drains.end()
+	look := func(s *oneServer) {
+		t.Helper()
+		if _, err := s.rollOn(ctx, drains); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.servers[0].UpgradeCluster(ctx, control.ClusterUpgradeRequest{Action: control.AbortUpgrade}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		look(c.servers[0])
+	}
+	// What server-1 has decided while it led arrives after server-0 has looked.
+	c.shared.mu.Lock()
+	n := c.shared.node("agent-0")
+	n.annotations[turnAnnotation], n.annotations[cordonAnnotation], n.unschedulable = "id", "id", true
+	c.shared.mu.Unlock()
+	look(c.servers[1])
+	c.shared.mu.Lock()
+	defer c.shared.mu.Unlock()
+	if len(n.annotations) > 0 || n.unschedulable {
+		t.Errorf("it stays so for ever: %+v", n)
+	}
+}
+
+func TestANodeThatKubectlHasCordonedIsKnownAsOne(t *testing.T) {
+	c := newRolling(t, 1, 1)
+	s := c.servers[0]
+	begun := make(chan struct{})
+	running := true
+	s.emptyNode = func(ctx context.Context, _ component.Input, node string, _ time.Duration, said func(string)) error {
+		c.shared.mu.Lock()
+		c.shared.node(node).unschedulable = true // it was released in this moment
+		c.shared.mu.Unlock()
+		said("node/" + node + " cordoned")
+		close(begun)
+		<-ctx.Done()
+		running = false
+		return ctx.Err()
+	}
+	drains := newDrains(s.Daemon)
+	defer drains.end()
+	drains.begin(t.Context(), "id", "agent-0", time.Minute)
+	<-begun
+	drains.only(nil)
+	if running {
+		t.Error("it goes on while the node is released")
+	}
+	left, err := (upgrader{s.Daemon}).sweep(t.Context(), rollout.Record{})
+	if n := c.shared.node("agent-0"); err != nil || !left || n.unschedulable || len(n.annotations) > 0 {
+		t.Errorf("%+v, %v, %v", n, left, err)
 	}
 }
 

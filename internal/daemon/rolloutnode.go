@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -46,6 +47,9 @@ type obedience struct {
 	doing string
 	err   error // why not
 }
+
+// errAskAgain is of an order that is followed at the next look: what came before has taken its time, and it may have been given up meanwhile.
+var errAskAgain = errors.New("the program is here")
 
 // credentials are what this node speaks with to servers.
 func (d *Daemon) credentials() (crypto.Signer, []*x509.Certificate, string, error) {
@@ -127,6 +131,9 @@ func (d *Daemon) follow(ctx context.Context, o *rollout.Order, servers []string)
 	switch {
 	case err == nil:
 		say("")
+	case errors.Is(err, errAskAgain):
+		f.tried = time.Time{}
+		say(err.Error())
 	case away && waited < fetchPatience, errs.Is(err, errs.NotRunning) && waited < wellPatience:
 		say(err.Error())
 	default:
@@ -142,9 +149,13 @@ func (d *Daemon) obey(ctx context.Context, o rollout.Order, servers []string, sa
 		return errs.Hint(errs.New(errs.NotRunning, "the node is %s%s", s.State, notWell(s)), "see: k1s status")
 	}
 	say("getting the program")
+	_, missing := os.Stat(d.programFile(o.Program.Digest))
 	file, err := d.fetchProgram(ctx, o.Program, servers)
 	if err != nil {
 		return err
+	}
+	if missing != nil {
+		return errAskAgain
 	}
 	say("looking at the program")
 	over := d.upgradeTo
@@ -229,6 +240,10 @@ func (d *Daemon) fetchProgram(ctx context.Context, p upgrade.Program, servers []
 		if err == nil {
 			d.log.Info("got the program", "from", s, "bytes", p.Bytes)
 			return file, d.keepProgram(staged, p.Digest)
+		}
+		if errors.As(err, new(*fs.PathError)) { // of this machine: another server does not help
+			failed = []error{errs.Hint(err, "is there room on that file system, and may it be written to? the program has to stand beside the present one")}
+			break
 		}
 		if failed = append(failed, err); ctx.Err() != nil {
 			break

@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"k1s.io/k1s/internal/errs"
@@ -57,7 +59,7 @@ type Upgrades interface {
 }
 
 const (
-	// maxPrograms is how many nodes get it at a time from one server; others ask again.
+	// maxPrograms is how many nodes get it at a time from one server, each once; others ask again.
 	maxPrograms = 4
 	// programChunk is what has to go within programStall: who is gone takes no place.
 	programChunk = 256 << 10
@@ -128,7 +130,7 @@ func (s *Server) serveUpgrades(mux *http.ServeMux) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a) // a client that went away
 	})
-	places := make(chan struct{}, maxPrograms)
+	places := programPlaces{}
 	mux.HandleFunc("POST "+pathProgram, func(w http.ResponseWriter, r *http.Request) {
 		no := func(err error) {
 			s.Log.Warn("a program was not given", "from", r.Header.Get("X-Forwarded-For"), "err", err)
@@ -144,13 +146,11 @@ func (s *Server) serveUpgrades(mux *http.ServeMux) {
 			no(err)
 			return
 		}
-		select { // once it is known who asks
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		default:
-			s.refuse(w, errs.New(errs.NotRunning, "%d nodes get the program in this moment", maxPrograms))
+		if err := places.take(want.Node); err != nil { // once it is known who asks
+			s.refuse(w, err)
 			return
 		}
+		defer places.give(want.Node)
 		p, err := s.Upgrades.Program(want.Digest)
 		if err != nil {
 			no(err)
@@ -165,6 +165,31 @@ func (s *Server) serveUpgrades(mux *http.ServeMux) {
 		}
 		s.Log.Info("the new program was given to a node", "node", want.Node, "bytes", p.Bytes)
 	})
+}
+
+// programPlaces are the nodes that get the program in this moment. Each has one place: who reads slowly does not keep others from it.
+type programPlaces struct {
+	mu  sync.Mutex // guards what follows
+	all []string
+}
+
+func (p *programPlaces) take(node string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case slices.Contains(p.all, node):
+		return errs.New(errs.NotRunning, "%s gets the program in this moment", node)
+	case len(p.all) >= maxPrograms:
+		return errs.New(errs.NotRunning, "%d nodes get the program in this moment", maxPrograms)
+	}
+	p.all = append(p.all, node)
+	return nil
+}
+
+func (p *programPlaces) give(node string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = slices.DeleteFunc(p.all, func(n string) bool { return n == node })
 }
 
 // sendProgram sends it in pieces, each of which has its time.
@@ -192,8 +217,8 @@ func (c Client) Upgrade(ctx context.Context, identity crypto.Signer, r UpgradeRe
 	return a, c.post(ctx, pathUpgrade, identity, r, nil, &a)
 }
 
-// Program fetches the program that the cluster is upgraded to into w, of no more than so many bytes. Errors are as those of Ask. Whether it has
-// the digest is for who called it to look at.
+// Program fetches the program that the cluster is upgraded to into w, of no more than so many bytes. Errors are as those of Ask, and those of w.
+// Whether it has the digest is for who called it to look at.
 func (c Client) Program(ctx context.Context, identity crypto.Signer, node, digest string, most int64, w io.Writer) error {
 	pub, err := x509.MarshalPKIXPublicKey(identity.Public())
 	if err != nil {
@@ -238,11 +263,15 @@ func (c Client) Program(ctx context.Context, identity crypto.Signer, node, diges
 	// A server that falls silent is noticed, as well as one that never ends.
 	silent := time.AfterFunc(programStall, cancel)
 	defer silent.Stop()
+	to := &sink{w: w}
 	for left := most + 1; left > 0; {
-		n, err := io.CopyN(w, resp.Body, min(left, programChunk))
+		n, err := io.CopyN(to, resp.Body, min(left, programChunk))
 		left -= n
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if to.err != nil { // for which no server is to blame
+			return to.err
 		}
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
@@ -256,4 +285,16 @@ func (c Client) Program(ctx context.Context, identity crypto.Signer, node, diges
 		silent.Reset(programStall)
 	}
 	return errs.New(errs.Denied, "%s sends more than the %d bytes the program has", c.Server, most)
+}
+
+// sink keeps why it could not be written to, which a copy does not tell from why there was nothing to read.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	s.err = err
+	return n, err
 }

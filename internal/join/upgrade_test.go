@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,10 +140,67 @@ func TestAProgramThatBreaksOffIsAskedForAgain(t *testing.T) {
 
 func TestOnlySoManyNodesGetTheProgramAtATime(t *testing.T) {
 	c := newCluster(t)
-	agent := newMachine(t, "agent-0")
 	held := make(chan struct{})
 	all := &upgrading{begun: make(chan struct{}, maxPrograms)}
 	c.server.Upgrades = perCall{all, held}
+	var agents []*machine
+	var err error
+	for i := range maxPrograms + 1 {
+		m := newMachine(t, fmt.Sprintf("agent-%d", i))
+		m.req.IP = netip.AddrFrom4([4]byte{10, 0, 0, byte(40 + i)})
+		if m.requests, err = pki.NewRequests(pki.JoinedLeaves(m.req.Node, m.req.IP)); err != nil {
+			t.Fatal(err)
+		}
+		m.req.CSRs = m.requests.CSRs
+		if _, err := m.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		agents = append(agents, m)
+	}
+	cas, err := pki.ReadTrusted(c.paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := Client{Server: c.addr, CAs: cas}
+	get := func(i int) error {
+		return client.Program(t.Context(), agents[i].identity, fmt.Sprintf("agent-%d", i), "d", 3, io.Discard)
+	}
+	refused := func(i int, why string) {
+		t.Helper()
+		var away *Unreachable
+		if err := get(i); !errors.As(err, &away) || !strings.Contains(err.Error(), why) {
+			t.Errorf("agent-%d: %v", i, err)
+		}
+	}
+	done := make(chan error, maxPrograms)
+	for i := range maxPrograms {
+		go func() { done <- get(i) }()
+		<-all.begun
+		if i == 0 { // who reads slowly, or not at all, does not take the places of others
+			refused(0, "agent-0 gets the program in this moment")
+		}
+	}
+	refused(maxPrograms, "4 nodes get the program")
+	close(held)
+	for range maxPrograms {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// full is a file system without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "coming", Err: syscall.ENOSPC}
+}
+
+func TestANodeWithoutRoomDoesNotTakeTheServerForAway(t *testing.T) {
+	c := newCluster(t)
+	u := &upgrading{content: []byte("k1s"), said: 3}
+	c.server.Upgrades = u
+	agent := newMachine(t, "agent-0")
 	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
@@ -147,24 +208,9 @@ func TestOnlySoManyNodesGetTheProgramAtATime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := Client{Server: c.addr, CAs: cas}
-	done := make(chan error, maxPrograms)
-	for range maxPrograms {
-		go func() { done <- client.Program(t.Context(), agent.identity, "agent-0", "d", 3, io.Discard) }()
-	}
-	for range maxPrograms {
-		<-all.begun
-	}
-	err = client.Program(t.Context(), agent.identity, "agent-0", "d", 3, io.Discard)
-	var away *Unreachable
-	if !errors.As(err, &away) || !strings.Contains(err.Error(), "4 nodes get the program") {
-		t.Errorf("one more: %v", err)
-	}
-	close(held)
-	for range maxPrograms {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+	err = Client{Server: c.addr, CAs: cas}.Program(t.Context(), agent.identity, "agent-0", "d", 3, full{})
+	if errors.As(err, new(*Unreachable)) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v", err)
 	}
 }
 

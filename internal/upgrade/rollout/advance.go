@@ -123,10 +123,17 @@ func (r Record) Advance(f Facts) (Record, []Action, []string) {
 	var waits []string
 	if r.Active() {
 		for i, n := range next.Nodes {
-			if n.Step == Gone || n.Step == Upgraded {
+			if n.Step == Upgraded {
 				continue
 			}
-			if _, there := f.Machines[n.Name]; !there {
+			_, there := f.Machines[n.Name]
+			if n.Step == Gone {
+				if there && r.Stage == Going { // it has joined again
+					set(i, Waiting, "", "")
+				}
+				continue
+			}
+			if !there {
 				set(i, Gone, "", "")
 				continue
 			}

@@ -510,6 +510,29 @@ func TestWhoJoinsMeanwhileGoesOverToo(t *testing.T) {
 	}
 }
 
+func TestWhoWasRemovedAndJoinsAgainGoesOverToo(t *testing.T) {
+	w := newWorld(t, 1, 2)
+	w.machines["agent-1"].away = true
+	w.begins()
+	w.runs()
+	delete(w.machines, "agent-1") // k1s node remove
+	_ = w.leads()                 // nobody kills it
+	if got := w.steps(); w.kept.Stage != Halted || got["agent-1"] != Gone {
+		t.Fatalf("%s %v", w.kept.Stage, got)
+	}
+	next, err := w.kept.Resume("server-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.kept = next
+	w.machines["agent-1"] = &machine{program: "old", pods: 1, leaving: tick}
+	w.runs()
+	w.all(Upgraded)
+	if w.kept.Stage != Complete || w.machines["agent-1"].program != "new" {
+		t.Errorf("%+v", w.kept)
+	}
+}
+
 func TestWhoLeads(t *testing.T) {
 	for _, c := range []struct {
 		self, leader string
