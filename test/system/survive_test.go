@@ -235,8 +235,58 @@ K1S_NODE_IP=10.88.0.77 setsid k1s server </dev/null >>/var/log/moved.log 2>&1 &`
 			app.reach(t, 4)
 		}
 	})
+	t.Run("the cluster goes over to another k1s, node by node", func(t *testing.T) { allGoOver(t, r, servers, agent, app) })
 	// The last one: the clients have certificates of the old CA.
 	t.Run("the CA is replaced on all servers", func(t *testing.T) { caOfAll(t, r, check, servers, agent, app) })
+}
+
+// allGoOver upgrades three servers and an agent under load. The daemon that leads is killed while another server goes over, and the agent cannot go
+// over until its program can be replaced; then another server leads.
+func allGoOver(t *testing.T, r *registers, servers []member, agent member, app everywhere) {
+	const next = "/var/tmp/k1s-cluster"
+	c, leads := agent.Cluster, servers[1]
+	_, wanted := successor(t, leads.disk("var/tmp/k1s-cluster"))
+	ownPrograms(t, c, servers...)
+	r.find(t)
+	r.goOn(t, "before the upgrade", "server-0", "server-1", "server-2", balanced)
+
+	from, unknown := r.now(), r.unknowns()
+	commanded := background(func() result {
+		return leads.in(within(t, 4*limit), "k1s", "upgrade", "--cluster", "--file", next, "--yes", "--timeout=4m", "--drain-timeout=2m")
+	})
+	eventually(t, 2*limit, "the leader to have gone over, and another server to begin", func(ctx context.Context) error {
+		u, err := servers[2].upgraded(ctx)
+		if err != nil {
+			return err
+		}
+		if got := steps(u); got["server-1"] != "upgraded" || got["server-0"] == "waiting" {
+			return fmt.Errorf("they are %v, %v", got, u.Waits)
+		}
+		return nil
+	})
+	leads.runsPayload(t, wanted)
+	was, err := leads.status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill(t, was.PID)
+	commanded().wants(t, 1, "the upgrade of the cluster has halted", "agent-0", "is a mount of its own")
+	for _, s := range servers {
+		s.runsPayload(t, wanted)
+	}
+	r.log(t, "three servers go over to another k1s", []string{balanced}, from, r.now(), r.unknowns()-unknown)
+	nothingLeft(t, c, "")
+	r.find(t)
+	r.goOn(t, "after three servers went over", "server-0", "server-1", "server-2", balanced)
+
+	ownPrograms(t, c, agent)
+	servers[2].in(within(t, 3*limit), "k1s", "upgrade", "resume").wants(t, 0, "agent-0 upgraded")
+	agent.runsPayload(t, wanted)
+	nothingLeft(t, c, "", append([]member{agent}, servers...)...)
+	app.reach(t, 4)
+	for _, s := range servers {
+		s.untilState(t, control.Running)
+	}
 }
 
 // rotates is how far the replacement of the CA is, as one of the servers says.
