@@ -28,6 +28,7 @@ import (
 	"k1s.io/k1s/internal/cluster"
 	"k1s.io/k1s/internal/cluster/clustertest"
 	"k1s.io/k1s/internal/errs"
+	"k1s.io/k1s/internal/paths"
 	"k1s.io/k1s/internal/testenv"
 	"k1s.io/k1s/internal/wait"
 )
@@ -113,6 +114,24 @@ func standIn() {
 				die(err)
 			}
 			_, _ = pc.WriteTo(b[:n], from)
+		}
+	}()
+	// Where it is asked whether it runs.
+	socket := paths.Default().ControlSocket()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(socket), 0o755), os.RemoveAll(socket)); err != nil {
+		die(err)
+	}
+	control, err := net.Listen("unix", socket)
+	if err != nil {
+		die(err)
+	}
+	go func() {
+		for {
+			c, err := control.Accept()
+			if err != nil {
+				die(err)
+			}
+			_ = c.Close()
 		}
 	}()
 	mux := http.NewServeMux()
