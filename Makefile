@@ -227,7 +227,7 @@ system: test-deps ## real nodes and clusters, as root, with ./k1s
 FAULTS ?= .
 faults: ## three servers and an agent under load, and everything that can happen to them; restores: make faults FAULTS='disk|partition'
 	@test -x $(K1S) || $(MAKE) build
-	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run '^(TestNoWriteIsLost|TestServersAreRestored)$$/$(FAULTS)' ./test/system
+	K1S_TEST_ROOT=1 go test -tags $(TAGS),system,faults -count=1 -timeout 60m -v -run '^(TestNoWriteIsLost|TestServersAreRestored|TestAClusterGoesOverToAnotherK1s)$$/$(FAULTS)' ./test/system
 
 system-external: test-deps ## three servers that move to a PostgreSQL, which goes away for a minute; one test, some minutes, as root
 	K1S_TEST_ROOT=1 K1S_TEST_EXTERNAL=1 go test -tags $(TAGS),system -count=1 -timeout 20m -run TestSeveralServersOnADatabaseOfOthers ./test/system

@@ -508,6 +508,4 @@ func TestAgentsJoinAndStay(t *testing.T) {
 			t.Errorf("node ls:\n%s", r.out)
 		}
 	})
-	// The last one: the nodes have their programs elsewhere afterwards.
-	inTurn(t, "the cluster goes over to another k1s, node by node", func(t *testing.T) { theClusterGoesOver(t, c, app, agents) })
 }

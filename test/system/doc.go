@@ -21,7 +21,7 @@
 //	databases.go      databases of others, run in a node's network
 //	manifests/        the workloads, as a user would write them
 //
-// survive_test.go and restored_test.go have the build tag faults, too, and a target of their own, see `make faults`: they take long.
+// survive_test.go, restored_test.go and upgrade_cluster_test.go have the build tag faults, too, and a target of their own, see `make faults`: they take long.
 //
 // What takes minutes by itself runs only where it is asked for: several servers on one PostgreSQL with K1S_TEST_EXTERNAL
 // (`make system-external`).

@@ -1,4 +1,4 @@
-//go:build system
+//go:build system && faults
 
 package system
 
@@ -89,10 +89,16 @@ func nothingLeft(t *testing.T, c *Cluster, cordoned string, nodes ...member) {
 	})
 }
 
-// theClusterGoesOver upgrades a server and two agents, of which the first cannot go over at first. What runs on them works afterwards.
-func theClusterGoesOver(t *testing.T, c *Cluster, app everywhere, agents []member) {
+// TestAClusterGoesOverToAnotherK1s upgrades a server and two agents, of which the first cannot go over at first. What runs on them works
+// afterwards. It is not part of the system tests: make faults.
+func TestAClusterGoesOverToAnotherK1s(t *testing.T) {
+	c := created(t, "goesover", withImages(t, "--agents", "2")...)
+	server, agents := member{c, "server-0"}, []member{{c, "agent-0"}, {c, "agent-1"}}
+	app := everywhere{c.namespace(t, "everywhere")}
+	app.apply(t, "everywhere.yaml")
+	app.reach(t, 3)
+
 	const next = "/var/tmp/k1s-cluster"
-	server := member{c, "server-0"}
 	id, wanted := successor(t, c.disk("var/tmp/k1s-cluster"))
 	server.in(within(t, limit), "k1s", "upgrade", "--cluster", "--file", next, "--dry-run").wants(t, 4, "is a mount of its own")
 	ownPrograms(t, c, server, agents[1])
