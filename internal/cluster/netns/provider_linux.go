@@ -400,8 +400,13 @@ func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node c
 		return nil
 	}
 	if st.PID != 0 {
-		rec, gone := recordOf(st.PID)
-		ended, err := endsOrAnswers(ctx, func() bool { return gone == nil && rec.alive() }, func() bool {
+		// The first process says when it has ended. What /proc shows is early: the first thread of a program may be gone while others
+		// are on their way out, and until they are nobody can take the program for ended who is its parent.
+		alive := func() bool {
+			now, ok := readInitState(l, node.Name())
+			return ok && now.PID == st.PID && first.alive()
+		}
+		ended, err := endsOrAnswers(ctx, alive, func() bool {
 			c, err := net.Dial("unix", l.controlSocket(node.Name()))
 			if err != nil {
 				return false
@@ -437,8 +442,7 @@ func (p *Provider) goOn(ctx context.Context, l layout, spec cluster.Spec, node c
 	})
 }
 
-// endsOrAnswers waits for one of the two, and tells whether the program of a node has ended. What is ending, or has just ended, may not be
-// written down yet: the first process hears of that before it hears of us. A program that ends has closed its socket; one that starts opens it
+// endsOrAnswers waits for one of the two, and tells whether the program of a node has ended. A program that ends has closed its socket; one that starts opens it
 // soon. On a busy machine either takes its time.
 func endsOrAnswers(ctx context.Context, alive, answers func() bool) (ended bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, hearing, fmt.Errorf("it did not within %s", hearing))
