@@ -335,7 +335,7 @@ func TestANodeHasARootOfItsOwn(t *testing.T) {
 	for _, c := range []struct{ what, script, want string }{
 		{"host name", "hostname", "one-server-0"},
 		{"kubelet's directory is empty", "ls -A /var/lib/kubelet", ""},
-		{"/run is its own", "ls /run", "k1s-init-state.json\nk1s-init.json"},
+		{"/run is its own, with the directory of what stands in for k1s", "ls /run", "k1s\nk1s-init-state.json\nk1s-init.json"},
 		{"machine's files are not there", "ls -A /root /home; test -e /var/lib/dpkg || echo none", "/home:\n\n/root:\nnone"},
 		{"programs cannot be changed", "touch /usr/x 2>/dev/null || echo read-only", "read-only"},
 		{"only its own links", "ls /sys/class/net", "eth0\nlo"},
