@@ -16,7 +16,7 @@ func TestWhatIsReplacedStaysOfWhomItWas(t *testing.T) {
 		if os.Getenv("K1S_TEST_ROOT") != "" {
 			t.Fatal("asked for, but this is not root")
 		}
-		t.Skip("needs root: only root gives files away")
+		t.Skipf("needs root, and this is user %d: only root gives files away", os.Geteuid())
 	}
 	for _, c := range []struct {
 		dir, of    int // of the directory: its mode, and whose it is

@@ -60,10 +60,10 @@ func (u *upgrading) Program(digest string) (Program, error) {
 	return Program{reader{bytes.NewReader(u.content), u}, u.said}, nil
 }
 
-func TestNodesAreToldToGoOverAndGetTheProgram(t *testing.T) {
+// served lets a server of a new cluster answer with u, and returns an agent of it and a client of the server.
+func (u *upgrading) served(t *testing.T) (*machine, Client) {
+	t.Helper()
 	c := newCluster(t)
-	u := &upgrading{content: bytes.Repeat([]byte("k1s"), 200_000)}
-	u.said = int64(len(u.content))
 	c.server.Upgrades = u
 	agent := newMachine(t, "agent-0")
 	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
@@ -73,7 +73,13 @@ func TestNodesAreToldToGoOverAndGetTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := Client{Server: c.addr, CAs: cas}
+	return agent, Client{Server: c.addr, CAs: cas}
+}
+
+func TestNodesAreToldToGoOverAndGetTheProgram(t *testing.T) {
+	u := &upgrading{content: bytes.Repeat([]byte("k1s"), 200_000)}
+	u.said = int64(len(u.content))
+	agent, client := u.served(t)
 	// Who it is does not come from what it says of itself.
 	report := rollout.Report{Node: "server-0", Digest: "o", Well: true}
 	a, err := client.Upgrade(t.Context(), agent.identity, UpgradeRequest{Node: "agent-0", Report: report})
@@ -120,18 +126,9 @@ func TestNodesAreToldToGoOverAndGetTheProgram(t *testing.T) {
 }
 
 func TestAProgramThatBreaksOffIsAskedForAgain(t *testing.T) {
-	c := newCluster(t)
 	u := &upgrading{content: []byte("half of it"), said: 1000}
-	c.server.Upgrades = u
-	agent := newMachine(t, "agent-0")
-	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	cas, err := pki.ReadTrusted(c.paths)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = Client{Server: c.addr, CAs: cas}.Program(t.Context(), agent.identity, "agent-0", "d", 1000, io.Discard)
+	agent, client := u.served(t)
+	err := client.Program(t.Context(), agent.identity, "agent-0", "d", 1000, io.Discard)
 	var away *Unreachable
 	if !errors.As(err, &away) {
 		t.Errorf("%v", err)
@@ -197,18 +194,9 @@ func (full) Write([]byte) (int, error) {
 }
 
 func TestANodeWithoutRoomDoesNotTakeTheServerForAway(t *testing.T) {
-	c := newCluster(t)
 	u := &upgrading{content: []byte("k1s"), said: 3}
-	c.server.Upgrades = u
-	agent := newMachine(t, "agent-0")
-	if _, err := agent.join(t, c, c.token(t, token.Agent, time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	cas, err := pki.ReadTrusted(c.paths)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = Client{Server: c.addr, CAs: cas}.Program(t.Context(), agent.identity, "agent-0", "d", 3, full{})
+	agent, client := u.served(t)
+	err := client.Program(t.Context(), agent.identity, "agent-0", "d", 3, full{})
 	if errors.As(err, new(*Unreachable)) || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("%v", err)
 	}
