@@ -85,13 +85,15 @@ func runUpgrade(ctx context.Context, o upgradeOptions) error {
 	case o.file == "":
 		return errs.Hint(errs.New(errs.Usage, "say to which k1s: --file NEW"), "see: k1s upgrade --help")
 	case o.timeout <= 0:
-		return errs.New(errs.Usage, "the new program cannot be given %s", o.timeout)
+		return errs.New(errs.Usage, "--timeout %s: the new program needs some time until the node is well, most often seconds", o.timeout)
 	case err != nil || o.sha256 != "" && len(sum) != 32:
 		return errs.New(errs.Usage, "--sha256 %q is no SHA-256: it has 64 hexadecimal digits", o.sha256)
 	case !o.cluster && o.given:
 		return errs.New(errs.Usage, "--parallel and --drain-timeout are for --cluster: one node alone moves no pods")
-	case o.cluster && (o.parallel < 1 || o.drain < 0):
-		return errs.New(errs.Usage, "the cluster cannot be upgraded with --parallel %d and --drain-timeout %s", o.parallel, o.drain)
+	case o.cluster && o.parallel < 1:
+		return errs.New(errs.Usage, "--parallel %d: at least one agent at a time has to go over", o.parallel)
+	case o.cluster && o.drain < 0:
+		return errs.New(errs.Usage, "--drain-timeout %s is less than nothing; with 0 pods stay where they are", o.drain)
 	case o.cluster:
 		return upgradeCluster(ctx, o)
 	}
